@@ -1,0 +1,306 @@
+"""The engine's contract: it moves bytes between block memory and chunk files, in batches.
+
+An engine knows paths, blocks and memory; what a key means is the shelf's business. Flow:
+
+    submit_store / submit_load / submit_lookup -> (native threads) -> poll -> JobResult
+
+- Submission checks its arguments, copies what it needs and returns; it never waits for I/O.
+- Results come back only by ``poll`` or ``wait``; no native thread ever calls Python.
+- What happens to one file is data (``FileStatus``), never an exception.
+- All methods are thread-safe. A job id is in use from its submission until its FINISHED result has
+  been returned by ``poll`` or ``wait``.
+
+Memory safety: a load writes into block memory only while its job is unfinished. Once a result says
+TIMED_OUT or CANCELLED, nothing of that job is written any more, however late the file system
+answers. A store reads block memory only until its RELEASED result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+JobId = int
+
+
+class FileStatus(IntEnum):
+    """What became of one chunk file in a job. The values are shared with native/include/kvshelf/status.h."""
+
+    OK = 0  # loaded and verified; stored (or already there); found
+    NOT_FOUND = 1  # no such file, or it does not hold the wanted blocks
+    CORRUPT = 2  # short, damaged or not a chunk file; removed if the engine may
+    FOREIGN = 3  # a sound chunk file of another namespace, key, rank or geometry
+    IO_ERROR = 4  # a system call failed; JobResult.errnos says how
+    TIMED_OUT = 5  # the job's deadline passed first
+    CANCELLED = 6  # cancel() or close() came first
+    DROPPED = 7  # a store that was given up: no room, too long in the queue, or release()
+
+
+class JobKind(Enum):
+    STORE = "store"
+    LOAD = "load"
+    LOOKUP = "lookup"
+
+
+class Phase(Enum):
+    """RELEASED: a store no longer needs block memory. FINISHED: the last word on the job."""
+
+    RELEASED = "released"
+    FINISHED = "finished"
+
+
+class Direct(Enum):
+    """Use of O_DIRECT for chunk payloads. AUTO probes the root and uses it where it works."""
+
+    OFF = "off"
+    AUTO = "auto"
+    ON = "on"
+
+
+class Durability(Enum):
+    """What is synced before a store counts as done: nothing, the file, the file and its folder."""
+
+    NONE = "none"
+    DATA = "data"
+    FULL = "full"
+
+
+@dataclass(frozen=True, slots=True)
+class Pages:
+    """One layer's pages: block ``i`` of the layer is ``page_bytes`` at ``address + i * stride_bytes``."""
+
+    address: int
+    stride_bytes: int
+    page_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class GroupMemory:
+    """The block memory of one KV cache group: its layers' pages in the order of the file."""
+
+    pages: tuple[Pages, ...]
+    num_blocks: int
+
+    @property
+    def block_bytes(self) -> int:
+        return sum(page.page_bytes for page in self.pages)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The chunk files of one job, as columns of n >= 1 rows.
+
+    Attributes:
+        paths: paths relative to the root, from ``kvshelf.layout``; no ``..``, not absolute.
+        keys: what each header must say (12 to 128 bytes).
+        groups: int32[n], index into the engine's group memories.
+        first_blocks: int32[n], index within the chunk of the first block that is moved.
+        block_counts: int32[n], number of blocks moved, each >= 1.
+        block_ids: int32[sum(block_counts)], rows of block memory, file after file.
+    """
+
+    paths: Sequence[str]
+    keys: Sequence[bytes]
+    groups: NDArray[np.int32]
+    first_blocks: NDArray[np.int32]
+    block_counts: NDArray[np.int32]
+    block_ids: NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class JobResult:
+    """One report on a job.
+
+    Attributes:
+        statuses: one per file. In a RELEASED report OK means "the bytes were taken".
+        errnos: one per file, 0 where the status is not IO_ERROR.
+        payload_bytes: bytes moved for files that are OK (0 for lookups).
+        seconds: from submission to this report.
+    """
+
+    job_id: JobId
+    kind: JobKind
+    phase: Phase
+    statuses: tuple[FileStatus, ...]
+    errnos: tuple[int, ...]
+    payload_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Limits and habits of an engine. Every field has a unit in its name and a default.
+
+    The defaults suit one GPU on a 16-core host; see docs/configuration.md.
+    """
+
+    # Threads that do file I/O. Each owns its staging memory.
+    io_threads: int = 12
+    # Threads that stores may never occupy, so that loads do not wait behind slow writes.
+    load_only_threads: int = 3
+    # Threads for lookups and touches: small metadata calls that must not queue behind payloads.
+    lookup_threads: int = 8
+    # Bytes that one checksum covers; read and copied as a unit (docs/format.md).
+    piece_bytes: int = 4 << 20
+    # Bytes per read() and hash, small enough to be hashed while in L2 (design: 256 KiB was best).
+    step_bytes: int = 256 << 10
+    # Staging memory of write-behind stores. A full buffer makes stores queue, then drop.
+    write_buffer_bytes: int = 256 << 20
+    # A store whose bytes could not be taken for this long is dropped.
+    store_queue_seconds: float = 30.0
+    # A store whose file is not published this long after its bytes were taken is given up.
+    store_timeout_seconds: float = 120.0
+    # A load that is not done after this long fails, and its blocks are recomputed.
+    load_timeout_seconds: float = 30.0
+    # A lookup that is not answered after this long is TIMED_OUT.
+    lookup_timeout_seconds: float = 5.0
+    # Access times younger than this are not renewed by touch.
+    touch_interval_seconds: float = 600.0
+    # Touches waiting to be done; more are dropped.
+    touch_queue_files: int = 65536
+    # Stores, loads or lookups waiting, in files; more stores are dropped, more loads fail at once.
+    queue_files: int = 65536
+    # True: a store is RELEASED when its bytes are in staging memory. False: when it is FINISHED.
+    write_behind: bool = True
+    # False skips the payload checksums of loads (never the header's). For measurement only.
+    verify: bool = True
+    # Whether files found CORRUPT or FOREIGN are removed, so that the chunk can be stored again.
+    remove_bad: bool = True
+    direct: Direct = Direct.OFF
+    durability: Durability = Durability.NONE
+    # Permissions of new files and folders, before the umask.
+    file_mode: int = 0o640
+    dir_mode: int = 0o2770
+    # I/O threads that hang in the kernel past their deadline are replaced up to this many times.
+    replacement_threads: int = 16
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """A snapshot of an engine's gauges and totals since it was opened."""
+
+    queued_loads: int = 0  # files waiting for a thread
+    queued_stores: int = 0
+    queued_lookups: int = 0
+    queued_touches: int = 0
+    write_buffer_used_bytes: int = 0
+    hung_threads: int = 0  # abandoned in the kernel and not yet back
+    touched: int = 0  # access times renewed
+    touches_dropped: int = 0
+    removed_bad: int = 0  # CORRUPT or FOREIGN files removed
+    direct: bool = False  # whether O_DIRECT is in use
+
+
+class Engine(Protocol):
+    """The contract, stated in full by ``kvshelf.testing.EngineTests``.
+
+    Constructed as ``Engine(root, groups, config, namespace=..., rank=...)``:
+        root: an existing directory; paths in batches are relative to it.
+        groups: block memory per group; empty for an engine that only looks up and touches. The
+            memory must outlive the engine or a ``close()`` that returned True.
+        namespace: 32 bytes, written to and demanded of every header.
+        rank: the worker's rank, likewise.
+    """
+
+    def submit_store(self, job_id: JobId, batch: Batch) -> None:
+        """Queue a store of ``batch`` from block memory. A path that exists already is OK, unread.
+
+        Reports RELEASED once no file needs block memory any more (each file's bytes taken, or
+        DROPPED), then FINISHED once every taken file is published or given up. Without
+        ``write_behind`` both come together, RELEASED first.
+
+        Raises:
+            ValueError: columns of different lengths, an id or group out of range, a bad path.
+                Checked before anything is queued.
+            EngineClosedError: after close().
+        """
+
+    def submit_load(self, job_id: JobId, batch: Batch) -> None:
+        """Queue a load of ``batch`` into block memory; loads go before stores.
+
+        A file is OK only if every wanted byte was read and verified; blocks of other files of the
+        job are not affected by one that fails. The contents of blocks whose file failed are
+        undefined. Raises as submit_store.
+        """
+
+    def submit_lookup(self, job_id: JobId, paths: Sequence[str]) -> None:
+        """Queue existence probes, done in parallel: OK or NOT_FOUND a path. Raises as submit_store."""
+
+    def touch(self, paths: Sequence[str]) -> None:
+        """Renew access times in the background, those older than touch_interval_seconds. No report.
+
+        Works on noatime mounts: the time is set explicitly. Leaves the modification time alone.
+        """
+
+    def poll(self) -> list[JobResult]:
+        """All reports since the last call, oldest first. Never waits; cheap when there are none."""
+
+    def wait(self, job_ids: Sequence[JobId], phase: Phase, timeout_seconds: float) -> bool:
+        """Wait until all these jobs have reached ``phase`` (a report may still be unpolled).
+
+        Ids that are unknown or done count as reached. Returns False if the timeout came first.
+        Releases the GIL.
+        """
+
+    def release(self, job_ids: Sequence[JobId]) -> None:
+        """Make these stores let go of block memory now: files not yet taken are DROPPED.
+
+        Waits only for copies that are under way (memory speed, no storage). After it returns,
+        ``wait(job_ids, Phase.RELEASED, 0)`` is True.
+        """
+
+    def cancel(self, job_ids: Sequence[JobId]) -> None:
+        """Give up files of these jobs that no thread has begun: CANCELLED. The job still reports."""
+
+    def drain(self, timeout_seconds: float) -> bool:
+        """Wait until no job is unfinished and no touch waits. False if the timeout came first."""
+
+    def stats(self) -> EngineStats: ...
+
+    def close(self, timeout_seconds: float = 5.0) -> bool:
+        """Cancel what has not begun, wait for what has, end the threads. Idempotent.
+
+        Returns False if a thread still hangs in the kernel; it is left behind and touches nothing
+        of the caller's when it comes back.
+        """
+
+
+@dataclass(slots=True)
+class BatchBuilder:
+    """Collects rows of a ``Batch``. Not thread-safe; owned by the caller that fills it."""
+
+    paths: list[str] = field(default_factory=list)
+    keys: list[bytes] = field(default_factory=list)
+    groups: list[int] = field(default_factory=list)
+    first_blocks: list[int] = field(default_factory=list)
+    block_counts: list[int] = field(default_factory=list)
+    block_ids: list[NDArray[np.int32]] = field(default_factory=list)
+
+    def add(
+        self, path: str, key: bytes, group: int, first_block: int, block_ids: NDArray[np.int32]
+    ) -> None:
+        """Append one file: ``block_ids`` are rows of block memory for consecutive chunk blocks."""
+        self.paths.append(path)
+        self.keys.append(key)
+        self.groups.append(group)
+        self.first_blocks.append(first_block)
+        self.block_counts.append(len(block_ids))
+        self.block_ids.append(block_ids)
+
+    def build(self) -> Batch:
+        """The columns; the builder may not be used again."""
+        return Batch(
+            paths=self.paths,
+            keys=self.keys,
+            groups=np.asarray(self.groups, dtype=np.int32),
+            first_blocks=np.asarray(self.first_blocks, dtype=np.int32),
+            block_counts=np.asarray(self.block_counts, dtype=np.int32),
+            block_ids=np.concatenate(self.block_ids).astype(np.int32, copy=False)
+            if self.block_ids
+            else np.empty(0, dtype=np.int32),
+        )
