@@ -6,7 +6,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(abspath $(VENV))/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
 export PATH := $(BIN):$(PATH)
 
 NATIVE := CMakeLists.txt $(shell find native -type f 2>/dev/null)
