@@ -1,0 +1,238 @@
+// The Python face of the native core, and the only file that knows Python. Arguments are checked
+// here and in the core; src/kvshelf/engine/native.py gives them their Python types.
+//
+// The GIL is released around whatever may wait (wait, drain, close, release, destruction). Native
+// threads never take it: results are fetched by poll, so no call can wait for a thread that waits
+// for the GIL.
+#include <fcntl.h>
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <cstring>
+#include <system_error>
+
+#include "kvshelf/crc64.h"
+#include "kvshelf/engine.h"
+#include "kvshelf/root_dir.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace kvshelf {
+namespace {
+
+using Column = nb::ndarray<const std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+std::span<const std::int32_t> View(const Column& column) { return {column.data(), column.size()}; }
+
+std::string_view View(const nb::bytes& bytes) { return {bytes.c_str(), bytes.size()}; }
+
+template <typename Field>
+void Read(const nb::handle& config, const char* name, Field& field) {
+  field = nb::cast<Field>(config.attr(name));
+}
+
+EngineConfig ReadConfig(const nb::handle& from) {
+  EngineConfig config;
+  Read(from, "io_threads", config.io_threads);
+  Read(from, "load_only_threads", config.load_only_threads);
+  Read(from, "lookup_threads", config.lookup_threads);
+  Read(from, "piece_bytes", config.piece_bytes);
+  Read(from, "step_bytes", config.step_bytes);
+  Read(from, "write_buffer_bytes", config.write_buffer_bytes);
+  Read(from, "store_queue_seconds", config.store_queue_seconds);
+  Read(from, "store_timeout_seconds", config.store_timeout_seconds);
+  Read(from, "load_timeout_seconds", config.load_timeout_seconds);
+  Read(from, "lookup_timeout_seconds", config.lookup_timeout_seconds);
+  Read(from, "touch_interval_seconds", config.touch_interval_seconds);
+  Read(from, "touch_queue_files", config.touch_queue_files);
+  Read(from, "queue_files", config.queue_files);
+  Read(from, "write_behind", config.write_behind);
+  Read(from, "verify", config.verify);
+  Read(from, "remove_bad", config.remove_bad);
+  Read(from, "file_mode", config.file_mode);
+  Read(from, "dir_mode", config.dir_mode);
+  Read(from, "replacement_threads", config.replacement_threads);
+  return config;
+}
+
+GroupMemory ReadGroup(const nb::handle& group) {
+  std::vector<Pages> pages;
+  for (const nb::handle page : nb::cast<nb::sequence>(group[0])) {
+    pages.push_back({reinterpret_cast<std::byte*>(nb::cast<std::uintptr_t>(page[0])),
+                     nb::cast<std::uint64_t>(page[1]), nb::cast<std::uint64_t>(page[2])});
+  }
+  return GroupMemory(std::move(pages), nb::cast<std::uint32_t>(group[1]),
+                     nb::cast<std::uint64_t>(group[2]));
+}
+
+NamespaceDigest ReadNamespace(const nb::bytes& bytes) {
+  NamespaceDigest digest{};
+  if (bytes.size() != digest.size()) throw std::invalid_argument("namespace must have 32 bytes");
+  std::memcpy(digest.data(), bytes.c_str(), digest.size());
+  return digest;
+}
+
+void MakeEngine(Engine* self, std::string root, nb::sequence groups, nb::handle config,
+                int direct, int durability, nb::bytes namespace_digest, std::uint32_t rank,
+                std::string temp_prefix) {
+  EngineSetup setup;
+  setup.root = std::move(root);
+  for (const nb::handle group : groups) setup.groups.push_back(ReadGroup(group));
+  setup.config = ReadConfig(config);
+  setup.config.direct = static_cast<Direct>(direct);
+  setup.config.durability = static_cast<Durability>(durability);
+  setup.namespace_digest = ReadNamespace(namespace_digest);
+  setup.rank = rank;
+  setup.temp_prefix = std::move(temp_prefix);
+  new (self) Engine(std::move(setup));
+}
+
+using Submit = void (Engine::*)(JobId, const Batch&);
+
+template <Submit kSubmit>
+void SubmitBatch(Engine& engine, JobId id, std::vector<std::string> paths, nb::sequence keys,
+                 const Column& groups, const Column& first_blocks, const Column& block_counts,
+                 const Column& block_ids) {
+  Batch batch;
+  batch.paths = std::move(paths);
+  batch.keys.reserve(batch.paths.size());
+  for (const nb::handle key : keys) batch.keys.emplace_back(View(nb::cast<nb::bytes>(key)));
+  batch.groups = View(groups);
+  batch.first_blocks = View(first_blocks);
+  batch.block_counts = View(block_counts);
+  batch.block_ids = View(block_ids);
+  (engine.*kSubmit)(id, batch);
+}
+
+// Reports as (job id, kind, phase, statuses as bytes, errnos or None, payload bytes, seconds).
+nb::object Poll(Engine& engine) {
+  if (!engine.HasReports()) return nb::none();
+  nb::list result;
+  for (const Report& report : engine.Poll()) {
+    nb::object errnos = nb::none();
+    if (!report.errnos.empty()) errnos = nb::cast(report.errnos);
+    result.append(nb::make_tuple(
+        report.job_id, static_cast<int>(report.kind), static_cast<int>(report.phase),
+        nb::bytes(reinterpret_cast<const char*>(report.statuses.data()), report.statuses.size()),
+        errnos, report.payload_bytes, report.seconds));
+  }
+  return result;
+}
+
+bool Wait(Engine& engine, const std::vector<JobId>& ids, int phase, double timeout_seconds) {
+  nb::gil_scoped_release no_gil;
+  return engine.Wait(ids, static_cast<Phase>(phase), timeout_seconds);
+}
+
+void Release(Engine& engine, const std::vector<JobId>& ids) {
+  nb::gil_scoped_release no_gil;
+  engine.Release(ids);
+}
+
+nb::tuple Stats(const Engine& engine) {
+  const EngineStats stats = engine.Stats();
+  return nb::make_tuple(stats.queued_loads, stats.queued_stores, stats.queued_lookups,
+                        stats.queued_touches, stats.write_buffer_used_bytes, stats.hung_threads,
+                        stats.touched, stats.touches_dropped, stats.removed_bad, stats.direct);
+}
+
+std::uint64_t Checksum(const nb::bytes& data, std::uint64_t crc) {
+  return Crc64(crc, data.c_str(), data.size());
+}
+
+nb::bytes EncodeHeader(nb::bytes key, nb::bytes namespace_digest, std::uint32_t rank,
+                       std::uint64_t geometry, std::uint64_t block_bytes,
+                       std::uint32_t first_block, std::uint32_t block_count,
+                       std::uint32_t piece_bytes, const std::vector<std::uint64_t>& checksums) {
+  ChunkIdentity identity{ReadNamespace(namespace_digest), View(key), rank, geometry, block_bytes};
+  if (identity.key.size() < kKeyBytesMin || identity.key.size() > kKeyBytesMax ||
+      piece_bytes == 0 || checksums.size() > kPieceCountMax) {
+    throw std::invalid_argument("key, piece_bytes or piece_checksums is out of range");
+  }
+  ChunkHeader header = MakeHeader(identity, first_block, block_count, piece_bytes);
+  std::copy(checksums.begin(), checksums.end(), header.piece_checksums.begin());
+  SealHeader(header);
+  return nb::bytes(reinterpret_cast<const char*>(&header), sizeof(header));
+}
+
+// What a reader finds (docs/format.md, steps 2 to 5) in a header that it expects to be this chunk.
+int CheckHeader(nb::bytes page, std::uint64_t file_bytes, nb::bytes key,
+                nb::bytes namespace_digest, std::uint32_t rank, std::uint64_t geometry,
+                std::uint64_t block_bytes, std::uint32_t first_block, std::uint32_t block_count) {
+  const ChunkIdentity identity{ReadNamespace(namespace_digest), View(key), rank, geometry,
+                               block_bytes};
+  ChunkHeader header;
+  FileStatus status = FileStatus::kOk;
+  if (page.size() < sizeof(header)) return static_cast<int>(FileStatus::kCorrupt);
+  std::memcpy(&header, page.c_str(), sizeof(header));
+  if (!HeaderIsSound(header)) {
+    status = FileStatus::kCorrupt;
+  } else if (!HeaderMatches(header, identity)) {
+    status = FileStatus::kForeign;
+  } else if (!SizesAgree(header, file_bytes)) {
+    status = FileStatus::kCorrupt;
+  } else if (!HasBlocks(header, first_block, block_count)) {
+    status = FileStatus::kNotFound;
+  }
+  return static_cast<int>(status);
+}
+
+int ProbeDirect(std::string directory) {
+  nb::gil_scoped_release no_gil;
+  return -RootDir(MakePosixFileOps(), directory, OwnTempPrefix(), 0700).ProbeDirect();
+}
+
+// OSError with its errno, so that Python picks FileNotFoundError and its like.
+void TranslateError(const std::exception_ptr& pointer, void*) {
+  try {
+    std::rethrow_exception(pointer);
+  } catch (const std::system_error& error) {
+    const nb::object arguments = nb::make_tuple(error.code().value(), error.what());
+    PyErr_SetObject(PyExc_OSError, arguments.ptr());
+  }
+}
+
+}  // namespace
+}  // namespace kvshelf
+
+NB_MODULE(_native, m) {
+  using namespace kvshelf;
+  m.doc() = "The native core of kvshelf; use it through kvshelf.engine.";
+  nb::register_exception_translator(TranslateError);
+  nb::exception<EngineClosed>(m, "EngineClosed", PyExc_RuntimeError);
+
+  nb::class_<Engine>(m, "Engine", "See kvshelf.engine.base.Engine.")
+      .def("__init__", MakeEngine, "root"_a, "groups"_a, "config"_a, "direct"_a, "durability"_a,
+           "namespace"_a, "rank"_a, "temp_prefix"_a)
+      .def("submit_store", SubmitBatch<&Engine::SubmitStore>, "job_id"_a, "paths"_a, "keys"_a,
+           "groups"_a, "first_blocks"_a, "block_counts"_a, "block_ids"_a)
+      .def("submit_load", SubmitBatch<&Engine::SubmitLoad>, "job_id"_a, "paths"_a, "keys"_a,
+           "groups"_a, "first_blocks"_a, "block_counts"_a, "block_ids"_a)
+      .def("submit_lookup", &Engine::SubmitLookup, "job_id"_a, "paths"_a)
+      .def("touch", &Engine::Touch, "paths"_a)
+      .def("poll", Poll, nb::sig("def poll(self) -> list | None"))
+      .def("wait", Wait, "job_ids"_a, "phase"_a, "timeout_seconds"_a)
+      .def("release", Release, "job_ids"_a)
+      .def("cancel", [](Engine& engine, const std::vector<JobId>& ids) { engine.Cancel(ids); },
+           "job_ids"_a)
+      .def("drain", &Engine::Drain, "timeout_seconds"_a, nb::call_guard<nb::gil_scoped_release>())
+      .def("stats", Stats)
+      .def("close", &Engine::Close, "timeout_seconds"_a,
+           nb::call_guard<nb::gil_scoped_release>());
+
+  m.def("crc64", Checksum, "data"_a, "crc"_a = 0);
+  m.def("crc64_variants", [] {
+    std::vector<std::string> names;
+    for (const Crc64Variant& variant : Crc64Variants()) names.emplace_back(variant.name);
+    return names;
+  });
+  m.def("encode_header", EncodeHeader, "key"_a, "namespace"_a, "rank"_a, "geometry"_a,
+        "block_bytes"_a, "first_block"_a, "block_count"_a, "piece_bytes"_a, "piece_checksums"_a);
+  m.def("check_header", CheckHeader, "page"_a, "file_bytes"_a, "key"_a, "namespace"_a, "rank"_a,
+        "geometry"_a, "block_bytes"_a, "first_block"_a, "block_count"_a);
+  m.def("probe_direct", ProbeDirect, "directory"_a,
+        "0 if O_DIRECT works for files in the directory, else an errno.");
+}

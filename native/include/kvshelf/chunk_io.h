@@ -1,0 +1,134 @@
+// One chunk file: read and verify it, or write and publish it. No threads in here; an object is
+// used by one thread at a time. See docs/format.md.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "kvshelf/config.h"
+#include "kvshelf/copy_gate.h"
+#include "kvshelf/device.h"
+#include "kvshelf/format.h"
+#include "kvshelf/root_dir.h"
+
+namespace kvshelf {
+
+// How chunk files are read and written.
+struct ChunkIoOptions {
+  std::uint64_t step_bytes = 256 << 10;  // a multiple of kPageBytes
+  std::uint32_t piece_bytes = 4 << 20;   // of files that are written
+  bool verify = true;
+  bool remove_bad = true;
+  bool direct = false;
+  Durability durability = Durability::kNone;
+  mode_t file_mode = 0640;
+};
+
+// A file of a job, and the block memory that it is moved from or to.
+struct ChunkRequest {
+  std::string path;
+  std::string key;
+  const GroupMemory* memory = nullptr;
+  std::uint32_t first_block = 0;
+  std::span<const std::int32_t> block_ids;
+
+  std::uint32_t block_count() const { return static_cast<std::uint32_t>(block_ids.size()); }
+  std::uint64_t payload_bytes() const { return memory->block_bytes() * block_ids.size(); }
+};
+
+// What a thread owns to move bytes with.
+struct ThreadContext {
+  StagingBuffer step;  // step_bytes, hot in the thread's L2
+  StagingBuffer page;  // kPageBytes, for headers and padding
+  std::shared_ptr<CopyStream> stream;
+  std::vector<Segment> segments;  // scratch
+  std::vector<iovec> parts;       // scratch
+};
+ThreadContext MakeThreadContext(Device& device, std::uint64_t step_bytes);
+
+class ChunkReader {
+ public:
+  ChunkReader(RootDir& root, const ChunkIoOptions& options, const ChunkIdentity& identity,
+              const ChunkRequest& request, ThreadContext& context)
+      : root_(root), options_(options), identity_(identity), request_(request), context_(context) {}
+
+  // Reads what the request wants into its block memory, through `gate`. If the gate is revoked
+  // meanwhile the result means nothing. Sets `*removed` if a bad file was removed.
+  FileResult Load(CopyGate& gate, bool* removed);
+
+ private:
+  FileResult Open();
+  FileResult CheckHeader();
+  FileResult ReadPieces(CopyGate& gate);
+  FileResult ReadPiece(CopyGate& gate, std::uint64_t begin, std::uint64_t end,
+                       std::uint64_t checksum);
+  FileResult ReadFully(std::byte* data, std::uint64_t bytes, std::uint64_t offset);
+  bool CopyWanted(CopyGate& gate, std::uint64_t begin, std::uint64_t end);
+  bool RemoveBad();
+
+  RootDir& root_;
+  const ChunkIoOptions& options_;
+  const ChunkIdentity& identity_;
+  const ChunkRequest& request_;
+  ThreadContext& context_;
+  UniqueFd file_;
+  struct stat stat_ {};
+  bool lacks_blocks_ = false;  // a sound file that does not hold what is wanted
+  std::uint64_t wanted_begin_ = 0;
+  std::uint64_t wanted_end_ = 0;
+};
+
+// Writes one chunk file under a temp name and publishes it. Steps come in order. Destroying an
+// unpublished one removes the temp file, which is a system call: only I/O threads may do it.
+class ChunkWriter {
+ public:
+  enum class Start { kReady, kExists, kFailed };
+
+  ChunkWriter(RootDir& root, const ChunkIoOptions& options, const ChunkIdentity& identity,
+              const ChunkRequest& request);
+  ~ChunkWriter();
+  ChunkWriter(const ChunkWriter&) = delete;
+  ChunkWriter& operator=(const ChunkWriter&) = delete;
+
+  // Looks whether the file exists, and if not creates the temp file. kFailed sets `*result`.
+  Start Begin(FileResult* result);
+
+  // Appends staged payload bytes, hashed while hot, in steps. With O_DIRECT `data` must be aligned
+  // and have room for padding to a whole page.
+  FileResult WriteStaged(std::byte* data, std::uint64_t bytes);
+
+  // Appends the next step straight from block memory. Not with O_DIRECT.
+  FileResult WriteSegments(std::span<const Segment> segments, ThreadContext& context);
+
+  // Writes the header, syncs as the settings ask, and gives the file its final name unless `gate`
+  // is revoked. A name that is taken is success.
+  FileResult Publish(CopyGate& gate, ThreadContext& context);
+
+  std::uint64_t written_bytes() const { return offset_; }
+
+  // Forgets the temp file and leaves its descriptor open: for storage that hangs, where even
+  // close() could.
+  void Leak();
+
+ private:
+  FileResult CreateTemp();
+  FileResult WriteFully(std::span<iovec> parts, std::uint64_t offset);
+  void Hash(const std::byte* data, std::uint64_t bytes);
+  int GiveFinalName(int folder, const std::string& name);
+  int LinkOrRename(int folder, const std::string& name);
+  void RemoveTemp();
+
+  RootDir& root_;
+  const ChunkIoOptions& options_;
+  const ChunkRequest& request_;
+  ChunkHeader header_;
+  UniqueFd temp_folder_;
+  UniqueFd file_;
+  std::string temp_name_;
+  std::uint64_t offset_ = 0;  // payload bytes written
+};
+
+}  // namespace kvshelf

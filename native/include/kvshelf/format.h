@@ -1,0 +1,99 @@
+// The header page of a chunk file. See docs/format.md, which this file only encodes.
+#pragma once
+
+#include <array>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string_view>
+
+#include "kvshelf/status.h"
+
+namespace kvshelf {
+
+inline constexpr std::uint64_t kPageBytes = 4096;  // header, padding and O_DIRECT alignment
+inline constexpr std::uint32_t kFormatVersion = 1;
+inline constexpr std::size_t kPieceCountMax = 448;
+inline constexpr std::size_t kKeyBytesMin = 12;
+inline constexpr std::size_t kKeyBytesMax = 128;
+inline constexpr std::size_t kNamespaceBytes = 32;
+inline constexpr std::array<std::uint8_t, 8> kMagic = {'K', 'V', 'S', 'H', 'E', 'L', 'F', '\n'};
+
+using NamespaceDigest = std::array<std::uint8_t, kNamespaceBytes>;
+
+// The page as it lies in the file. All numbers are little-endian there, so this struct is the
+// codec on every machine that vLLM runs on; a big-endian one does not compile.
+struct ChunkHeader {
+  std::array<std::uint8_t, 8> magic;
+  std::uint32_t version;
+  std::uint32_t header_bytes;
+  std::uint64_t header_checksum;
+  std::uint64_t payload_bytes;
+  std::uint32_t piece_bytes;
+  std::uint32_t piece_count;
+  std::uint64_t block_bytes;
+  std::uint32_t first_block;
+  std::uint32_t block_count;
+  std::uint64_t geometry;
+  NamespaceDigest namespace_digest;
+  std::uint16_t key_bytes;
+  std::uint16_t reserved;
+  std::uint32_t rank;
+  std::array<std::uint8_t, kKeyBytesMax> key;
+  std::array<std::uint8_t, 280> reserved_more;
+  std::array<std::uint64_t, kPieceCountMax> piece_checksums;
+};
+static_assert(std::endian::native == std::endian::little);
+static_assert(sizeof(ChunkHeader) == kPageBytes);
+static_assert(offsetof(ChunkHeader, header_checksum) == 16);
+static_assert(offsetof(ChunkHeader, payload_bytes) == 24);
+static_assert(offsetof(ChunkHeader, piece_bytes) == 32);
+static_assert(offsetof(ChunkHeader, block_bytes) == 40);
+static_assert(offsetof(ChunkHeader, first_block) == 48);
+static_assert(offsetof(ChunkHeader, geometry) == 56);
+static_assert(offsetof(ChunkHeader, namespace_digest) == 64);
+static_assert(offsetof(ChunkHeader, key_bytes) == 96);
+static_assert(offsetof(ChunkHeader, rank) == 100);
+static_assert(offsetof(ChunkHeader, key) == 104);
+static_assert(offsetof(ChunkHeader, reserved_more) == 232);
+static_assert(offsetof(ChunkHeader, piece_checksums) == 512);
+
+// What a header must say to be the chunk that a reader asks for.
+struct ChunkIdentity {
+  NamespaceDigest namespace_digest{};
+  std::string_view key;
+  std::uint32_t rank = 0;
+  std::uint64_t geometry = 0;
+  std::uint64_t block_bytes = 0;
+};
+
+constexpr std::uint64_t RoundUpToPage(std::uint64_t bytes) {
+  return (bytes + (kPageBytes - 1)) & ~(kPageBytes - 1);
+}
+
+// A header for `block_count` blocks from `first_block`, without checksums.
+// REQUIRES: the payload needs at most kPieceCountMax pieces; key of 12 to 128 bytes.
+ChunkHeader MakeHeader(const ChunkIdentity& identity, std::uint32_t first_block,
+                       std::uint32_t block_count, std::uint32_t piece_bytes);
+
+// Sets header_checksum; the page is then ready to be written.
+void SealHeader(ChunkHeader& header);
+
+// Step 2 of "What a reader checks": magic, header_bytes and header_checksum.
+bool HeaderIsSound(const ChunkHeader& header);
+
+// Step 3: whether it is the expected chunk in a version that we read.
+bool HeaderMatches(const ChunkHeader& header, const ChunkIdentity& identity);
+
+// Step 4: whether sizes agree with each other and with the file's. Nothing in `header` is trusted.
+bool SizesAgree(const ChunkHeader& header, std::uint64_t file_bytes);
+
+// Step 5: whether blocks first_block ... first_block + block_count - 1 are in the file.
+bool HasBlocks(const ChunkHeader& header, std::uint32_t first_block, std::uint32_t block_count);
+
+// Bytes of the whole file. REQUIRES: SizesAgree, or a header made by MakeHeader.
+std::uint64_t FileBytes(const ChunkHeader& header);
+
+}  // namespace kvshelf

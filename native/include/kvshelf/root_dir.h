@@ -1,0 +1,52 @@
+// A shelf's root directory: paths beneath it, and names for temp files.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "kvshelf/file_ops.h"
+#include "kvshelf/memory.h"
+
+namespace kvshelf {
+
+// Empty if `path` may be used beneath a root, else what is wrong with it.
+std::string_view WhatIsWrongWithPath(std::string_view path);
+
+// Folder and name of a relative path; the folder of a path without a slash is empty.
+std::pair<std::string, std::string> SplitPath(std::string_view path);
+
+// Thread-safe and immutable but for the counter of temp names.
+class RootDir {
+ public:
+  // `temp_prefix` is "<host>-<boot8>-<pid>-<start>" (docs/layout.md).
+  // Throws std::system_error if `root` cannot be opened as a directory.
+  RootDir(std::shared_ptr<FileOps> ops, const std::string& root, std::string temp_prefix,
+          mode_t dir_mode);
+
+  FileOps& ops() const { return *ops_; }
+  int fd() const { return fd_.get(); }
+
+  // A folder beneath the root, opened for reading; the fd, or -errno. An empty folder is the root.
+  int OpenFolder(const std::string& folder) const;
+  // The same, and makes what is missing of it. Sets `*created` if it made the last component.
+  int MakeFolder(const std::string& folder, bool* created) const;
+  std::string NextTempName();
+
+  // Whether O_DIRECT reads and writes work in the root; 0 or -errno. Leaves no file behind.
+  int ProbeDirect();
+
+ private:
+  std::shared_ptr<FileOps> ops_;
+  UniqueFd fd_;
+  std::string temp_prefix_;
+  mode_t dir_mode_;
+  std::atomic<std::uint64_t> temp_counter_{0};
+};
+
+// "<host>-<boot8>-<pid>-<start>" of this process, from /proc.
+std::string OwnTempPrefix();
+
+}  // namespace kvshelf

@@ -1,0 +1,157 @@
+#include <algorithm>
+#include <cerrno>
+
+#include "kvshelf/chunk_io.h"
+#include "kvshelf/crc64.h"
+
+namespace kvshelf {
+namespace {
+
+// The one place where the errno of a read becomes a status.
+FileResult FromReadError(int error) {
+  switch (error) {
+    case ENOENT:
+    case ENOTDIR:
+    case ESTALE:  // removed by another client while we had it open
+      return {FileStatus::kNotFound, 0};
+    default:
+      return FileResult::IoError(error);
+  }
+}
+
+}  // namespace
+
+ThreadContext MakeThreadContext(Device& device, std::uint64_t step_bytes) {
+  ThreadContext context;
+  context.step = device.AllocateStaging(step_bytes);
+  context.page = AllocateAligned(kPageBytes);
+  context.stream = device.NewStream();
+  return context;
+}
+
+FileResult ChunkReader::Load(CopyGate& gate, bool* removed) {
+  *removed = false;
+  FileResult result = Open();
+  if (!result.ok()) return result;
+  result = CheckHeader();
+  if (result.ok()) result = ReadPieces(gate);
+  const bool bad = result.status == FileStatus::kCorrupt ||
+                   result.status == FileStatus::kForeign || lacks_blocks_;
+  // A revoked load may have failed for no fault of the file.
+  if (bad && options_.remove_bad && !gate.revoked()) *removed = RemoveBad();
+  return result;
+}
+
+FileResult ChunkReader::Open() {
+  // O_NONBLOCK: opening a FIFO that somebody put there must not hang. Regular files ignore it.
+  const int flags = O_RDONLY | O_NONBLOCK | O_NOCTTY;
+  FileOps& ops = root_.ops();
+  int fd = -EINVAL;
+  if (options_.direct) {
+    fd = ops.OpenBeneath(root_.fd(), request_.path.c_str(), flags | O_DIRECT, 0);
+  }
+  if (fd == -EINVAL) fd = ops.OpenBeneath(root_.fd(), request_.path.c_str(), flags, 0);
+  // A symbolic link or a socket is not a regular file; it is not ours to remove either.
+  if (fd == -ELOOP || fd == -ENXIO) return {FileStatus::kCorrupt, 0};
+  if (fd < 0) return FromReadError(-fd);
+  file_ = UniqueFd(fd);
+  const int error = ops.Fstat(fd, &stat_);
+  if (error < 0) return FromReadError(-error);
+  if (!S_ISREG(stat_.st_mode)) return {FileStatus::kCorrupt, 0};
+  return {};
+}
+
+FileResult ChunkReader::CheckHeader() {
+  const auto file_bytes = static_cast<std::uint64_t>(stat_.st_size);
+  if (!S_ISREG(stat_.st_mode) || file_bytes < kPageBytes) return {FileStatus::kCorrupt, 0};
+  const FileResult result = ReadFully(context_.page.data(), kPageBytes, 0);
+  if (!result.ok()) return result;
+  const auto& header = *reinterpret_cast<const ChunkHeader*>(context_.page.data());
+  if (!HeaderIsSound(header)) return {FileStatus::kCorrupt, 0};
+  if (!HeaderMatches(header, identity_)) return {FileStatus::kForeign, 0};
+  if (!SizesAgree(header, file_bytes)) return {FileStatus::kCorrupt, 0};
+  if (!HasBlocks(header, request_.first_block, request_.block_count())) {
+    lacks_blocks_ = true;
+    return {FileStatus::kNotFound, 0};
+  }
+  wanted_begin_ = (request_.first_block - header.first_block) * header.block_bytes;
+  wanted_end_ = wanted_begin_ + request_.payload_bytes();
+  return {};
+}
+
+FileResult ChunkReader::ReadPieces(CopyGate& gate) {
+  const auto& header = *reinterpret_cast<const ChunkHeader*>(context_.page.data());
+  const std::uint64_t piece_bytes = header.piece_bytes;
+  FileResult result;
+  if (!options_.verify) {
+    const std::uint64_t begin = wanted_begin_ & ~(kPageBytes - 1);
+    result = ReadPiece(gate, begin, wanted_end_, 0);
+  }
+  for (std::uint64_t piece = wanted_begin_ / piece_bytes;
+       options_.verify && result.ok() && piece * piece_bytes < wanted_end_; ++piece) {
+    const std::uint64_t end = std::min((piece + 1) * piece_bytes, header.payload_bytes);
+    result = ReadPiece(gate, piece * piece_bytes, end, header.piece_checksums[piece]);
+  }
+  if (!result.ok()) return result;
+  return gate.Finish() ? FileResult{} : FileResult::IoError(EIO);
+}
+
+// Steps are small so that each is hashed and copied while it is in L2. Bytes reach block memory
+// before their piece is known to be right; a piece that is not fails the file, whose blocks are
+// then undefined.
+FileResult ChunkReader::ReadPiece(CopyGate& gate, std::uint64_t begin, std::uint64_t end,
+                                  std::uint64_t checksum) {
+  std::uint64_t crc = 0;
+  for (std::uint64_t at = begin; at < end;) {
+    if (gate.revoked()) return FileResult::IoError(ECANCELED);
+    const std::uint64_t bytes = std::min<std::uint64_t>(context_.step.size(), end - at);
+    const std::uint64_t read_bytes = options_.direct ? RoundUpToPage(bytes) : bytes;
+    const FileResult result = ReadFully(context_.step.data(), read_bytes, kPageBytes + at);
+    if (!result.ok()) return result;
+    if (options_.verify) crc = Crc64(crc, context_.step.data(), bytes);
+    if (!CopyWanted(gate, at, at + bytes)) return FileResult::IoError(EIO);
+    at += bytes;
+  }
+  if (options_.verify && crc != checksum) return {FileStatus::kCorrupt, 0};
+  return {};
+}
+
+FileResult ChunkReader::ReadFully(std::byte* data, std::uint64_t bytes, std::uint64_t offset) {
+  std::uint64_t done = 0;
+  while (done < bytes) {
+    const ssize_t result = root_.ops().Pread(file_.get(), data + done, bytes - done,
+                                             static_cast<off_t>(offset + done));
+    if (result < 0) return FromReadError(static_cast<int>(-result));
+    if (result == 0) return {FileStatus::kCorrupt, 0};  // shorter than fstat said
+    done += static_cast<std::uint64_t>(result);
+  }
+  return {};
+}
+
+// Copies the wanted part of payload bytes [begin, end), which are in the step buffer.
+bool ChunkReader::CopyWanted(CopyGate& gate, std::uint64_t begin, std::uint64_t end) {
+  const std::uint64_t from = std::max(begin, wanted_begin_);
+  const std::uint64_t to = std::min(end, wanted_end_);
+  if (from >= to) return true;
+  request_.memory->Map(request_.block_ids, from - wanted_begin_, to - wanted_begin_,
+                       context_.segments);
+  const std::byte* source = context_.step.data() + (from - begin);
+  return gate.Copy(context_.stream, [&](CopyStream& stream) {
+    // The step buffer is reused at once, so a device that copies later is waited for.
+    return stream.BeginIn(source, context_.segments) && stream.Wait();
+  });
+}
+
+bool ChunkReader::RemoveBad() {
+  const auto [folder, name] = SplitPath(request_.path);
+  const UniqueFd folder_fd(root_.OpenFolder(folder));
+  if (!folder_fd) return false;
+  struct stat now {};
+  if (root_.ops().StatAt(folder_fd.get(), name.c_str(), &now) < 0) return false;
+  // Our descriptor keeps the inode alive, so the same number means the very file that we read and
+  // not a good one that somebody has published since.
+  if (now.st_dev != stat_.st_dev || now.st_ino != stat_.st_ino) return false;
+  return root_.ops().UnlinkAt(folder_fd.get(), name.c_str()) >= 0;
+}
+
+}  // namespace kvshelf

@@ -1,0 +1,238 @@
+#include <algorithm>
+#include <cerrno>
+#include <climits>
+#include <cstring>
+
+#include "kvshelf/chunk_io.h"
+#include "kvshelf/crc64.h"
+
+namespace kvshelf {
+namespace {
+
+// A file that is shorter cannot hold a header and a block: lookups do not see it.
+constexpr off_t kFileBytesMin = 2 * kPageBytes;
+// Folders may be removed by an evictor between making and using them.
+constexpr int kFolderAttempts = 3;
+// Temp names of two engines in one process collide; each collision takes the next number.
+constexpr int kTempNameAttempts = 10000;
+
+constexpr std::array<std::byte, kPageBytes> kZeros{};
+
+iovec Part(const std::byte* data, std::uint64_t bytes) {
+  return {const_cast<std::byte*>(data), bytes};
+}
+
+}  // namespace
+
+ChunkWriter::ChunkWriter(RootDir& root, const ChunkIoOptions& options,
+                         const ChunkIdentity& identity, const ChunkRequest& request)
+    : root_(root),
+      options_(options),
+      request_(request),
+      header_(MakeHeader(identity, request.first_block, request.block_count(),
+                         options.piece_bytes)) {}
+
+ChunkWriter::~ChunkWriter() { RemoveTemp(); }
+
+ChunkWriter::Start ChunkWriter::Begin(FileResult* result) {
+  struct stat existing {};
+  const int found = root_.ops().StatAt(root_.fd(), request_.path.c_str(), &existing);
+  if (found >= 0) {
+    if (!S_ISREG(existing.st_mode) || existing.st_size >= kFileBytesMin || !options_.remove_bad) {
+      return Start::kExists;
+    }
+    // Lookups call this one missing, so a store must be able to mend it.
+    const auto [folder, name] = SplitPath(request_.path);
+    const UniqueFd folder_fd(root_.OpenFolder(folder));
+    struct stat again {};
+    if (folder_fd && root_.ops().StatAt(folder_fd.get(), name.c_str(), &again) >= 0 &&
+        again.st_ino == existing.st_ino && again.st_size < kFileBytesMin) {
+      root_.ops().UnlinkAt(folder_fd.get(), name.c_str());
+    }
+  }
+  *result = CreateTemp();
+  return result->ok() ? Start::kReady : Start::kFailed;
+}
+
+FileResult ChunkWriter::CreateTemp() {
+  const std::string folder = request_.path.substr(0, request_.path.find('/')) + "/tmp";
+  int fd = -ENOENT;
+  for (int attempt = 0; attempt < kFolderAttempts && fd == -ENOENT; ++attempt) {
+    bool created = false;
+    const int folder_fd = root_.MakeFolder(folder, &created);
+    if (folder_fd < 0) return FileResult::IoError(-folder_fd);
+    temp_folder_ = UniqueFd(folder_fd);
+    const int flags = O_WRONLY | O_CREAT | O_EXCL;
+    fd = -EEXIST;
+    for (int name = 0; name < kTempNameAttempts && fd == -EEXIST; ++name) {
+      temp_name_ = root_.NextTempName();
+      fd = root_.ops().OpenBeneath(folder_fd, temp_name_.c_str(),
+                                   options_.direct ? flags | O_DIRECT : flags, options_.file_mode);
+    }
+  }
+  if (fd < 0) {
+    temp_name_.clear();
+    return FileResult::IoError(-fd);
+  }
+  file_ = UniqueFd(fd);
+  return {};
+}
+
+void ChunkWriter::Hash(const std::byte* data, std::uint64_t bytes) {
+  while (bytes > 0) {
+    const std::uint64_t piece = offset_ / header_.piece_bytes;
+    const std::uint64_t end = (piece + 1) * header_.piece_bytes;
+    const std::uint64_t part = std::min(bytes, end - offset_);
+    header_.piece_checksums[piece] = Crc64(header_.piece_checksums[piece], data, part);
+    offset_ += part;
+    data += part;
+    bytes -= part;
+  }
+}
+
+FileResult ChunkWriter::WriteStaged(std::byte* data, std::uint64_t bytes) {
+  while (bytes > 0) {
+    const std::uint64_t step = std::min(bytes, options_.step_bytes);
+    const std::uint64_t at = kPageBytes + offset_;
+    Hash(data, step);
+    std::uint64_t write_bytes = step;
+    if (offset_ == header_.payload_bytes) {
+      write_bytes = RoundUpToPage(step);
+      std::memset(data + step, 0, write_bytes - step);
+    }
+    iovec part = Part(data, write_bytes);
+    const FileResult result = WriteFully({&part, 1}, at);
+    if (!result.ok()) return result;
+    data += step;
+    bytes -= step;
+  }
+  return {};
+}
+
+// The system call reads block memory outside the file's gate. That is harmless when the file was
+// given up meanwhile and the memory reused: wrong bytes can only reach a temp file, and Publish
+// asks the gate after the last write before it gives a file its name.
+FileResult ChunkWriter::WriteSegments(std::span<const Segment> segments, ThreadContext& context) {
+  while (!segments.empty()) {
+    const std::size_t count = std::min<std::size_t>(segments.size(), IOV_MAX - 1);
+    const std::uint64_t at = kPageBytes + offset_;
+    context.parts.clear();
+    for (const Segment& segment : segments.first(count)) {
+      Hash(segment.data, segment.bytes);
+      context.parts.push_back(Part(segment.data, segment.bytes));
+    }
+    const std::uint64_t padding = RoundUpToPage(offset_) - offset_;
+    if (offset_ == header_.payload_bytes && padding > 0) {
+      context.parts.push_back(Part(kZeros.data(), padding));
+    }
+    const FileResult result = WriteFully(context.parts, at);
+    if (!result.ok()) return result;
+    segments = segments.subspan(count);
+  }
+  return {};
+}
+
+FileResult ChunkWriter::WriteFully(std::span<iovec> parts, std::uint64_t offset) {
+  while (!parts.empty()) {
+    const ssize_t result =
+        root_.ops().Pwritev(file_.get(), parts, static_cast<off_t>(offset));
+    if (result < 0) return FileResult::IoError(static_cast<int>(-result));
+    if (result == 0) return FileResult::IoError(ENOSPC);  // would loop for ever
+    auto done = static_cast<std::size_t>(result);
+    offset += done;
+    while (!parts.empty() && done >= parts.front().iov_len) {
+      done -= parts.front().iov_len;
+      parts = parts.subspan(1);
+    }
+    if (done > 0) {
+      parts.front().iov_base = static_cast<std::byte*>(parts.front().iov_base) + done;
+      parts.front().iov_len -= done;
+    }
+  }
+  return {};
+}
+
+FileResult ChunkWriter::Publish(CopyGate& gate, ThreadContext& context) {
+  SealHeader(header_);
+  std::memcpy(context.page.data(), &header_, sizeof(header_));
+  iovec part = Part(context.page.data(), kPageBytes);
+  const FileResult written = WriteFully({&part, 1}, 0);
+  if (!written.ok()) return written;
+  FileOps& ops = root_.ops();
+  if (options_.durability != Durability::kNone) {
+    const int synced = ops.SyncData(file_.get());
+    if (synced < 0) return FileResult::IoError(-synced);
+  }
+  if (!gate.ClaimPublication()) return FileResult::IoError(ECANCELED);
+
+  const auto [folder, name] = SplitPath(request_.path);
+  bool any_created = false;
+  UniqueFd folder_fd;
+  int renamed = -ENOENT;
+  for (int attempt = 0; attempt < kFolderAttempts && renamed == -ENOENT; ++attempt) {
+    bool created = false;
+    const int made = root_.MakeFolder(folder, &created);
+    if (made < 0 && made != -ENOENT) return FileResult::IoError(-made);
+    any_created |= created;
+    if (made < 0) continue;  // an evictor removed it between mkdir and open
+    folder_fd = UniqueFd(made);
+    renamed = GiveFinalName(made, name);
+  }
+  if (renamed == -EEXIST) return {};  // somebody else stored the same chunk; ours is dropped
+  if (renamed < 0) return FileResult::IoError(-renamed);
+  temp_name_.clear();
+  if (options_.durability != Durability::kFull) return {};
+  int synced = ops.Sync(folder_fd.get());
+  if (synced >= 0 && any_created) {
+    const UniqueFd parent(root_.OpenFolder(SplitPath(folder).first));
+    if (parent) synced = ops.Sync(parent.get());
+  }
+  return synced < 0 ? FileResult::IoError(-synced) : FileResult{};
+}
+
+// Returns 0, or -errno; -EEXIST if the name is taken. After success the temp name is gone.
+int ChunkWriter::GiveFinalName(int folder, const std::string& name) {
+  const int renamed =
+      root_.ops().RenameNoReplace(temp_folder_.get(), temp_name_.c_str(), folder, name.c_str());
+  switch (renamed) {
+    case -EINVAL:  // the file system does not know the flag
+    case -ENOSYS:
+    case -EOPNOTSUPP:
+      return LinkOrRename(folder, name);
+    default:
+      return renamed;
+  }
+}
+
+int ChunkWriter::LinkOrRename(int folder, const std::string& name) {
+  FileOps& ops = root_.ops();
+  const int linked =
+      ops.LinkAt(temp_folder_.get(), temp_name_.c_str(), folder, name.c_str());
+  if (linked >= 0) {
+    ops.UnlinkAt(temp_folder_.get(), temp_name_.c_str());
+    return 0;
+  }
+  if (linked == -EEXIST || linked == -ENOENT) return linked;
+  const bool no_links = linked == -EPERM || linked == -EOPNOTSUPP || linked == -ENOSYS ||
+                        linked == -EMLINK || linked == -EINVAL || linked == -EXDEV;
+  if (!no_links) return linked;
+  struct stat existing {};
+  const int found = ops.StatAt(folder, name.c_str(), &existing);
+  if (found >= 0) return -EEXIST;
+  if (found != -ENOENT) return found;
+  return ops.Rename(temp_folder_.get(), temp_name_.c_str(), folder, name.c_str());
+}
+
+void ChunkWriter::RemoveTemp() {
+  if (temp_name_.empty()) return;
+  root_.ops().UnlinkAt(temp_folder_.get(), temp_name_.c_str());
+  temp_name_.clear();
+}
+
+void ChunkWriter::Leak() {
+  temp_name_.clear();
+  temp_folder_.Release();
+  file_.Release();
+}
+
+}  // namespace kvshelf

@@ -1,0 +1,140 @@
+// What becomes of files and jobs. Every function here is called with mutex_ held.
+#include <cerrno>
+#include <new>
+
+#include "engine_core.h"
+
+namespace kvshelf {
+
+bool EngineCore::Settled(const Transfer& file) const {
+  return file.job->states[file.index] == FileState::kSettled;
+}
+
+// Settled, or about to be by whoever revoked the gate.
+bool EngineCore::GivenUp(const Transfer& file) const {
+  return file.gate.revoked() || Settled(file);
+}
+
+void EngineCore::LeaveQueue(Job& job, std::size_t index) {
+  if (job.states[index] != FileState::kQueued) return;
+  job.states[index] = FileState::kRunning;
+  switch (job.kind) {
+    case JobKind::kStore:
+      --stats_.queued_stores;
+      break;
+    case JobKind::kLoad:
+      --stats_.queued_loads;
+      break;
+    case JobKind::kLookup:
+      --stats_.queued_lookups;
+      break;
+  }
+}
+
+void EngineCore::MarkTaken(Job& job, std::size_t index) {
+  const FileState state = job.states[index];
+  if (state == FileState::kTaken || state == FileState::kSettled) return;
+  LeaveQueue(job, index);
+  job.states[index] = FileState::kTaken;
+  job.taken[index] = true;
+  --job.holding;
+  ReportIfDue(job);
+}
+
+void EngineCore::Settle(Job& job, std::size_t index, FileResult result, std::uint64_t bytes) {
+  const FileState before = job.states[index];
+  if (before == FileState::kSettled) return;
+  LeaveQueue(job, index);
+  job.states[index] = FileState::kSettled;
+  job.statuses[index] = result.status;
+  job.errnos[index] = result.error;
+  job.any_error |= result.error != 0;
+  job.payload_bytes += bytes;
+  if (before != FileState::kTaken) {
+    job.taken[index] = result.ok();
+    --job.holding;
+  }
+  --job.unsettled;
+  if (job.kind == JobKind::kStore) DropStaging(job.transfers[index]);
+  ReportIfDue(job);
+}
+
+// Frees what a settled write-behind file still has in staging. A temp file is left to an I/O
+// thread: removing it is a system call, and the caller may be anybody.
+void EngineCore::DropStaging(Transfer& file) {
+  if (!config_.write_behind) return;
+  while (file.has_ready()) {
+    ReturnBuffer(std::move(file.ready().front().buffer));
+    file.ready().pop_front();
+  }
+  if (file.writer != nullptr && !file.active) {
+    leftovers_.push_back(std::move(file.writer));
+    io_work_.notify_one();
+  }
+  copy_work_.notify_all();  // a copier may wait for a buffer for this very file
+}
+
+void EngineCore::ReportIfDue(Job& job) {
+  if (job.kind == JobKind::kStore && job.holding == 0 && !job.released &&
+      (config_.write_behind || job.let_go || job.unsettled == 0)) {
+    job.released = true;
+    PushReport(job, Phase::kReleased);
+  }
+  if (job.unsettled == 0 && !job.finished) {
+    job.finished = true;
+    --unfinished_jobs_;
+    PushReport(job, Phase::kFinished);
+  }
+}
+
+void EngineCore::PushReport(Job& job, Phase phase) {
+  Report report;
+  report.job_id = job.id;
+  report.kind = job.kind;
+  report.phase = phase;
+  report.statuses = job.statuses;
+  if (job.any_error) report.errnos = job.errnos;
+  if (phase == Phase::kReleased) {
+    for (std::size_t i = 0; i < job.size(); ++i) {
+      if (!job.taken[i]) continue;
+      report.statuses[i] = FileStatus::kOk;
+      if (job.any_error) report.errnos[i] = 0;
+    }
+  }
+  report.payload_bytes = job.payload_bytes;
+  report.seconds = Seconds(Clock::now() - job.submitted).count();
+  reports_.push_back(std::move(report));
+  has_reports_.store(true, std::memory_order_release);
+  changed_.notify_all();
+}
+
+bool EngineCore::BufferAvailable() const {
+  return !free_buffers_.empty() || buffers_made_ < buffers_max_;
+}
+
+// An empty buffer if there is none. The buffer used last is taken first: it may still be in cache,
+// and memory that was never needed is never touched.
+StagingBuffer EngineCore::TakeBuffer() {
+  if (!free_buffers_.empty()) {
+    StagingBuffer buffer = std::move(free_buffers_.back());
+    free_buffers_.pop_back();
+    return buffer;
+  }
+  if (buffers_made_ == buffers_max_) return {};
+  try {
+    StagingBuffer buffer = device_->AllocateStaging(RoundUpToPage(config_.piece_bytes));
+    ++buffers_made_;
+    return buffer;
+  } catch (const std::bad_alloc&) {
+    buffers_max_ = buffers_made_;  // go on with what there is; with none, stores are dropped
+    return {};
+  }
+}
+
+void EngineCore::ReturnBuffer(StagingBuffer buffer) {
+  if (!buffer) return;
+  free_buffers_.push_back(std::move(buffer));
+  copy_work_.notify_all();
+}
+
+}  // namespace kvshelf

@@ -1,0 +1,307 @@
+// Calls of the engine's users: submission, results and control.
+#include <algorithm>
+#include <cerrno>
+#include <stdexcept>
+
+#include "engine_core.h"
+
+namespace kvshelf {
+namespace {
+
+// A run of lookups is one hand-over: long enough that the mutex does not matter, short enough that
+// a few thousand keys occupy all threads.
+constexpr std::size_t kLookupRun = 32;
+
+[[noreturn]] void Refuse(std::size_t row, const std::string& what) {
+  throw std::invalid_argument("row " + std::to_string(row) + ": " + what);
+}
+
+void CheckPath(std::size_t row, const std::string& path) {
+  const std::string_view wrong = WhatIsWrongWithPath(path);
+  if (!wrong.empty()) Refuse(row, "path " + std::string(wrong));
+}
+
+std::int32_t At(std::span<const std::int32_t> column, std::size_t row) { return column[row]; }
+
+}  // namespace
+
+void EngineCore::CheckRow(JobKind kind, const Batch& batch, std::size_t row) const {
+  CheckPath(row, batch.paths[row]);
+  if (kind == JobKind::kStore && batch.paths[row].find('/') == std::string::npos) {
+    Refuse(row, "path of a store needs a namespace folder");
+  }
+  const std::size_t key_bytes = batch.keys[row].size();
+  if (key_bytes < kKeyBytesMin || key_bytes > kKeyBytesMax) {
+    Refuse(row, "key must have 12 to 128 bytes, not " + std::to_string(key_bytes));
+  }
+  const std::int32_t group = At(batch.groups, row);
+  if (group < 0 || static_cast<std::size_t>(group) >= groups_.size()) {
+    Refuse(row, "group " + std::to_string(group) + " is out of range");
+  }
+  const std::int32_t first = At(batch.first_blocks, row);
+  const std::int32_t count = At(batch.block_counts, row);
+  if (first < 0) Refuse(row, "first block is negative");
+  if (count < 1) Refuse(row, "block count must be at least 1");
+  const std::uint64_t block_bytes = groups_[static_cast<std::size_t>(group)].block_bytes();
+  if (kind == JobKind::kStore &&
+      static_cast<std::uint64_t>(count) > kPieceCountMax * config_.piece_bytes / block_bytes) {
+    Refuse(row, "needs more than 448 pieces; piece_bytes is too small for such chunks");
+  }
+}
+
+void EngineCore::CheckBatch(JobKind kind, const Batch& batch) const {
+  const std::size_t rows = batch.paths.size();
+  if (rows == 0) throw std::invalid_argument("a batch needs at least one row");
+  if (batch.keys.size() != rows || batch.groups.size() != rows ||
+      batch.first_blocks.size() != rows || batch.block_counts.size() != rows) {
+    throw std::invalid_argument("columns have different lengths");
+  }
+  std::uint64_t next_id = 0;
+  for (std::size_t row = 0; row < rows; ++row) {
+    CheckRow(kind, batch, row);
+    const auto count = static_cast<std::uint64_t>(batch.block_counts[row]);
+    if (count > batch.block_ids.size() - next_id) break;  // reported below
+    const auto num_blocks =
+        static_cast<std::int64_t>(groups_[static_cast<std::size_t>(batch.groups[row])].num_blocks());
+    for (const std::int32_t id : batch.block_ids.subspan(next_id, count)) {
+      if (id < 0 || id >= num_blocks) {
+        Refuse(row, "block id " + std::to_string(id) + " is out of range");
+      }
+    }
+    next_id += count;
+  }
+  std::uint64_t total = 0;
+  for (const std::int32_t count : batch.block_counts) total += static_cast<std::uint64_t>(count);
+  if (total != batch.block_ids.size()) {
+    throw std::invalid_argument("block_ids has " + std::to_string(batch.block_ids.size()) +
+                                " entries, block_counts add up to " + std::to_string(total));
+  }
+}
+
+std::shared_ptr<Job> EngineCore::MakeJob(JobKind kind, JobId id, const Batch& batch) const {
+  const std::size_t rows = batch.paths.size();
+  auto job = std::make_shared<Job>();
+  job->id = id;
+  job->kind = kind;
+  job->block_ids.assign(batch.block_ids.begin(), batch.block_ids.end());
+  if (kind != JobKind::kLookup) job->transfers = std::vector<Transfer>(rows);
+  std::size_t next_id = 0;
+  for (std::size_t row = 0; row < job->transfers.size(); ++row) {
+    Transfer& file = job->transfers[row];
+    const auto count = static_cast<std::size_t>(batch.block_counts[row]);
+    file.job = job.get();
+    file.index = row;
+    file.group = static_cast<std::uint32_t>(batch.groups[row]);
+    file.request.path = batch.paths[row];
+    file.request.key = batch.keys[row];
+    file.request.memory = &groups_[file.group];
+    file.request.first_block = static_cast<std::uint32_t>(batch.first_blocks[row]);
+    file.request.block_ids = std::span(job->block_ids).subspan(next_id, count);
+    next_id += count;
+  }
+  job->states.assign(rows, FileState::kQueued);
+  job->statuses.assign(rows, FileStatus::kOk);
+  job->errnos.assign(rows, 0);
+  job->taken.assign(rows, false);
+  job->unsettled = rows;
+  job->holding = rows;
+  return job;
+}
+
+void EngineCore::SubmitTransfers(JobKind kind, JobId id, const Batch& batch) {
+  CheckBatch(kind, batch);
+  const std::shared_ptr<Job> job = MakeJob(kind, id, batch);
+  std::lock_guard lock(mutex_);
+  AddJob(job);
+  if (kind == JobKind::kLoad) {
+    EnqueueLoads(job);
+  } else {
+    EnqueueStores(job);
+  }
+}
+
+void EngineCore::SubmitLookup(JobId id, std::vector<std::string> paths) {
+  if (paths.empty()) throw std::invalid_argument("a lookup needs at least one path");
+  for (std::size_t row = 0; row < paths.size(); ++row) CheckPath(row, paths[row]);
+  Batch batch;
+  batch.paths = std::move(paths);
+  const std::shared_ptr<Job> job = MakeJob(JobKind::kLookup, id, batch);
+  job->paths = std::move(batch.paths);
+  std::lock_guard lock(mutex_);
+  AddJob(job);
+  const std::uint64_t room = config_.queue_files - std::min(config_.queue_files,
+                                                            stats_.queued_lookups);
+  stats_.queued_lookups += job->size();
+  for (std::size_t i = room; i < job->size(); ++i) {
+    Settle(*job, i, FileResult::IoError(EAGAIN), 0);
+  }
+  EnqueueMeta(job);
+  lookup_deadlines_.push_back({job->submitted + ToDuration(config_.lookup_timeout_seconds), job});
+  Arm(lookup_deadlines_.back().time);
+}
+
+void EngineCore::AddJob(const std::shared_ptr<Job>& job) {
+  if (closed_) throw EngineClosed();
+  if (!jobs_.emplace(job->id, job).second) {
+    throw std::invalid_argument("job id " + std::to_string(job->id) + " is in use");
+  }
+  job->submitted = Clock::now();
+  ++unfinished_jobs_;
+}
+
+void EngineCore::EnqueueLoads(const std::shared_ptr<Job>& job) {
+  while (!loads_.empty() && Settled(*loads_.front())) loads_.pop_front();
+  for (std::size_t i = 0; i < job->size(); ++i) {
+    ++stats_.queued_loads;
+    if (stats_.queued_loads > config_.queue_files) {
+      Settle(*job, i, FileResult::IoError(EAGAIN), 0);
+    } else {
+      loads_.push_back(Ref(job, i));
+    }
+  }
+  load_deadlines_.push_back({job->submitted + ToDuration(config_.load_timeout_seconds), job});
+  Arm(load_deadlines_.back().time);
+  if (job->size() == 1) {
+    io_work_.notify_one();
+    load_work_.notify_one();
+  } else {
+    io_work_.notify_all();
+    load_work_.notify_all();
+  }
+}
+
+void EngineCore::EnqueueStores(const std::shared_ptr<Job>& job) {
+  auto& queue = config_.write_behind ? copies_ : stores_;
+  while (!queue.empty() && Settled(*queue.front())) queue.pop_front();
+  for (std::size_t i = 0; i < job->size(); ++i) {
+    ++stats_.queued_stores;
+    if (stats_.queued_stores > config_.queue_files) {
+      Settle(*job, i, {FileStatus::kDropped, 0}, 0);
+    } else {
+      queue.push_back(Ref(job, i));
+    }
+  }
+  take_deadlines_.push_back({job->submitted + ToDuration(config_.store_queue_seconds), job});
+  Arm(take_deadlines_.back().time);
+  if (config_.write_behind) {
+    EnqueueMeta(job);  // chunks that exist need not be copied
+    copy_work_.notify_all();
+  } else {
+    io_work_.notify_all();
+  }
+}
+
+void EngineCore::EnqueueMeta(const std::shared_ptr<Job>& job) {
+  const auto threads = static_cast<std::size_t>(config_.lookup_threads);
+  const std::size_t run =
+      std::clamp<std::size_t>(job->size() / (4 * threads), 1, kLookupRun);
+  for (std::size_t begin = 0; begin < job->size(); begin += run) {
+    lookups_.push_back({job, begin, std::min(begin + run, job->size())});
+  }
+  meta_work_.notify_all();
+}
+
+void EngineCore::Touch(std::vector<std::string> paths) {
+  for (std::size_t row = 0; row < paths.size(); ++row) CheckPath(row, paths[row]);
+  std::lock_guard lock(mutex_);
+  if (closed_) throw EngineClosed();
+  for (std::string& path : paths) {
+    if (touches_.size() < config_.touch_queue_files) {
+      touches_.push_back(std::move(path));
+    } else {
+      ++stats_.touches_dropped;
+    }
+  }
+  meta_work_.notify_all();
+}
+
+std::vector<Report> EngineCore::Poll() {
+  if (!HasReports()) return {};
+  std::vector<Report> reports;
+  std::vector<std::shared_ptr<Job>> done;  // freed after the lock
+  std::lock_guard lock(mutex_);
+  reports.swap(reports_);
+  has_reports_.store(false, std::memory_order_release);
+  for (const Report& report : reports) {
+    if (report.phase != Phase::kFinished) continue;
+    const auto job = jobs_.find(report.job_id);
+    done.push_back(std::move(job->second));
+    jobs_.erase(job);
+  }
+  return reports;
+}
+
+bool EngineCore::Reached(JobId id, Phase phase) const {
+  const auto job = jobs_.find(id);
+  if (job == jobs_.end() || job->second->finished) return true;
+  return phase == Phase::kReleased && job->second->released;
+}
+
+bool EngineCore::Wait(std::span<const JobId> ids, Phase phase, double timeout_seconds) {
+  const TimePoint deadline = Clock::now() + ToDuration(timeout_seconds);
+  Lock lock(mutex_);
+  return changed_.wait_until(lock, deadline, [&] {
+    return std::all_of(ids.begin(), ids.end(), [&](JobId id) { return Reached(id, phase); });
+  });
+}
+
+std::vector<std::shared_ptr<Job>> EngineCore::FindJobs(std::span<const JobId> ids) const {
+  std::vector<std::shared_ptr<Job>> found;
+  for (const JobId id : ids) {
+    const auto job = jobs_.find(id);
+    if (job != jobs_.end() && !job->second->finished) found.push_back(job->second);
+  }
+  return found;
+}
+
+void EngineCore::Release(std::span<const JobId> ids) {
+  Lock lock(mutex_);
+  for (const auto& job : FindJobs(ids)) {
+    if (job->kind != JobKind::kStore) continue;
+    job->let_go = true;
+    for (std::size_t i = 0; i < job->size(); ++i) {
+      if (job->states[i] == FileState::kTaken || job->states[i] == FileState::kSettled) continue;
+      lock.unlock();
+      const bool dropped = job->transfers[i].gate.RevokeUnlessClaimed();
+      lock.lock();
+      if (dropped) {
+        Settle(*job, i, {FileStatus::kDropped, 0}, 0);
+      } else {
+        MarkTaken(*job, i);  // written whole already and about to get its name
+      }
+    }
+    ReportIfDue(*job);
+  }
+}
+
+void EngineCore::CancelQueued(const std::shared_ptr<Job>& job) {
+  for (std::size_t i = 0; i < job->size(); ++i) {
+    if (job->states[i] == FileState::kQueued) {
+      Settle(*job, i, {FileStatus::kCancelled, 0}, 0);
+    }
+  }
+}
+
+void EngineCore::Cancel(std::span<const JobId> ids) {
+  std::lock_guard lock(mutex_);
+  for (const auto& job : FindJobs(ids)) CancelQueued(job);
+}
+
+bool EngineCore::Drain(double timeout_seconds) {
+  const TimePoint deadline = Clock::now() + ToDuration(timeout_seconds);
+  Lock lock(mutex_);
+  return changed_.wait_until(lock, deadline, [&] {
+    return unfinished_jobs_ == 0 && touches_.empty() && touching_ == 0;
+  });
+}
+
+EngineStats EngineCore::Stats() const {
+  std::lock_guard lock(mutex_);
+  EngineStats stats = stats_;
+  stats.queued_touches = touches_.size();
+  stats.write_buffer_used_bytes =
+      (buffers_made_ - free_buffers_.size()) * RoundUpToPage(config_.piece_bytes);
+  return stats;
+}
+
+}  // namespace kvshelf

@@ -1,0 +1,172 @@
+// Deadlines, hung threads and the end of an engine.
+#include <algorithm>
+
+#include "engine_core.h"
+
+namespace kvshelf {
+namespace {
+
+// Threads that are not hung need a moment to end, whatever time Close was given.
+constexpr auto kExitGrace = std::chrono::milliseconds(200);
+
+}  // namespace
+
+void EngineCore::Arm(TimePoint deadline) {
+  if (deadline >= supervisor_wakes_) return;
+  supervisor_wakes_ = deadline;
+  supervisor_.notify_one();
+}
+
+TimePoint EngineCore::FrontOf(DeadlineQueue& queue) {
+  while (!queue.empty()) {
+    const std::shared_ptr<Job> job = queue.front().job.lock();
+    if (job != nullptr && !job->finished) return queue.front().time;
+    queue.pop_front();
+  }
+  return kNever;
+}
+
+TimePoint EngineCore::NextDeadline() {
+  TimePoint next = std::min({FrontOf(load_deadlines_), FrontOf(lookup_deadlines_),
+                             FrontOf(take_deadlines_), FrontOf(publish_deadlines_)});
+  for (const auto& worker : workers_) {
+    if (!worker->abandoned) next = std::min(next, worker->busy_until);
+  }
+  return next;
+}
+
+// Runs until Close. Sleeps until the next deadline, and for ever while nothing is under way.
+void EngineCore::Supervise() {
+  ::pthread_setname_np(::pthread_self(), "kvs-supervisor");
+  Lock lock(mutex_);
+  while (!stopping_) {
+    const TimePoint now = Clock::now();
+    Expire(lock, load_deadlines_, now, FileStatus::kTimedOut);
+    Expire(lock, lookup_deadlines_, now, FileStatus::kTimedOut);
+    Expire(lock, take_deadlines_, now, FileStatus::kDropped);
+    Expire(lock, publish_deadlines_, now, FileStatus::kTimedOut);
+    AbandonHung(now);
+    Reap(lock);
+    if (stopping_) break;
+    supervisor_wakes_ = NextDeadline();
+    if (supervisor_wakes_ == kNever) {
+      supervisor_.wait(lock);
+    } else {
+      supervisor_.wait_until(lock, supervisor_wakes_);
+    }
+  }
+  supervisor_exited_ = true;
+  changed_.notify_all();
+}
+
+void EngineCore::Expire(Lock& lock, DeadlineQueue& queue, TimePoint now, FileStatus status) {
+  while (FrontOf(queue) <= now) {
+    const Deadline deadline = queue.front();
+    queue.pop_front();
+    const std::shared_ptr<Job> job = deadline.job.lock();
+    if (job == nullptr) continue;
+    std::vector<std::size_t> files;
+    if (&queue == &publish_deadlines_) {
+      files.push_back(deadline.index);
+    } else {
+      for (std::size_t i = 0; i < job->size(); ++i) {
+        // Bytes were taken, or (without write-behind) are being written: the other time-out's.
+        const FileState state = job->states[i];
+        const bool taking = state == FileState::kQueued ||
+                            (state == FileState::kRunning &&
+                             (job->kind != JobKind::kStore || config_.write_behind));
+        if (taking) files.push_back(i);
+      }
+    }
+    GiveUp(lock, job, files, status);
+  }
+}
+
+// Revokes first, settles afterwards: once a status is out, block memory is safe.
+void EngineCore::GiveUp(Lock& lock, const std::shared_ptr<Job>& job,
+                        const std::vector<std::size_t>& files, FileStatus status) {
+  if (job->kind != JobKind::kLookup) {
+    lock.unlock();
+    for (const std::size_t i : files) job->transfers[i].gate.Revoke();
+    lock.lock();
+  }
+  for (const std::size_t i : files) Settle(*job, i, {status, 0}, 0);
+}
+
+void EngineCore::AbandonHung(TimePoint now) {
+  const std::size_t count = workers_.size();  // Spawn appends
+  for (std::size_t i = 0; i < count; ++i) {
+    Worker& worker = *workers_[i];
+    if (worker.abandoned || worker.busy_until > now) continue;
+    worker.abandoned = true;
+    ++stats_.hung_threads;
+    --live_[static_cast<std::size_t>(worker.role)];
+    if (worker.touching) {
+      worker.touching = false;
+      --touching_;
+      changed_.notify_all();
+    }
+    if (replaced_ >= config_.replacement_threads || stopping_) continue;
+    try {
+      Spawn(worker.role);
+      ++replaced_;
+    } catch (const std::exception&) {
+      // No memory or no thread to be had: go on with fewer until the hung one comes back.
+    }
+  }
+}
+
+// Joins threads that have ended, which takes no time, and forgets them.
+void EngineCore::Reap(Lock& lock) {
+  const auto gone = std::stable_partition(workers_.begin(), workers_.end(),
+                                          [](const auto& worker) { return !worker->exited; });
+  std::vector<std::shared_ptr<Worker>> ended(std::make_move_iterator(gone),
+                                             std::make_move_iterator(workers_.end()));
+  workers_.erase(gone, workers_.end());
+  if (ended.empty()) return;
+  lock.unlock();
+  for (const auto& worker : ended) worker->thread.join();
+  lock.lock();
+}
+
+void EngineCore::GiveUpAll(Lock& lock) {
+  std::vector<std::shared_ptr<Job>> jobs;
+  for (const auto& [id, job] : jobs_) jobs.push_back(job);
+  for (const auto& job : jobs) {
+    std::vector<std::size_t> files;
+    for (std::size_t i = 0; i < job->size(); ++i) {
+      if (job->states[i] != FileState::kSettled) files.push_back(i);
+    }
+    GiveUp(lock, job, files, FileStatus::kCancelled);
+  }
+}
+
+bool EngineCore::Close(double timeout_seconds) {
+  std::lock_guard close_lock(close_mutex_);
+  const TimePoint deadline = Clock::now() + ToDuration(timeout_seconds);
+  Lock lock(mutex_);
+  closed_ = true;
+  touches_.clear();
+  for (const auto& [id, job] : jobs_) CancelQueued(job);
+  changed_.wait_until(lock, deadline, [&] { return unfinished_jobs_ == 0; });
+  GiveUpAll(lock);
+  stopping_ = true;
+  WakeAll();
+  auto all_exited = [&] {
+    return supervisor_exited_ && std::all_of(workers_.begin(), workers_.end(),
+                                             [](const auto& worker) { return worker->exited; });
+  };
+  changed_.wait_until(lock, std::max(deadline, Clock::now() + kExitGrace), all_exited);
+  if (supervisor_exited_ && supervisor_thread_.joinable()) supervisor_thread_.join();
+  Reap(lock);
+  for (const auto& worker : workers_) {
+    // Hangs in the kernel. It co-owns this core and finds its file given up when it comes back.
+    if (worker->thread.joinable()) worker->thread.detach();
+  }
+  // Temp files that no thread was left to remove; a cleaner does, once this process is gone.
+  for (const auto& leftover : leftovers_) leftover->Leak();
+  leftovers_.clear();
+  return workers_.empty() && supervisor_exited_;
+}
+
+}  // namespace kvshelf

@@ -1,0 +1,176 @@
+// The work of I/O threads and copiers on one chunk file.
+#include <algorithm>
+#include <cerrno>
+
+#include "engine_core.h"
+
+namespace kvshelf {
+
+ChunkIdentity EngineCore::IdentityOf(const Transfer& file) const {
+  const GroupMemory& memory = *file.request.memory;
+  return {namespace_digest_, file.request.key, rank_, memory.geometry(), memory.block_bytes()};
+}
+
+EngineCore::TransferRef EngineCore::PopUnsettled(std::deque<TransferRef>& queue) {
+  while (!queue.empty()) {
+    TransferRef file = std::move(queue.front());
+    queue.pop_front();
+    file->in_queue = false;
+    if (!GivenUp(*file)) return file;
+  }
+  return nullptr;
+}
+
+void EngineCore::Load(Transfer& file, ThreadContext& context) {
+  const ChunkIdentity identity = IdentityOf(file);
+  FileResult result;
+  bool removed = false;
+  {
+    ChunkReader reader(root_, io_options_, identity, file.request, context);
+    result = reader.Load(file.gate, &removed);
+  }
+  std::lock_guard lock(mutex_);
+  if (removed) ++stats_.removed_bad;
+  if (GivenUp(file)) return;
+  Settle(*file.job, file.index, result, result.ok() ? file.request.payload_bytes() : 0);
+}
+
+// Without write-behind: the whole file at once.
+void EngineCore::StoreThrough(Transfer& file, ThreadContext& context) {
+  const ChunkIdentity identity = IdentityOf(file);
+  FileResult result;
+  std::uint64_t bytes = 0;
+  {
+    ChunkWriter writer(root_, io_options_, identity, file.request);
+    if (writer.Begin(&result) == ChunkWriter::Start::kReady) {
+      result = WriteFromBlocks(file, writer, context);
+      if (result.ok()) result = writer.Publish(file.gate, context);
+      if (result.ok()) bytes = file.request.payload_bytes();
+    }
+  }  // a temp file that was not published is gone before anybody hears of the failure
+  std::lock_guard lock(mutex_);
+  if (!GivenUp(file)) Settle(*file.job, file.index, result, bytes);
+}
+
+FileResult EngineCore::WriteFromBlocks(Transfer& file, ChunkWriter& writer,
+                                       ThreadContext& context) {
+  const std::uint64_t payload = file.request.payload_bytes();
+  const bool in_place = device_->host_accessible() && !io_options_.direct;
+  while (writer.written_bytes() < payload) {
+    if (file.gate.revoked()) return FileResult::IoError(ECANCELED);
+    const std::uint64_t begin = writer.written_bytes();
+    const std::uint64_t end = std::min(begin + context.step.size(), payload);
+    file.request.memory->Map(file.request.block_ids, begin, end, context.segments);
+    FileResult result;
+    if (in_place) {
+      result = writer.WriteSegments(context.segments, context);
+    } else {
+      const bool copied = file.gate.Copy(context.stream, [&](CopyStream& stream) {
+        return stream.BeginOut(context.segments, context.step.data()) && stream.Wait();
+      });
+      if (!copied) return FileResult::IoError(EIO);
+      result = writer.WriteStaged(context.step.data(), end - begin);
+    }
+    if (!result.ok()) return result;
+  }
+  return {};
+}
+
+// A copier's work: takes a file's bytes into staging, a part at a time as buffers become free.
+// Does no file I/O, so that no storage can hold block memory.
+void EngineCore::TakeBytes(Lock& lock, const TransferRef& file, StagingBuffer buffer,
+                           ThreadContext& context) {
+  LeaveQueue(*file->job, file->index);
+  const std::uint64_t payload = file->request.payload_bytes();
+  for (;;) {
+    const std::uint64_t begin = file->copied_bytes;
+    const std::uint64_t end = std::min(begin + config_.piece_bytes, payload);
+    lock.unlock();
+    file->request.memory->Map(file->request.block_ids, begin, end, context.segments);
+    const bool begun = file->gate.Copy(context.stream, [&](CopyStream& stream) {
+      return stream.BeginOut(context.segments, buffer.data());
+    });
+    const bool copied = file->gate.Finish() && begun;
+    lock.lock();
+    if (GivenUp(*file) || !copied) {
+      ReturnBuffer(std::move(buffer));
+      if (!GivenUp(*file)) Settle(*file->job, file->index, FileResult::IoError(EIO), 0);
+      return;
+    }
+    file->copied_bytes = end;
+    file->ready().push_back({std::move(buffer), end - begin});
+    if (!file->active && !file->in_queue) {
+      file->in_queue = true;
+      stores_.push_back(file);
+      io_work_.notify_one();
+    }
+    if (end == payload) break;
+    copy_work_.wait(lock, [&] { return GivenUp(*file) || BufferAvailable(); });
+    if (GivenUp(*file)) return;
+    buffer = TakeBuffer();
+    if (!buffer) return;  // out of memory: dropped when its time is up
+  }
+  const std::shared_ptr<Job> job = jobs_.at(file->job->id);
+  publish_deadlines_.push_back(
+      {Clock::now() + ToDuration(config_.store_timeout_seconds), job, file->index});
+  Arm(publish_deadlines_.back().time);
+  MarkTaken(*job, file->index);
+}
+
+bool EngineCore::BeginWriteBehind(Lock& lock, Transfer& file) {
+  lock.unlock();
+  FileResult result;
+  auto writer = std::make_unique<ChunkWriter>(root_, io_options_, IdentityOf(file), file.request);
+  const ChunkWriter::Start start = writer->Begin(&result);
+  lock.lock();
+  file.writer = std::move(writer);
+  if (start == ChunkWriter::Start::kReady) return true;
+  EndWriteBehind(lock, file, result, 0);
+  return false;
+}
+
+// Ends the writer's work on a file, with the temp file gone before the file is settled.
+void EngineCore::EndWriteBehind(Lock& lock, Transfer& file, FileResult result,
+                                std::uint64_t bytes) {
+  std::unique_ptr<ChunkWriter> writer = std::move(file.writer);
+  lock.unlock();
+  writer.reset();
+  // Settling releases block memory, so a copy that is under way has to end first.
+  const bool given_up = file.gate.revoked();
+  file.gate.Revoke();
+  lock.lock();
+  file.active = false;
+  if (!given_up) Settle(*file.job, file.index, result, bytes);
+}
+
+// Writes what has been staged of a file so far, and publishes it if that was the last. Never waits
+// for a copier: a file that is not complete is left, and queued again with its next part.
+void EngineCore::WriteBehind(Lock& lock, Transfer& file, ThreadContext& context) {
+  file.active = true;
+  if (file.writer == nullptr && !BeginWriteBehind(lock, file)) return;
+  const std::uint64_t payload = file.request.payload_bytes();
+  while (!GivenUp(file)) {
+    FileResult result;
+    if (file.has_ready()) {
+      StagedPart part = std::move(file.ready().front());
+      file.ready().pop_front();
+      lock.unlock();
+      result = file.writer->WriteStaged(part.buffer.data(), part.bytes);
+      lock.lock();
+      ReturnBuffer(std::move(part.buffer));
+      if (result.ok()) continue;
+    } else if (file.writer->written_bytes() == payload) {
+      lock.unlock();
+      result = file.writer->Publish(file.gate, context);
+      lock.lock();
+    } else {
+      file.active = false;
+      return;
+    }
+    EndWriteBehind(lock, file, result, result.ok() ? payload : 0);
+    return;
+  }
+  EndWriteBehind(lock, file, {}, 0);
+}
+
+}  // namespace kvshelf

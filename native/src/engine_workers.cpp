@@ -1,0 +1,264 @@
+// The engine's construction and the loops of its threads.
+#include <algorithm>
+#include <cerrno>
+#include <stdexcept>
+#include <system_error>
+
+#include "engine_core.h"
+
+namespace kvshelf {
+namespace {
+
+// A thread counts as hung if its call outlasts the deadline of its file by this much: a thread
+// that reads in small steps on storage that answers comes back well within it.
+constexpr auto kHungGrace = std::chrono::milliseconds(100);
+
+// O_DIRECT has no read-ahead, so its steps must be long enough to keep a device busy.
+constexpr std::uint64_t kDirectStepBytes = 1 << 20;
+
+// Taking bytes is memory copying; a quarter of the I/O threads keeps up with them.
+int CopierThreads(const EngineConfig& config) { return std::clamp(config.io_threads / 4, 1, 4); }
+
+constexpr const char* kRoleNames[kRoles] = {"kvs-io-", "kvs-load-", "kvs-meta-", "kvs-copy-"};
+
+std::size_t IndexOf(Role role) { return static_cast<std::size_t>(role); }
+
+ChunkIoOptions IoOptions(const EngineConfig& config) {
+  ChunkIoOptions options;
+  options.step_bytes = config.step_bytes;
+  options.piece_bytes = static_cast<std::uint32_t>(config.piece_bytes);
+  options.verify = config.verify;
+  options.remove_bad = config.remove_bad;
+  options.durability = config.durability;
+  options.file_mode = config.file_mode;
+  return options;
+}
+
+const EngineConfig& Checked(const EngineConfig& config) {
+  CheckConfig(config);
+  return config;
+}
+
+}  // namespace
+
+void CheckConfig(const EngineConfig& config) {
+  auto demand = [](bool holds, const char* text) {
+    if (!holds) throw std::invalid_argument(text);
+  };
+  auto whole_pages = [](std::uint64_t bytes, std::uint64_t max) {
+    return bytes >= kPageBytes && bytes % kPageBytes == 0 && bytes <= max;
+  };
+  demand(config.io_threads >= 1 && config.io_threads <= 1024, "io_threads: 1 to 1024");
+  demand(config.load_only_threads >= 0, "load_only_threads: at least 0");
+  demand(config.lookup_threads >= 1 && config.lookup_threads <= 1024, "lookup_threads: 1 to 1024");
+  demand(whole_pages(config.piece_bytes, 1u << 30),
+         "piece_bytes: a multiple of 4096, at most 1 GiB");
+  demand(whole_pages(config.step_bytes, 1u << 30), "step_bytes: a multiple of 4096, at most 1 GiB");
+  demand(config.replacement_threads >= 0 && config.replacement_threads <= 1024,
+         "replacement_threads: 0 to 1024");
+}
+
+EngineCore::EngineCore(EngineSetup setup)
+    : config_(Checked(setup.config)),
+      io_options_(IoOptions(setup.config)),
+      groups_(std::move(setup.groups)),
+      namespace_digest_(setup.namespace_digest),
+      rank_(setup.rank),
+      device_(setup.device != nullptr ? std::move(setup.device) : MakeHostDevice()),
+      root_(setup.ops != nullptr ? std::move(setup.ops) : MakePosixFileOps(), setup.root,
+            setup.temp_prefix.empty() ? OwnTempPrefix() : std::move(setup.temp_prefix),
+            setup.config.dir_mode),
+      buffers_max_(std::max<std::size_t>(1, config_.write_buffer_bytes / config_.piece_bytes)) {
+  if (config_.direct != Direct::kOff) {
+    const int error = root_.ProbeDirect();
+    if (error < 0 && config_.direct == Direct::kOn) {
+      throw std::system_error(-error, std::generic_category(),
+                              setup.root + ": O_DIRECT does not work here");
+    }
+    io_options_.direct = error >= 0;
+  }
+  if (io_options_.direct) {
+    io_options_.step_bytes = std::max(io_options_.step_bytes, kDirectStepBytes);
+  }
+  stats_.direct = io_options_.direct;
+  const int load_only = std::clamp(config_.load_only_threads, 0, config_.io_threads - 1);
+  nominal_[IndexOf(Role::kLoadOnly)] = load_only;
+  nominal_[IndexOf(Role::kIo)] = config_.io_threads - load_only;
+  nominal_[IndexOf(Role::kMeta)] = config_.lookup_threads;
+  if (config_.write_behind) nominal_[IndexOf(Role::kCopier)] = CopierThreads(config_);
+  if (groups_.empty()) {  // only lookups and touches: no payload, no threads for it
+    for (const Role role : {Role::kLoadOnly, Role::kIo, Role::kCopier}) nominal_[IndexOf(role)] = 0;
+  }
+}
+
+EngineCore::~EngineCore() = default;
+
+void EngineCore::Start() {
+  std::lock_guard lock(mutex_);
+  for (std::size_t role = 0; role < kRoles; ++role) {
+    for (int i = 0; i < nominal_[role]; ++i) Spawn(static_cast<Role>(role));
+  }
+  supervisor_thread_ = std::thread([core = shared_from_this()] { core->Supervise(); });
+}
+
+void EngineCore::Spawn(Role role) {
+  const std::size_t index = IndexOf(role);
+  auto worker = std::make_shared<Worker>();
+  worker->role = role;
+  worker->name = kRoleNames[index] + std::to_string(threads_made_[index]++);
+  // Allocated here, where a failure can be reported; owned by the thread, however long it hangs.
+  auto context = std::make_shared<ThreadContext>();
+  if (role == Role::kIo || role == Role::kLoadOnly) {
+    *context = MakeThreadContext(*device_, io_options_.step_bytes);
+  } else if (role == Role::kCopier) {
+    context->stream = device_->NewStream();
+  }
+  workers_.reserve(workers_.size() + 1);
+  worker->thread = std::thread([core = shared_from_this(), worker, context] {
+    core->RunWorker(*worker, *context);
+  });
+  workers_.push_back(worker);
+  ++live_[index];
+}
+
+void EngineCore::RunWorker(Worker& worker, ThreadContext& context) {
+  ::pthread_setname_np(::pthread_self(), worker.name.substr(0, 15).c_str());
+  switch (worker.role) {
+    case Role::kIo:
+    case Role::kLoadOnly:
+      IoLoop(worker, context);
+      break;
+    case Role::kMeta:
+      MetaLoop(worker);
+      break;
+    case Role::kCopier:
+      CopierLoop(context);
+      break;
+  }
+  std::lock_guard lock(mutex_);
+  if (!worker.abandoned) --live_[IndexOf(worker.role)];
+  worker.exited = true;
+  supervisor_.notify_one();
+  changed_.notify_all();
+}
+
+void EngineCore::BeginCall(Worker& worker, Clock::duration timeout) {
+  worker.busy_until = Clock::now() + timeout + kHungGrace;
+  Arm(worker.busy_until);
+}
+
+// Whether the thread goes on. One that was given up goes on only if it was not replaced.
+bool EngineCore::EndCall(Worker& worker) {
+  worker.busy_until = kNever;
+  if (!worker.abandoned) return true;
+  --stats_.hung_threads;
+  const std::size_t index = IndexOf(worker.role);
+  if (live_[index] >= nominal_[index]) {
+    --replaced_;
+    return false;
+  }
+  ++live_[index];
+  worker.abandoned = false;
+  return true;
+}
+
+void EngineCore::IoLoop(Worker& worker, ThreadContext& context) {
+  const bool stores_too = worker.role == Role::kIo;
+  Lock lock(mutex_);
+  do {
+    WorkCondition(worker.role).wait(lock, [&] {
+      return stopping_ || !loads_.empty() ||
+             (stores_too && (!stores_.empty() || !leftovers_.empty()));
+    });
+    if (const TransferRef load = PopUnsettled(loads_)) {
+      LeaveQueue(*load->job, load->index);
+      const auto deadline =
+          load->job->submitted + ToDuration(config_.load_timeout_seconds) - Clock::now();
+      BeginCall(worker, deadline);
+      lock.unlock();
+      Load(*load, context);
+      lock.lock();
+    } else if (stores_too && !leftovers_.empty()) {
+      std::unique_ptr<ChunkWriter> leftover = std::move(leftovers_.back());
+      leftovers_.pop_back();
+      BeginCall(worker, ToDuration(config_.store_timeout_seconds));
+      lock.unlock();
+      leftover.reset();
+      lock.lock();
+    } else if (const TransferRef store = stores_too ? PopUnsettled(stores_) : nullptr) {
+      BeginCall(worker, ToDuration(config_.store_timeout_seconds));
+      if (config_.write_behind) {
+        WriteBehind(lock, *store, context);
+      } else {
+        LeaveQueue(*store->job, store->index);
+        publish_deadlines_.push_back(
+            {Clock::now() + ToDuration(config_.store_timeout_seconds),
+             jobs_.at(store->job->id), store->index});
+        Arm(publish_deadlines_.back().time);
+        lock.unlock();
+        StoreThrough(*store, context);
+        lock.lock();
+      }
+    } else if (stopping_) {
+      return;
+    }
+  } while (EndCall(worker));
+}
+
+void EngineCore::CopierLoop(ThreadContext& context) {
+  Lock lock(mutex_);
+  for (;;) {
+    copy_work_.wait(lock,
+                    [&] { return stopping_ || (!copies_.empty() && BufferAvailable()); });
+    if (stopping_) return;  // nothing is left to copy: Close settled all
+    const TransferRef file = PopUnsettled(copies_);
+    if (file == nullptr) continue;
+    StagingBuffer buffer = TakeBuffer();
+    if (buffer) {
+      TakeBytes(lock, file, std::move(buffer), context);
+    }  // else out of memory: dropped when its time is up
+  }
+}
+
+void EngineCore::MetaLoop(Worker& worker) {
+  // Half of the threads at most, so that lookups find one free.
+  const auto touching_max = static_cast<std::size_t>(std::max(1, config_.lookup_threads / 2));
+  Lock lock(mutex_);
+  do {
+    auto may_touch = [&] { return !touches_.empty() && touching_ < touching_max; };
+    meta_work_.wait(lock, [&] { return stopping_ || !lookups_.empty() || may_touch(); });
+    if (stopping_) return;
+    BeginCall(worker, ToDuration(config_.lookup_timeout_seconds));
+    if (!lookups_.empty()) {
+      const MetaBatch batch = std::move(lookups_.front());
+      lookups_.pop_front();
+      Probe(lock, batch);
+    } else {
+      TouchSome(lock, worker);
+    }
+  } while (EndCall(worker));
+}
+
+std::condition_variable& EngineCore::WorkCondition(Role role) {
+  switch (role) {
+    case Role::kIo:
+      return io_work_;
+    case Role::kLoadOnly:
+      return load_work_;
+    case Role::kMeta:
+      return meta_work_;
+    case Role::kCopier:
+      break;
+  }
+  return copy_work_;
+}
+
+void EngineCore::WakeAll() {
+  io_work_.notify_all();
+  load_work_.notify_all();
+  meta_work_.notify_all();
+  copy_work_.notify_all();
+  supervisor_.notify_all();
+}
+
+}  // namespace kvshelf

@@ -1,0 +1,125 @@
+#include "kvshelf/file_ops.h"
+
+#include <linux/openat2.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <climits>
+#include <cstdio>
+#include <string>
+
+#include "kvshelf/memory.h"
+
+namespace kvshelf {
+namespace {
+
+template <typename Call>
+auto Retry(Call&& call) -> decltype(call()) {
+  for (;;) {
+    const auto result = call();
+    if (result >= 0) return result;
+    if (errno != EINTR) return static_cast<decltype(call())>(-errno);
+  }
+}
+
+class PosixFileOps final : public FileOps {
+ public:
+  int OpenBeneath(int dir, const char* path, int flags, mode_t mode) override {
+    if (has_openat2_.load(std::memory_order_relaxed)) {
+      const int fd = OpenAt2(dir, path, flags, mode);
+      if (fd != -ENOSYS && fd != -EPERM) return fd;
+      // Old kernels lack the call and some container profiles forbid it. EPERM can also be about
+      // the file, so it does not turn the call off for good.
+      if (fd == -ENOSYS) has_openat2_.store(false, std::memory_order_relaxed);
+    }
+    return OpenByComponents(dir, path, flags, mode);
+  }
+
+  ssize_t Pread(int fd, std::byte* data, std::size_t bytes, off_t offset) override {
+    return Retry([&] { return ::pread(fd, data, bytes, offset); });
+  }
+  ssize_t Pwritev(int fd, std::span<const iovec> parts, off_t offset) override {
+    return Retry([&] {
+      if (parts.size() == 1) return ::pwrite(fd, parts[0].iov_base, parts[0].iov_len, offset);
+      return ::pwritev(fd, parts.data(), static_cast<int>(parts.size()), offset);
+    });
+  }
+  int Fstat(int fd, struct stat* result) override {
+    return Retry([&] { return ::fstat(fd, result); });
+  }
+  int StatAt(int dir, const char* path, struct stat* result) override {
+    return Retry([&] { return ::fstatat(dir, path, result, AT_SYMLINK_NOFOLLOW); });
+  }
+  int MakeDirAt(int dir, const char* name, mode_t mode) override {
+    return Retry([&] { return ::mkdirat(dir, name, mode); });
+  }
+  int UnlinkAt(int dir, const char* name) override {
+    return Retry([&] { return ::unlinkat(dir, name, 0); });
+  }
+  int RenameNoReplace(int from_dir, const char* from, int to_dir, const char* to) override {
+    return Retry([&] { return ::renameat2(from_dir, from, to_dir, to, RENAME_NOREPLACE); });
+  }
+  int LinkAt(int from_dir, const char* from, int to_dir, const char* to) override {
+    return Retry([&] { return ::linkat(from_dir, from, to_dir, to, 0); });
+  }
+  int Rename(int from_dir, const char* from, int to_dir, const char* to) override {
+    return Retry([&] { return ::renameat(from_dir, from, to_dir, to); });
+  }
+  int SyncData(int fd) override {
+    return Retry([&] { return ::fdatasync(fd); });
+  }
+  int Sync(int fd) override {
+    return Retry([&] { return ::fsync(fd); });
+  }
+  int TouchAt(int dir, const char* path) override {
+    const timespec times[2] = {{0, UTIME_NOW}, {0, UTIME_OMIT}};
+    return Retry([&] { return ::utimensat(dir, path, times, AT_SYMLINK_NOFOLLOW); });
+  }
+
+ private:
+  static int OpenAt2(int dir, const char* path, int flags, mode_t mode) {
+    open_how how{};
+    how.flags = static_cast<std::uint64_t>(flags | O_CLOEXEC | O_NOFOLLOW);
+    how.mode = (flags & O_CREAT) != 0 ? mode : 0;
+    how.resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS;
+    int fd = -EAGAIN;
+    // EAGAIN: a rename elsewhere raced with the walk; the manual says to try again.
+    for (int attempt = 0; attempt < 100 && fd == -EAGAIN; ++attempt) {
+      fd = Retry([&] {
+        return static_cast<int>(::syscall(SYS_openat2, dir, path, &how, sizeof(how)));
+      });
+    }
+    return fd;
+  }
+
+  // One openat a component: O_NOFOLLOW covers the last component only.
+  static int OpenByComponents(int dir, const char* path, int flags, mode_t mode) {
+    std::string_view rest = path;
+    UniqueFd held;
+    int current = dir;
+    for (;;) {
+      const std::size_t slash = rest.find('/');
+      const std::string name(rest.substr(0, slash));
+      if (name == "..") return -EXDEV;
+      const bool last = slash == std::string_view::npos;
+      const int open_flags = last ? flags : O_PATH | O_DIRECTORY;
+      const int fd = Retry([&] {
+        return ::openat(current, name.c_str(), open_flags | O_CLOEXEC | O_NOFOLLOW, mode);
+      });
+      if (fd < 0 || last) return fd;
+      held = UniqueFd(fd);
+      current = fd;
+      rest.remove_prefix(slash + 1);
+    }
+  }
+
+  std::atomic<bool> has_openat2_{true};
+};
+
+}  // namespace
+
+std::shared_ptr<FileOps> MakePosixFileOps() { return std::make_shared<PosixFileOps>(); }
+
+}  // namespace kvshelf

@@ -1,0 +1,88 @@
+// Jobs and their files, as the engine's threads see them.
+#pragma once
+
+#include <deque>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kvshelf/chunk_io.h"
+#include "kvshelf/engine.h"
+
+namespace kvshelf {
+
+// A part of a payload in staging memory, to be written.
+struct StagedPart {
+  StagingBuffer buffer;
+  std::uint64_t bytes = 0;
+};
+
+struct Job;
+
+// One chunk file that is stored or loaded. `request` is fixed once submitted, the gate guards
+// itself, all else is guarded by EngineCore::mutex_.
+struct Transfer {
+  Job* job = nullptr;  // a shared_ptr<Transfer> keeps its job alive
+  std::size_t index = 0;
+  ChunkRequest request;
+  std::uint32_t group = 0;
+  CopyGate gate;
+
+  // Write-behind only.
+  std::deque<StagedPart>& ready() {
+    if (ready_ == nullptr) ready_ = std::make_unique<std::deque<StagedPart>>();
+    return *ready_;
+  }
+  bool has_ready() const { return ready_ != nullptr && !ready_->empty(); }
+  std::uint64_t copied_bytes = 0;       // of the payload, out of block memory
+  bool active = false;                  // an I/O thread has it, and with it `writer`
+  bool in_queue = false;                // waits in EngineCore::stores_
+  std::unique_ptr<ChunkWriter> writer;  // not destroyed but by an I/O thread
+
+ private:
+  std::unique_ptr<std::deque<StagedPart>> ready_;  // made on use: an empty deque has a heap block
+};
+
+enum class FileState : std::uint8_t {
+  kQueued,   // no thread has begun it
+  kRunning,  // a thread has it or had it
+  kTaken,    // a store that needs block memory no more
+  kSettled,  // its status is final
+};
+
+// Guarded by EngineCore::mutex_ but for what is fixed at submission.
+struct Job {
+  JobId id = 0;
+  JobKind kind = JobKind::kLoad;
+  TimePoint submitted;
+  std::vector<std::string> paths;  // lookups; a transfer has its own
+  std::vector<std::int32_t> block_ids;
+  std::vector<Transfer> transfers;  // stores and loads; never resized, threads point into it
+
+  std::vector<FileState> states;
+  std::vector<FileStatus> statuses;
+  std::vector<int> errnos;
+  std::vector<bool> taken;          // for RELEASED: the bytes were taken, whatever came after
+  std::size_t unsettled = 0;        // files
+  std::size_t holding = 0;          // files that may still need block memory
+  bool any_error = false;           // an errno is not 0
+  bool let_go = false;              // release() was called
+  bool released = false;            // reported
+  bool finished = false;            // reported
+  std::uint64_t payload_bytes = 0;
+
+  std::size_t size() const { return states.size(); }
+};
+
+inline std::shared_ptr<Transfer> Ref(const std::shared_ptr<Job>& job, std::size_t index) {
+  return {job, &job->transfers[index]};
+}
+
+// A run of files of a job for one lookup thread: lookups, or probes whether stores exist already.
+struct MetaBatch {
+  std::shared_ptr<Job> job;
+  std::size_t begin = 0;
+  std::size_t end = 0;
+};
+
+}  // namespace kvshelf

@@ -1,0 +1,118 @@
+#include "kvshelf/root_dir.h"
+
+#include <unistd.h>
+
+#include <cerrno>
+#include <climits>
+#include <cstring>
+#include <fstream>
+#include <iterator>
+#include <system_error>
+
+#include "kvshelf/format.h"
+
+namespace kvshelf {
+
+std::string_view WhatIsWrongWithPath(std::string_view path) {
+  if (path.empty()) return "is empty";
+  if (path.size() >= PATH_MAX) return "is too long";
+  if (path.front() == '/') return "is absolute";
+  if (path.find('\0') != std::string_view::npos) return "has a null character";
+  for (;;) {
+    const std::size_t slash = path.find('/');
+    const std::string_view name = path.substr(0, slash);
+    if (name.empty()) return "has an empty component";
+    if (name == "." || name == "..") return "has a component that is . or ..";
+    if (name.size() > NAME_MAX) return "has a component that is too long";
+    if (slash == std::string_view::npos) return {};
+    path.remove_prefix(slash + 1);
+  }
+}
+
+std::pair<std::string, std::string> SplitPath(std::string_view path) {
+  const std::size_t slash = path.rfind('/');
+  if (slash == std::string_view::npos) return {"", std::string(path)};
+  return {std::string(path.substr(0, slash)), std::string(path.substr(slash + 1))};
+}
+
+RootDir::RootDir(std::shared_ptr<FileOps> ops, const std::string& root, std::string temp_prefix,
+                 mode_t dir_mode)
+    : ops_(std::move(ops)),
+      fd_(::open(root.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)),
+      temp_prefix_(std::move(temp_prefix)),
+      dir_mode_(dir_mode) {
+  if (!fd_) throw std::system_error(errno, std::generic_category(), root);
+}
+
+int RootDir::OpenFolder(const std::string& folder) const {
+  return ops_->OpenBeneath(fd_.get(), folder.empty() ? "." : folder.c_str(),
+                           O_RDONLY | O_DIRECTORY, 0);
+}
+
+int RootDir::MakeFolder(const std::string& folder, bool* created) const {
+  *created = false;
+  const int opened = OpenFolder(folder);
+  if (opened != -ENOENT || folder.empty()) return opened;
+  const auto [parent, name] = SplitPath(folder);
+  bool parent_created = false;
+  const int parent_fd = MakeFolder(parent, &parent_created);
+  if (parent_fd < 0) return parent_fd;
+  const UniqueFd owner(parent_fd);
+  const int made = ops_->MakeDirAt(parent_fd, name.c_str(), dir_mode_);
+  if (made < 0 && made != -EEXIST) return made;
+  *created = made >= 0;
+  return OpenFolder(folder);
+}
+
+std::string RootDir::NextTempName() {
+  return temp_prefix_ + "-" + std::to_string(temp_counter_.fetch_add(1)) + ".tmp";
+}
+
+int RootDir::ProbeDirect() {
+  const std::string name = "." + NextTempName();
+  const UniqueFd file(ops_->OpenBeneath(fd_.get(), name.c_str(),
+                                        O_RDWR | O_CREAT | O_EXCL | O_DIRECT, 0600));
+  if (!file) {
+    // Some file systems create the file before they refuse the flag.
+    const int error = -EOPNOTSUPP;
+    ops_->UnlinkAt(fd_.get(), name.c_str());
+    return error;
+  }
+  const StagingBuffer buffer = AllocateAligned(2 * kPageBytes);
+  std::memset(buffer.data(), 0x5A, kPageBytes);
+  const iovec part{buffer.data(), kPageBytes};
+  ssize_t result = ops_->Pwritev(file.get(), {&part, 1}, 0);
+  if (result == static_cast<ssize_t>(kPageBytes)) {
+    result = ops_->Pread(file.get(), buffer.data() + kPageBytes, kPageBytes, 0);
+  }
+  ops_->UnlinkAt(fd_.get(), name.c_str());
+  if (result < 0) return static_cast<int>(result);
+  const bool same = result == static_cast<ssize_t>(kPageBytes) &&
+                    std::memcmp(buffer.data(), buffer.data() + kPageBytes, kPageBytes) == 0;
+  return same ? 0 : -EIO;
+}
+
+std::string OwnTempPrefix() {
+  char host[HOST_NAME_MAX + 1] = {};
+  ::gethostname(host, sizeof(host) - 1);
+  std::string prefix;
+  for (const char c : std::string_view(host)) {
+    const bool safe = (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') ||
+                      c == '.' || c == '_';
+    prefix += safe ? c : '_';
+  }
+  std::string boot;
+  std::ifstream("/proc/sys/kernel/random/boot_id") >> boot;
+  std::ifstream stat_file("/proc/self/stat");
+  const std::string stat{std::istreambuf_iterator<char>(stat_file), {}};
+  // The command name in field 2 may hold anything, so fields are counted from its last ')'.
+  std::string start = "0";
+  std::size_t at = stat.rfind(')');
+  for (int field = 2; field < 22 && at != std::string::npos; ++field) {
+    at = stat.find(' ', at + 1);
+  }
+  if (at != std::string::npos) start = stat.substr(at + 1, stat.find(' ', at + 1) - at - 1);
+  return prefix + "-" + boot.substr(0, 8) + "-" + std::to_string(::getpid()) + "-" + start;
+}
+
+}  // namespace kvshelf

@@ -1,0 +1,189 @@
+"""The native engine: ``Engine`` of ``base.py`` on the C++ core.
+
+This is the one place that thinks about the GIL. The core never calls Python and never takes the
+GIL; it is released while a call may wait (``wait``, ``drain``, ``close``, ``release``). The calls
+of a scheduler's step keep it, because they take microseconds: ``submit_*`` copy their arguments
+and queue them, and ``poll`` reads one atomic flag unless there are reports.
+
+Threads: all methods may be called from any thread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvshelf.engine.base import (
+    Batch,
+    Direct,
+    Durability,
+    EngineConfig,
+    EngineStats,
+    FileStatus,
+    GroupMemory,
+    JobId,
+    JobKind,
+    JobResult,
+    Phase,
+)
+from kvshelf.errors import EngineClosedError
+
+try:
+    from kvshelf import _native
+except ImportError as error:  # pragma: no cover - depends on how kvshelf was installed
+    raise ImportError(
+        "the native core of kvshelf is missing or was built for another Python; "
+        "build it with: pip install --no-build-isolation ."
+    ) from error
+
+# Numbers shared with native/include/kvshelf/status.h, by position.
+_STATUSES = tuple(FileStatus)
+_KINDS = (JobKind.STORE, JobKind.LOAD, JobKind.LOOKUP)
+_PHASES = (Phase.RELEASED, Phase.FINISHED)
+_DIRECT = {Direct.OFF: 0, Direct.AUTO: 1, Direct.ON: 2}
+_DURABILITY = {Durability.NONE: 0, Durability.DATA: 1, Durability.FULL: 2}
+
+
+def geometry_of(group: GroupMemory) -> int:
+    """The digest of a group's page sizes (docs/format.md, ``geometry``)."""
+    sizes = [page.page_bytes for page in group.pages]
+    digest = hashlib.sha256(struct.pack(f"<{len(sizes)}Q", *sizes)).digest()
+    return int.from_bytes(digest[:8], "little")
+
+
+class NativeEngine:
+    """Moves chunk files on native threads. The contract is ``kvshelf.engine.base.Engine``.
+
+    Args:
+        root: an existing directory; paths in batches are relative to it.
+        groups: block memory per group; empty for an engine that only looks up and touches. It must
+            outlive the engine or a ``close()`` that returned True.
+        config: limits; ``load_only_threads`` is cut to ``io_threads - 1``.
+        namespace: 32 bytes, written to and demanded of every header.
+        rank: the worker's rank, likewise.
+
+    Raises:
+        ValueError: a setting, group or the namespace is out of range.
+        OSError: the root cannot be opened, or ``Direct.ON`` and it refuses O_DIRECT.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        groups: Sequence[GroupMemory],
+        config: EngineConfig,
+        *,
+        namespace: bytes,
+        rank: int,
+    ) -> None:
+        self._engine = _native.Engine(
+            os.fspath(root),
+            [
+                (
+                    [(page.address, page.stride_bytes, page.page_bytes) for page in group.pages],
+                    group.num_blocks,
+                    geometry_of(group),
+                )
+                for group in groups
+            ],
+            config,
+            _DIRECT[config.direct],
+            _DURABILITY[config.durability],
+            namespace,
+            rank,
+            "",
+        )
+
+    def submit_store(self, job_id: JobId, batch: Batch) -> None:
+        """See ``Engine.submit_store``."""
+        self._submit(self._engine.submit_store, job_id, batch)
+
+    def submit_load(self, job_id: JobId, batch: Batch) -> None:
+        """See ``Engine.submit_load``."""
+        self._submit(self._engine.submit_load, job_id, batch)
+
+    def submit_lookup(self, job_id: JobId, paths: Sequence[str]) -> None:
+        """See ``Engine.submit_lookup``."""
+        try:
+            self._engine.submit_lookup(job_id, paths)
+        except _native.EngineClosed as error:
+            raise EngineClosedError(str(error)) from None
+
+    def touch(self, paths: Sequence[str]) -> None:
+        """See ``Engine.touch``."""
+        try:
+            self._engine.touch(paths)
+        except _native.EngineClosed as error:
+            raise EngineClosedError(str(error)) from None
+
+    def poll(self) -> list[JobResult]:
+        """See ``Engine.poll``. Some 0.1 microseconds if there is nothing to report."""
+        reports = self._engine.poll()
+        if reports is None:
+            return []
+        return [_result(report) for report in reports]
+
+    def wait(self, job_ids: Sequence[JobId], phase: Phase, timeout_seconds: float) -> bool:
+        """See ``Engine.wait``."""
+        return bool(self._engine.wait(job_ids, _PHASES.index(phase), timeout_seconds))
+
+    def release(self, job_ids: Sequence[JobId]) -> None:
+        """See ``Engine.release``."""
+        self._engine.release(job_ids)
+
+    def cancel(self, job_ids: Sequence[JobId]) -> None:
+        """See ``Engine.cancel``."""
+        self._engine.cancel(job_ids)
+
+    def drain(self, timeout_seconds: float) -> bool:
+        """See ``Engine.drain``."""
+        return bool(self._engine.drain(timeout_seconds))
+
+    def stats(self) -> EngineStats:
+        """See ``Engine.stats``."""
+        return EngineStats(*self._engine.stats())
+
+    def close(self, timeout_seconds: float = 5.0) -> bool:
+        """See ``Engine.close``. Reports that were not polled may still be."""
+        return bool(self._engine.close(timeout_seconds))
+
+    @staticmethod
+    def _submit(call: Callable[..., None], job_id: JobId, batch: Batch) -> None:
+        try:
+            call(
+                job_id,
+                batch.paths,
+                batch.keys,
+                _column(batch.groups, "groups"),
+                _column(batch.first_blocks, "first_blocks"),
+                _column(batch.block_counts, "block_counts"),
+                _column(batch.block_ids, "block_ids"),
+            )
+        except _native.EngineClosed as error:
+            raise EngineClosedError(str(error)) from None
+
+
+def _column(array: NDArray[np.int32], name: str) -> NDArray[np.int32]:
+    """The array as the core takes it: int32, one-dimensional, contiguous (copied if it is not)."""
+    if not isinstance(array, np.ndarray) or array.dtype != np.int32 or array.ndim != 1:
+        raise ValueError(f"{name} must be a one-dimensional int32 array")
+    return np.ascontiguousarray(array)
+
+
+def _result(report: tuple[Any, ...]) -> JobResult:
+    job_id, kind, phase, statuses, errnos, payload_bytes, seconds = report
+    return JobResult(
+        job_id=job_id,
+        kind=_KINDS[kind],
+        phase=_PHASES[phase],
+        statuses=tuple(map(_STATUSES.__getitem__, statuses)),
+        errnos=(0,) * len(statuses) if errnos is None else tuple(errnos),
+        payload_bytes=payload_bytes,
+        seconds=seconds,
+    )
