@@ -1,0 +1,290 @@
+"""The settings of kvshelf: each one's default, unit, range and help, in one place.
+
+Read from vLLM's ``kv_connector_extra_config`` (a mapping); an environment variable
+``KVSHELF_<NAME>`` replaces a default, never a value that was given. docs/configuration.md is made
+from the fields below.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from kvshelf.errors import ConfigError
+
+ENV_PREFIX = "KVSHELF_"
+# Beside our settings in the same mapping; vLLM reads them, we only let them pass.
+VLLM_KEYS = frozenset(
+    {
+        "spec_name",
+        "spec_module_path",
+        "block_size",
+        "blocks_per_chunk",
+        "offload_prompt_only",
+        "self_describing_kv_events",
+        "canonical_layout",
+        "sync_load_budget_bytes",
+    }
+)
+INTERNAL_PREFIX = "kvshelf."
+_DAY_SECONDS = 86_400.0
+
+
+def _default_threads() -> int:
+    """12 threads reached the bus's speed on a 16-core host; fewer cores get fewer."""
+    return max(4, min(12, os.cpu_count() or 4))
+
+
+def _setting(
+    default: Any,
+    help_text: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] = (),
+    shown: str | None = None,
+) -> Any:
+    """A dataclass field with what the parser and the documentation need."""
+    metadata = {
+        "help": help_text,
+        "low": low,
+        "high": high,
+        "choices": choices,
+        "shown": shown if shown is not None else str(default),
+    }
+    if callable(default):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a user may set. Names without a comment of their own are ours.
+
+    The first five are those of the llm-d FS backend, with their meaning.
+    """
+
+    shared_storage_path: str = _setting(
+        "", "Absolute path of the shelf's root, the same on every node.", shown="(required)"
+    )
+    threads_per_gpu: int = _setting(
+        _default_threads,
+        "I/O threads of a worker.",
+        low=1,
+        high=256,
+        shown="12, or the number of cores if that is less, but at least 4",
+    )
+    max_staging_memory_gb: float = _setting(
+        0.25, "GB (10^9 bytes) of staging memory for stores on their way.", low=0.01, high=1024
+    )
+    read_preferring_ratio: float = _setting(
+        0.75,
+        "Share of the I/O threads that stores leave free when loads need them; a third of it "
+        "(rounded, at least 1 thread unless 0) never takes stores at all.",
+        low=0,
+        high=1,
+    )
+    max_write_queued_seconds: float = _setting(
+        30.0,
+        "Seconds that a store may wait for staging memory before it is dropped.",
+        low=0.01,
+        high=_DAY_SECONDS,
+    )
+    piece_mib: int = _setting(
+        4, "MiB that one checksum covers, and that are copied as a unit.", low=1, high=64
+    )
+    lookup_threads: int = _setting(8, "Threads for lookups and touches.", low=1, high=256)
+    load_timeout_seconds: float = _setting(
+        30.0,
+        "Seconds after which a load fails and its blocks are recomputed.",
+        low=0.01,
+        high=_DAY_SECONDS,
+    )
+    store_timeout_seconds: float = _setting(
+        120.0,
+        "Seconds after which a store whose bytes were taken is given up.",
+        low=0.01,
+        high=_DAY_SECONDS,
+    )
+    lookup_timeout_seconds: float = _setting(
+        5.0, "Seconds after which a lookup counts as a miss.", low=0.01, high=_DAY_SECONDS
+    )
+    hit_ttl_seconds: float = _setting(
+        30.0, "Seconds that a chunk once found is believed to be there.", low=0, high=_DAY_SECONDS
+    )
+    miss_ttl_seconds: float = _setting(
+        1.0, "Seconds that an absent chunk is believed to be absent.", low=0, high=_DAY_SECONDS
+    )
+    failed_ttl_seconds: float = _setting(
+        60.0,
+        "Seconds that a chunk which failed to load is not tried again, unless stored anew.",
+        low=1,
+        high=_DAY_SECONDS,
+    )
+    presence_keys_max: int = _setting(
+        131_072,
+        "Keys whose presence a scheduler remembers, about 300 bytes each.",
+        low=1024,
+        high=100_000_000,
+    )
+    touch_interval_seconds: float = _setting(
+        600.0,
+        "Seconds between two renewals of a chunk's access time.",
+        low=0,
+        high=365 * _DAY_SECONDS,
+    )
+    close_timeout_seconds: float = _setting(
+        10.0, "Seconds that shutdown lets pending stores finish.", low=0, high=3600
+    )
+    direct: str = _setting(
+        "off",
+        "O_DIRECT for payloads: off, on, or auto (where the mount takes it).",
+        choices=("off", "auto", "on"),
+    )
+    durability: str = _setting(
+        "none",
+        "What is synced before a chunk is published: none, its data, or full (folders too).",
+        choices=("none", "data", "full"),
+    )
+    verify: bool = _setting(True, "Whether loads verify checksums. False is for measurement only.")
+    file_mode: int = _setting(
+        0o640, "Permission bits of files, octal, before the umask.", low=0, high=0o777, shown="0640"
+    )
+    dir_mode: int = _setting(
+        0o2770,
+        "Permission bits of folders, octal; the 2 makes them inherit the root's group.",
+        low=0o700,
+        high=0o7777,
+        shown="2770",
+    )
+    identity_salt: str = _setting(
+        "",
+        "Engines share only if this is equal: for tenants, or adapters of one name and other weights.",
+        shown='""',
+    )
+
+    @classmethod
+    def from_mapping(
+        cls, given: Mapping[str, Any], environment: Mapping[str, str] | None = None
+    ) -> Settings:
+        """Check and convert what a user wrote; numbers may be strings.
+
+        Args:
+            given: settings by name, together with those that vLLM reads itself.
+            environment: where KVSHELF_ variables are looked up, the process's own by default.
+
+        Raises:
+            ConfigError: the first setting that is unknown, malformed or contradicts another.
+        """
+        environment = os.environ if environment is None else environment
+        known = {f.name: f for f in fields(cls)}
+        for name in given:
+            if name not in known and name not in VLLM_KEYS and not _is_internal(name):
+                raise _unknown(name, given[name], sorted([*known, *VLLM_KEYS]))
+        values: dict[str, Any] = {}
+        for name, spec in known.items():
+            variable = ENV_PREFIX + name.upper()
+            if name in given:
+                values[name] = _convert(name, given[name], spec)
+            elif variable in environment:
+                values[name] = _convert(name, environment[variable], spec, shown_as=variable)
+        settings = cls(**values)
+        settings._check(given)
+        return settings
+
+    def _check(self, given: Mapping[str, Any]) -> None:
+        path = self.shared_storage_path
+        if not path or not path.startswith("/") or "\0" in path:
+            raise ConfigError("shared_storage_path", path, "required: an absolute path")
+        if "block_size" in given and "blocks_per_chunk" in given:
+            raise ConfigError(
+                "blocks_per_chunk", given["blocks_per_chunk"], "not together with block_size"
+            )
+        if self.lookup_timeout_seconds > self.load_timeout_seconds:
+            raise ConfigError(
+                "lookup_timeout_seconds",
+                self.lookup_timeout_seconds,
+                f"at most load_timeout_seconds ({self.load_timeout_seconds})",
+            )
+
+    @property
+    def load_only_threads(self) -> int:
+        """Threads that never take stores, by read_preferring_ratio: 12 threads at 0.75 keep 3."""
+        if self.read_preferring_ratio == 0:
+            return 0
+        share = max(1, round(self.threads_per_gpu * self.read_preferring_ratio / 3))
+        return min(self.threads_per_gpu - 1, share)
+
+
+def _is_internal(name: str) -> bool:
+    return name.startswith(INTERNAL_PREFIX)
+
+
+def _unknown(name: str, value: Any, known: list[str]) -> ConfigError:
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return ConfigError(name, value, f"unknown setting; {hint}known are {', '.join(known)}")
+
+
+def _convert(name: str, value: Any, spec: Any, shown_as: str | None = None) -> Any:
+    """One value, by the type of its field's default."""
+    label, meta = shown_as or name, spec.metadata
+    kind = str(spec.type)
+    if kind == "bool":
+        return _bool(label, value)
+    if kind == "str":
+        if not isinstance(value, str) or (meta["choices"] and value not in meta["choices"]):
+            raise ConfigError(label, value, _allowed(kind, meta))
+        return value
+    try:
+        if isinstance(value, bool):
+            raise ValueError
+        if kind == "int":
+            number: float = _octal(value) if name.endswith("_mode") else int(str(value).strip())
+        else:
+            number = float(value)
+    except (TypeError, ValueError):
+        raise ConfigError(label, value, _allowed(kind, meta)) from None
+    if not math.isfinite(number) or not meta["low"] <= number <= meta["high"]:
+        raise ConfigError(label, value, _allowed(kind, meta))
+    return number
+
+
+def _octal(value: Any) -> int:
+    """File modes: text is octal, as chmod(1) reads it; a number is taken as it is."""
+    return int(value.strip().removeprefix("0o"), 8) if isinstance(value, str) else int(str(value))
+
+
+def _bool(name: str, value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    text = str(value).strip().lower()
+    if text in ("true", "1", "yes", "on"):
+        return True
+    if text in ("false", "0", "no", "off"):
+        return False
+    raise ConfigError(name, value, "true or false")
+
+
+def _allowed(kind: str, meta: Mapping[str, Any]) -> str:
+    if meta["choices"]:
+        return f"one of {', '.join(meta['choices'])}"
+    if kind == "str":
+        return "a text"
+    noun = "a whole number" if kind == "int" else "a number"
+    return f"{noun} from {meta['low']:g} to {meta['high']:g}"
+
+
+def settings_table() -> str:
+    """All settings as a Markdown table, for docs/configuration.md."""
+    lines = ["| setting | default | allowed | meaning |", "|---|---|---|---|"]
+    for spec in fields(Settings):
+        kind = str(spec.type)
+        allowed = "true or false" if kind == "bool" else _allowed(kind, spec.metadata)
+        help_text, shown = spec.metadata["help"], spec.metadata["shown"]
+        lines.append(f"| `{spec.name}` | {shown} | {allowed} | {help_text} |")
+    return "\n".join(lines) + "\n"

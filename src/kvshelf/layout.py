@@ -1,0 +1,108 @@
+"""Names under a shelf's root: the only module that knows them. Pure; see docs/layout.md."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kvshelf.keys import ChunkKey, group_of, make_key
+
+MARKER = "kvshelf.json"
+NAMESPACE_FILE = "namespace.json"
+TEMP_FOLDER = "tmp"
+CHUNK_SUFFIX = ".kv"
+# Three hex digits: 4,096 folders keep each below 3,000 files at 10 million chunks.
+FOLDER_DIGITS = 3
+
+_CHUNK = re.compile(r"r(\d{1,9})/([0-9a-f]{3})/([0-9a-f]{16,248})-g(\d{1,10})\.kv")
+_TEMP = re.compile(
+    r"(?P<host>[A-Za-z0-9._-]{1,64})-(?P<boot>[0-9a-f]{8})-(?P<pid>\d{1,9})-"
+    r"(?P<start>\d{1,20})-(?P<count>\d{1,20})\.tmp"
+)
+
+
+def chunk_path(folder: str, rank: int, key: bytes) -> str:
+    """Path of a chunk file relative to the root."""
+    digits = key[:-4].hex()
+    return f"{folder}/r{rank}/{digits[:FOLDER_DIGITS]}/{digits}-g{group_of(key)}{CHUNK_SUFFIX}"
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkName:
+    """What a chunk file's path says."""
+
+    folder: str
+    rank: int
+    key: ChunkKey
+
+
+def parse_chunk_path(path: str) -> ChunkName | None:
+    """The inverse of ``chunk_path``; None for a path that it could not have made."""
+    folder, _, rest = path.partition("/")
+    match = _CHUNK.fullmatch(rest)
+    if not folder or match is None or not match[3].startswith(match[2]) or len(match[3]) % 2:
+        return None
+    rank, group = int(match[1]), int(match[4])
+    if group >= 2**32:
+        return None
+    name = ChunkName(folder, rank, make_key(bytes.fromhex(match[3]), group))
+    return name if chunk_path(name.folder, name.rank, name.key) == path else None
+
+
+@dataclass(frozen=True, slots=True)
+class TempOwner:
+    """Who writes a temp file."""
+
+    host: str
+    boot: str
+    pid: int
+    start_ticks: int
+
+
+def safe_host(host: str) -> str:
+    """A host name as it stands in temp names."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", host)[:64] or "host"
+
+
+def temp_name(owner: TempOwner, count: int) -> str:
+    return f"{owner.host}-{owner.boot}-{owner.pid}-{owner.start_ticks}-{count}.tmp"
+
+
+def parse_temp_name(name: str) -> TempOwner | None:
+    match = _TEMP.fullmatch(name)
+    if match is None:
+        return None
+    return TempOwner(match["host"], match["boot"], int(match["pid"]), int(match["start"]))
+
+
+def owner_is_dead(
+    owner: TempOwner, *, host: str, boot: str, start_ticks_of: Callable[[int], int | None]
+) -> bool | None:
+    """Whether a temp file's writer is gone; None if only the file's age can tell.
+
+    Args:
+        host, boot: of the machine that asks, as they stand in temp names.
+        start_ticks_of: start time of a process of this machine, None if there is none.
+    """
+    if owner.host != host:
+        return None
+    if owner.boot != boot:
+        return True
+    return start_ticks_of(owner.pid) != owner.start_ticks
+
+
+__all__ = [
+    "CHUNK_SUFFIX",
+    "MARKER",
+    "NAMESPACE_FILE",
+    "TEMP_FOLDER",
+    "ChunkName",
+    "TempOwner",
+    "chunk_path",
+    "owner_is_dead",
+    "parse_chunk_path",
+    "parse_temp_name",
+    "safe_host",
+    "temp_name",
+]

@@ -1,0 +1,136 @@
+"""Every metric of kvshelf: name, kind, labels, unit and help, in one place (docs/metrics.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+
+class Kind(Enum):
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One series. Prometheus adds ``_total`` to the names of counters."""
+
+    name: str
+    kind: Kind
+    unit: str
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] | None = None
+
+
+LOOKUPS = "kvshelf:lookups"
+LOOKUP_SECONDS = "kvshelf:lookup_seconds"
+LOAD_CHUNKS = "kvshelf:load_chunks"
+LOAD_BYTES = "kvshelf:load_bytes"
+LOAD_SECONDS = "kvshelf:load_seconds"
+LOAD_FAILURES = "kvshelf:load_failures"
+STORE_BYTES = "kvshelf:store_bytes"
+STORE_SECONDS = "kvshelf:store_seconds"
+STORE_OUTCOMES = "kvshelf:store_outcomes"
+HEALED_CHUNKS = "kvshelf:healed_chunks"
+REMOVED_BAD = "kvshelf:removed_bad_chunks"
+WRITE_BUFFER_BYTES = "kvshelf:write_buffer_used_bytes"
+QUEUE_FILES = "kvshelf:queue_files"
+HUNG_THREADS = "kvshelf:hung_threads"
+
+LOOKUP_RESULTS = ("hit", "miss", "timeout", "error")
+QUEUE_KINDS = ("load", "store", "lookup", "touch")
+
+# From a metadata call in the page cache to a server that takes its time.
+_LOOKUP_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+# From one chunk in the page cache to a deadline.
+_TRANSFER_BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 120.0)
+
+METRICS: tuple[Metric, ...] = (
+    Metric(LOOKUPS, Kind.COUNTER, "keys", "Keys probed on the shelf, by result.", ("result",)),
+    Metric(
+        LOOKUP_SECONDS,
+        Kind.HISTOGRAM,
+        "seconds",
+        "Time from asking for a batch of keys to its answer.",
+        buckets=_LOOKUP_BUCKETS,
+    ),
+    Metric(LOAD_CHUNKS, Kind.COUNTER, "chunks", "Chunks loaded and verified."),
+    Metric(LOAD_BYTES, Kind.COUNTER, "bytes", "KV bytes loaded and verified."),
+    Metric(
+        LOAD_SECONDS,
+        Kind.HISTOGRAM,
+        "seconds",
+        "Time from submitting a load job to its end.",
+        buckets=_TRANSFER_BUCKETS,
+    ),
+    Metric(
+        LOAD_FAILURES,
+        Kind.COUNTER,
+        "chunks",
+        "Chunks that failed to load and were recomputed, by cause.",
+        ("cause",),
+    ),
+    Metric(STORE_BYTES, Kind.COUNTER, "bytes", "KV bytes of chunks that are on the shelf now."),
+    Metric(
+        STORE_SECONDS,
+        Kind.HISTOGRAM,
+        "seconds",
+        "Time from submitting a store job to its last file's publication.",
+        buckets=_TRANSFER_BUCKETS,
+    ),
+    Metric(
+        STORE_OUTCOMES,
+        Kind.COUNTER,
+        "chunks",
+        "Chunks offered for storing, by outcome: published, or why not.",
+        ("outcome",),
+    ),
+    Metric(
+        HEALED_CHUNKS,
+        Kind.COUNTER,
+        "chunks",
+        "Chunks that had failed to load and are on the shelf again.",
+    ),
+    Metric(REMOVED_BAD, Kind.GAUGE, "chunks", "Damaged or foreign chunk files removed so far."),
+    Metric(WRITE_BUFFER_BYTES, Kind.GAUGE, "bytes", "Staging memory that holds unwritten stores."),
+    Metric(QUEUE_FILES, Kind.GAUGE, "files", "Files waiting for a thread, by kind.", ("kind",)),
+    Metric(HUNG_THREADS, Kind.GAUGE, "threads", "I/O threads that the storage does not let go."),
+)
+
+
+class EngineGauges(Protocol):
+    """The part of ``kvshelf.engine.EngineStats`` that becomes gauges."""
+
+    @property
+    def queued_loads(self) -> int: ...
+    @property
+    def queued_stores(self) -> int: ...
+    @property
+    def queued_lookups(self) -> int: ...
+    @property
+    def queued_touches(self) -> int: ...
+    @property
+    def write_buffer_used_bytes(self) -> int: ...
+    @property
+    def hung_threads(self) -> int: ...
+    @property
+    def removed_bad(self) -> int: ...
+
+
+def engine_gauges(stats: EngineGauges) -> Iterator[tuple[str, tuple[str, ...], float]]:
+    """(name, label values, value) of every gauge that an engine has."""
+    waiting = (
+        stats.queued_loads,
+        stats.queued_stores,
+        stats.queued_lookups,
+        stats.queued_touches,
+    )
+    for kind, files in zip(QUEUE_KINDS, waiting, strict=True):
+        yield QUEUE_FILES, (kind,), files
+    yield WRITE_BUFFER_BYTES, (), stats.write_buffer_used_bytes
+    yield HUNG_THREADS, (), stats.hung_threads
+    yield REMOVED_BAD, (), stats.removed_bad

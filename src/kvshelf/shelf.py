@@ -1,0 +1,271 @@
+"""A shelf: chunks by key in a shared directory. Usable without vLLM.
+
+    key -> path (layout) -> engine -> chunk file
+
+Thread-safe where the engine is; one object is meant for one owner. Nothing waits for storage but
+``wait``, ``drain``, ``close`` and the three conveniences ``store``, ``load`` and ``lookup``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvshelf.config import Settings
+from kvshelf.engine import (
+    BatchBuilder,
+    Direct,
+    Durability,
+    Engine,
+    EngineConfig,
+    EngineStats,
+    FileStatus,
+    GroupMemory,
+    JobId,
+    JobKind,
+    JobResult,
+    Pages,
+    Phase,
+)
+from kvshelf.keys import group_of
+from kvshelf.layout import chunk_path
+from kvshelf.namespace import Identity
+from kvshelf.root import open_namespace, open_root
+
+EngineFactory = Callable[..., Engine]
+
+
+class Chunk(NamedTuple):
+    """A chunk, or a part of one, and where its blocks lie in block memory.
+
+    Attributes:
+        key: from ``kvshelf.make_key``; its group selects the group memory.
+        block_ids: int32[n], rows of block memory for n consecutive blocks of the chunk.
+        first_block: index within the chunk of the first of them.
+    """
+
+    key: bytes
+    block_ids: NDArray[np.int32]
+    first_block: int = 0
+
+
+def engine_config(settings: Settings) -> EngineConfig:
+    """The engine's part of a user's settings."""
+    return EngineConfig(
+        io_threads=settings.threads_per_gpu,
+        load_only_threads=settings.load_only_threads,
+        lookup_threads=settings.lookup_threads,
+        piece_bytes=settings.piece_mib << 20,
+        write_buffer_bytes=int(settings.max_staging_memory_gb * 1e9),
+        store_queue_seconds=settings.max_write_queued_seconds,
+        store_timeout_seconds=settings.store_timeout_seconds,
+        load_timeout_seconds=settings.load_timeout_seconds,
+        lookup_timeout_seconds=settings.lookup_timeout_seconds,
+        touch_interval_seconds=settings.touch_interval_seconds,
+        verify=settings.verify,
+        direct=Direct(settings.direct),
+        durability=Durability(settings.durability),
+        file_mode=settings.file_mode,
+        dir_mode=settings.dir_mode,
+    )
+
+
+def native_engine(*args: Any, **kwargs: Any) -> Engine:
+    """The default engine. Imported when first used, so that tools without I/O need no extension."""
+    from kvshelf.engine.native import NativeEngine  # noqa: PLC0415
+
+    return NativeEngine(*args, **kwargs)
+
+
+class Shelf:
+    """Chunks of one namespace and one rank in a shelf's root.
+
+    Args:
+        root: absolute path; made a shelf if it is empty or absent (``kvshelf.root.open_root``).
+        identity: everything that decides the bytes; engines with equal ones share.
+        rank: whose files are stored, loaded and touched.
+        world_size: number of ranks; a lookup finds a key only if every rank has it.
+        groups: block memory by group index; without any, only ``lookup`` and ``touch`` are possible,
+            and ``touch`` is for the files of every rank.
+        config: limits of the engine.
+        engine: makes the engine; the native one by default.
+        keep_alive: kept until the shelf is gone: whatever owns the block memory.
+
+    Raises:
+        ConfigError, NotAShelfError: the root or the namespace's folder cannot be used.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        identity: Identity,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        groups: Sequence[GroupMemory] = (),
+        config: EngineConfig | None = None,
+        engine: EngineFactory = native_engine,
+        keep_alive: object = None,
+        **device: Any,
+    ) -> None:
+        self._config = config or EngineConfig()
+        self._root = open_root(root, dir_mode=self._config.dir_mode)
+        open_namespace(self._root, identity, dir_mode=self._config.dir_mode)
+        self._folder = identity.folder
+        self._rank = rank
+        self._ranks = range(world_size)
+        self._touched_ranks = (rank,) if groups else tuple(self._ranks)
+        self._keep_alive = keep_alive
+        self._own_jobs = itertools.count(-1, -1)
+        self._engine = engine(
+            str(self._root), groups, self._config, namespace=identity.digest, rank=rank, **device
+        )
+
+    @classmethod
+    def of_arrays(
+        cls,
+        root: str | os.PathLike[str],
+        identity: Identity,
+        arrays: NDArray[Any] | Sequence[Sequence[NDArray[Any]]],
+        **kwargs: Any,
+    ) -> Self:
+        """A shelf over NumPy memory: one array, or per group a list of one array a layer.
+
+        Each array is [num_blocks, ...] with every block contiguous. Arrays are kept alive.
+
+        Raises:
+            ValueError: an array has no blocks, or blocks that are not contiguous.
+        """
+        nested = [[arrays]] if isinstance(arrays, np.ndarray) else arrays
+        groups = [
+            GroupMemory(
+                pages=tuple(_pages_of(layer) for layer in layers),
+                num_blocks=min(len(layer) for layer in layers),
+            )
+            for layers in nested
+        ]
+        return cls(root, identity, groups=groups, keep_alive=nested, **kwargs)
+
+    def path_of(self, key: bytes) -> str:
+        """Path of this rank's file of a chunk, relative to the root."""
+        return chunk_path(self._folder, self._rank, key)
+
+    def submit_store(self, job_id: JobId, chunks: Sequence[Chunk]) -> None:
+        """Queue a store; see ``Engine.submit_store``. Job ids are the caller's, not negative."""
+        self._engine.submit_store(job_id, self._batch(chunks))
+
+    def submit_load(self, job_id: JobId, chunks: Sequence[Chunk]) -> None:
+        """Queue a load; see ``Engine.submit_load``."""
+        self._engine.submit_load(job_id, self._batch(chunks))
+
+    def submit_lookup(self, job_id: JobId, keys: Sequence[bytes]) -> None:
+        """Queue a lookup; its result has one status a key, OK only if every rank has the chunk."""
+        folder, ranks = self._folder, self._ranks
+        paths = [chunk_path(folder, rank, key) for key in keys for rank in ranks]
+        self._engine.submit_lookup(job_id, paths)
+
+    def touch(self, keys: Sequence[bytes]) -> None:
+        """Mark chunks as used now, in the background."""
+        folder = self._folder
+        self._engine.touch(
+            [chunk_path(folder, rank, key) for key in keys for rank in self._touched_ranks]
+        )
+
+    def poll(self) -> list[JobResult]:
+        """Reports since the last call; lookups of several ranks reduced to one status a key."""
+        reports = self._engine.poll()
+        if reports and len(self._ranks) > 1:
+            return [self._reduced(report) for report in reports]
+        return reports
+
+    def wait(self, job_ids: Sequence[JobId], phase: Phase, timeout_seconds: float) -> bool:
+        return self._engine.wait(job_ids, phase, timeout_seconds)
+
+    def release(self, job_ids: Sequence[JobId]) -> None:
+        self._engine.release(job_ids)
+
+    def cancel(self, job_ids: Sequence[JobId]) -> None:
+        self._engine.cancel(job_ids)
+
+    def drain(self, timeout_seconds: float) -> bool:
+        return self._engine.drain(timeout_seconds)
+
+    def stats(self) -> EngineStats:
+        return self._engine.stats()
+
+    def close(self, timeout_seconds: float = 5.0) -> bool:
+        return self._engine.close(timeout_seconds)
+
+    def store(self, chunks: Sequence[Chunk]) -> list[FileStatus]:
+        """Store and wait until every chunk is on the shelf or given up. Drops other reports."""
+        limit = self._config.store_queue_seconds + self._config.store_timeout_seconds
+        return self._run(lambda job: self.submit_store(job, chunks), limit)
+
+    def load(self, chunks: Sequence[Chunk]) -> list[FileStatus]:
+        """Load and wait. Drops other reports."""
+        limit = self._config.load_timeout_seconds
+        return self._run(lambda job: self.submit_load(job, chunks), limit)
+
+    def lookup(self, keys: Sequence[bytes]) -> list[FileStatus]:
+        """Look up and wait: OK or NOT_FOUND a key. Drops other reports."""
+        limit = self._config.lookup_timeout_seconds
+        return self._run(lambda job: self.submit_lookup(job, keys), limit)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _batch(self, chunks: Sequence[Chunk]) -> Any:
+        builder = BatchBuilder()
+        folder, rank = self._folder, self._rank
+        for key, block_ids, first_block in chunks:
+            ids = np.asarray(block_ids, dtype=np.int32)
+            builder.add(chunk_path(folder, rank, key), key, group_of(key), first_block, ids)
+        return builder.build()
+
+    def _run(self, submit: Callable[[JobId], None], limit_seconds: float) -> list[FileStatus]:
+        job = next(self._own_jobs)
+        submit(job)
+        # The engine ends every job by its own deadline; the second is for it to say so.
+        self._engine.wait([job], Phase.FINISHED, limit_seconds + 1.0)
+        for report in self.poll():
+            if report.job_id == job and report.phase is Phase.FINISHED:
+                return list(report.statuses)
+        raise TimeoutError(f"the engine did not report on job {job} in {limit_seconds + 1.0} s")
+
+    def _reduced(self, report: JobResult) -> JobResult:
+        if report.kind is not JobKind.LOOKUP:
+            return report
+        ranks = len(self._ranks)
+        rows = [report.statuses[i : i + ranks] for i in range(0, len(report.statuses), ranks)]
+        worst = [next((s for s in row if s is not FileStatus.OK), FileStatus.OK) for row in rows]
+        return JobResult(
+            report.job_id,
+            report.kind,
+            report.phase,
+            tuple(worst),
+            tuple(max(report.errnos[i : i + ranks]) for i in range(0, len(report.errnos), ranks)),
+            report.payload_bytes,
+            report.seconds,
+        )
+
+
+def _pages_of(array: NDArray[Any]) -> Pages:
+    if array.ndim < 1 or not len(array) or not array[0].flags.c_contiguous or not array[0].nbytes:
+        raise ValueError("an array must be [num_blocks, ...] with each block contiguous")
+    return Pages(
+        address=array.ctypes.data, stride_bytes=array.strides[0], page_bytes=array[0].nbytes
+    )

@@ -1,0 +1,92 @@
+"""Every difference between vLLM 0.26 and 0.33 that kvshelf must know, each with its reason.
+
+No other module may ask for vLLM's version or look for an attribute that only some versions have.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import vllm
+from vllm.distributed.kv_transfer.kv_connector.v1 import base as connector_base
+from vllm.v1.core import kv_cache_utils
+from vllm.v1.kv_offload import base as offload_base
+from vllm.v1.kv_offload.config import OffloadingConfig
+
+# 0.26 has no KVConnectorTransferResults: a failed load can only be reported by block ids, which
+# name a block within its group, so models with several groups cannot be recovered there.
+TransferResults: type[Any] | None = getattr(connector_base, "KVConnectorTransferResults", None)
+
+# Value of PYTHONHASHSEED that kvshelf chooses where vLLM would choose a random root hash.
+DEFAULT_HASH_SEED = "0"
+
+
+def version_line() -> str:
+    """vLLM's major and minor version, "0.32": within one, KV layouts do not change."""
+    return ".".join(vllm.__version__.split(".")[:2])
+
+
+def storage_medium() -> Any:
+    """The event medium of files: a string in 0.26, ``Medium.STORAGE`` since."""
+    medium = getattr(offload_base, "Medium", None)
+    return "STORAGE" if medium is None else medium.STORAGE
+
+
+def request_level_policy() -> Any:
+    """The policy under which every chunk of a request is offered for storing, hits included.
+
+    It exists under this name in all versions (the default was renamed from BLOCK_LEVEL to
+    CHUNK_LEVEL). kvshelf needs it to heal: with the default, vLLM takes the chunks of a hit for
+    stored and never offers them again, also when their load failed and they were recomputed.
+    """
+    return offload_base.OffloadPolicy.REQUEST_LEVEL
+
+
+def group_ids(config: OffloadingConfig) -> tuple[int, ...]:
+    """The KV cache group index of each offloaded group, in order. 0.26 offloads every group."""
+    return tuple(getattr(group, "group_id", i) for i, group in enumerate(config.groups))
+
+
+def kv_cache_layout(vllm_config: Any, kv_cache_config: Any) -> str:
+    """The resolved layout name. 0.26 has none in its configurations: the environment decides there."""
+    layout = getattr(kv_cache_config, "kv_cache_layout", None) or getattr(
+        vllm_config.cache_config, "kv_cache_layout", None
+    )
+    return str(layout or os.environ.get("VLLM_KV_CACHE_LAYOUT") or "default")
+
+
+def can_recover(num_groups: int) -> bool:
+    """Whether a failed load of a model with so many groups can become a recomputation."""
+    return num_groups == 1 or TransferResults is not None
+
+
+def fix_hash_seed(algorithm: str) -> str:
+    """Make block hashes the same in every process, and return the seed they start from.
+
+    vLLM derives all block hashes from a root hash. 0.26 draws it at random unless PYTHONHASHSEED
+    is set; later versions do so only for hashes that are not collision resistant. Two engines with
+    different roots share nothing, so where vLLM would draw one, PYTHONHASHSEED is set for this
+    process; a value that the user set is left alone. Must run before ``init_none_hash``, which the
+    engine calls after it made the connector (v1/engine/core.py).
+    """
+    seed = os.environ.get("PYTHONHASHSEED")
+    if seed is not None:
+        return seed
+    fixed: str | None = getattr(kv_cache_utils, "DEFAULT_NONE_HASH_SEED", None)
+    if fixed is not None and not algorithm.startswith("xxhash"):
+        return fixed
+    os.environ["PYTHONHASHSEED"] = DEFAULT_HASH_SEED
+    return DEFAULT_HASH_SEED
+
+
+def register_once(registry: Any, register: Callable[..., None], *names: str) -> None:
+    """Register under ``names[0]`` unless it is there: plugins load more than once in a process."""
+    if names[0] not in registry._registry:
+        register(*names)
+
+
+def stored_event(keys: Sequence[bytes]) -> Any:
+    """A KV event that says that these chunks can be loaded from storage now."""
+    return offload_base.OffloadingEvent(keys=list(keys), medium=storage_medium(), removed=False)

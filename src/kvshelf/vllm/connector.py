@@ -1,0 +1,168 @@
+"""vLLM's offloading connector, taught that a failed load is a miss.
+
+    KV connector roles: SCHEDULER (one, beside the scheduler) and WORKER (one a rank).
+    worker: failed chunks -> block ids (or the request) to vLLM, keys to the report
+    scheduler: report -> manager, so that the next lookup says MISS and the chunk is stored anew
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from typing_extensions import override
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
+from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import (
+    OffloadingWorkerMetadata,
+)
+from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
+from vllm.logger import init_logger
+
+from kvshelf.errors import ConfigError
+from kvshelf.vllm import compat
+from kvshelf.vllm.identity import build_identity
+from kvshelf.vllm.manager import KvshelfManager
+from kvshelf.vllm.report import KvshelfWorkerMetadata
+from kvshelf.vllm.spec import IDENTITY_KEY
+from kvshelf.vllm.worker import KvshelfWorker, blocks_of
+
+logger = init_logger(__name__)
+
+SPEC_NAME = "SharedStorageOffloadingSpec"
+SPEC_MODULE = "kvshelf.vllm.spec"
+CONNECTOR_NAME = "KvshelfConnector"
+
+
+class KvshelfConnector(OffloadingConnector):
+    """Source: vLLM's OffloadingConnector (kv_connector/v1/offloading_connector.py).
+
+    Also registered in the place of ``OffloadingConnector``, so that a configuration of the llm-d
+    backend works with only its module path changed. Given another spec under that name it is
+    vLLM's connector and nothing else (``_ours`` is False).
+    """
+
+    def __init__(
+        self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any
+    ) -> None:
+        self._ours = adopt_config(vllm_config.kv_transfer_config)
+        if self._ours:
+            extra = vllm_config.kv_transfer_config.kv_connector_extra_config
+            salt = str(extra.get("identity_salt", ""))
+            extra[IDENTITY_KEY] = build_identity(vllm_config, kv_cache_config, salt)
+        super().__init__(vllm_config, role, kv_cache_config)
+        self._one_group = len(kv_cache_config.kv_cache_groups) == 1
+        self._failed_blocks: set[int] = set()
+        self._failed_requests: set[str] = set()
+        # Worker's side: load job -> request, for models whose blocks cannot be named one by one.
+        self._load_requests: dict[int, str] = {}
+
+    @property
+    def _worker(self) -> KvshelfWorker | None:
+        side = self.connector_worker
+        return side.worker if self._ours and side is not None else None
+
+    @override
+    def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
+        if self._ours and not self._one_group:
+            for job_id, job in self._connector_metadata.load_jobs.items():
+                self._load_requests[job_id] = job.req_id
+        super().start_load_kv(forward_context, **kwargs)
+
+    @override
+    def get_finished(self, finished_req_ids: set[str]) -> tuple[Any, Any]:
+        finished = super().get_finished(finished_req_ids)
+        worker = self._worker
+        if worker is not None:
+            failed = worker.take_failed_loads()
+            if self._one_group:
+                self._failed_blocks |= blocks_of(failed)
+            else:
+                self._failed_requests |= {
+                    self._load_requests[load.job_id]
+                    for load in failed
+                    if load.job_id in self._load_requests
+                }
+        return finished
+
+    def get_transfer_results(self, finished_req_ids: set[str]) -> Any:
+        """Completions of this step, with requests whose load failed (vLLM since 0.27)."""
+        results = super().get_transfer_results(finished_req_ids)
+        if self._failed_requests:
+            results.failed_recving |= self._failed_requests & results.finished_recving
+            self._failed_requests.clear()
+        return results
+
+    @override
+    def get_block_ids_with_load_errors(self) -> set[int]:
+        """Blocks to recompute, since the last call: those of failed chunks and of all after them."""
+        blocks, self._failed_blocks = self._failed_blocks, set()
+        return blocks
+
+    @override
+    def build_connector_worker_meta(self) -> OffloadingWorkerMetadata | None:
+        meta = super().build_connector_worker_meta()
+        worker = self._worker
+        if worker is None:
+            return meta
+        report = worker.take_report()
+        if meta is None and report is None:
+            return None
+        wrapped = KvshelfWorkerMetadata()
+        if meta is not None:
+            wrapped.completed_jobs = meta.completed_jobs
+            wrapped.transfer_stats = meta.transfer_stats
+            if not self._one_group:
+                for job_id in meta.completed_jobs:
+                    self._load_requests.pop(job_id, None)
+        if report is not None:
+            wrapped.report = report
+        return wrapped
+
+    @override
+    def update_connector_output(self, connector_output: Any) -> None:
+        meta = connector_output.kv_connector_worker_meta
+        if self._ours and isinstance(meta, KvshelfWorkerMetadata):
+            manager = self.connector_scheduler.manager
+            assert isinstance(manager, KvshelfManager)
+            # First, so that a lookup after this step already knows what failed.
+            manager.absorb(meta.report)
+        super().update_connector_output(connector_output)
+
+    @classmethod
+    @override
+    def build_prom_metrics(cls, vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
+        """Called in the API server's process, which never makes a connector."""
+        adopt_config(vllm_config.kv_transfer_config)
+        return super().build_prom_metrics(vllm_config, *args, **kwargs)
+
+
+def adopt_config(transfer_config: Any) -> bool:
+    """Fill in what a user need not write; True if the configuration asks for kvshelf.
+
+    Raises:
+        ConfigError: KvshelfConnector together with somebody else's spec.
+    """
+    extra = transfer_config.kv_connector_extra_config
+    name, module = extra.get("spec_name"), extra.get("spec_module_path")
+    by_connector = transfer_config.kv_connector == CONNECTOR_NAME
+    if by_connector and name not in (None, SPEC_NAME):
+        raise ConfigError("spec_name", name, f"with {CONNECTOR_NAME} leave it out or {SPEC_NAME}")
+    by_spec = name == SPEC_NAME and module in (None, SPEC_MODULE)
+    if not (by_connector or by_spec):
+        return False
+    extra.setdefault("spec_name", SPEC_NAME)
+    extra.setdefault("spec_module_path", SPEC_MODULE)
+    # vLLM itself needs a size: without one, a chunk would be a single block and files tiny.
+    if "block_size" not in extra and "blocks_per_chunk" not in extra:
+        extra["block_size"] = DEFAULT_CHUNK_TOKENS
+    if transfer_config.kv_load_failure_policy != "recompute":
+        logger.info(
+            "kvshelf: kv_load_failure_policy=%s becomes recompute: a chunk that fails to load is "
+            "a miss, never a failed request",
+            transfer_config.kv_load_failure_policy,
+        )
+        transfer_config.kv_load_failure_policy = "recompute"
+    return True
+
+
+# llm-d's default: 256 tokens are 33.6 MB of an 8B model's KV, large enough for full disk speed.
+DEFAULT_CHUNK_TOKENS = 256

@@ -1,0 +1,167 @@
+"""Everything that decides what a chunk's bytes are, gathered from vLLM's configuration.
+
+Two engines share chunks only if every field here is equal; ``kvshelf namespaces ROOT --diff A B``
+prints the fields that are not. When in doubt a field is in: an identity that is too fine costs
+hits, one that is too coarse costs correct answers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from vllm.platforms import current_platform
+
+from kvshelf.namespace import Identity
+from kvshelf.vllm import compat
+from kvshelf.vllm.weights import weights_digest
+
+# Fields of a Hugging Face configuration that never reach the model: bookkeeping of the library,
+# labels, sampling defaults of generation.
+_VOLATILE_CONFIG_FIELDS = frozenset(
+    {"transformers_version", "_name_or_path", "id2label", "label2id", "torch_dtype", "dtype"}
+)
+
+
+def build_identity(vllm_config: Any, kv_cache_config: Any, salt: str) -> Identity:
+    """The namespace of this engine; equal in the scheduler's and all workers' processes.
+
+    Args:
+        vllm_config: vLLM's VllmConfig.
+        kv_cache_config: vLLM's KVCacheConfig as given to the connector.
+        salt: the ``identity_salt`` setting; engines that differ in it never share.
+    """
+    model, cache = vllm_config.model_config, vllm_config.cache_config
+    algorithm = str(cache.prefix_caching_hash_algo)
+    return Identity(
+        {
+            "format": 1,
+            "engine": f"vllm-{compat.version_line()}",
+            "model": model_name(str(model.model)),
+            "weights": weights_digest(model, vllm_config.load_config),
+            "model_config": _config_fields(model.hf_config),
+            "dtype": _plain(model.dtype),
+            "quantization": _plain(model.quantization),
+            "cache_dtype": _plain(cache.cache_dtype),
+            "cache_dtype_skip_layers": _plain(getattr(cache, "kv_cache_dtype_skip_layers", None)),
+            "mamba": _mamba_fields(cache),
+            "calculate_kv_scales": bool(getattr(cache, "calculate_kv_scales", False)),
+            "kv_cache_layout": compat.kv_cache_layout(vllm_config, kv_cache_config),
+            "attention": _plain(_attention_backend(vllm_config)),
+            "device": _device(),
+            "block_tokens": [_block_tokens(g) for g in kv_cache_config.kv_cache_groups],
+            "chunk": _chunk_fields(vllm_config),
+            "groups": [_group_fields(group) for group in kv_cache_config.kv_cache_groups],
+            "parallel": _parallel_fields(vllm_config.parallel_config),
+            "hash": {"algorithm": algorithm, "seed": compat.fix_hash_seed(algorithm)},
+            "lora": _lora_fields(vllm_config.lora_config),
+            "speculative": _speculative_fields(vllm_config),
+            "salt": salt,
+        }
+    )
+
+
+def model_name(model: str) -> str:
+    """The name without the place: a local directory's last part, a hub name as it is."""
+    path = Path(model)
+    return path.resolve().name if path.is_absolute() or path.exists() else model
+
+
+def _plain(value: Any) -> Any:
+    """A JSON value for any configuration value; unknown types by their text."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, set | frozenset):
+        return sorted(str(item) for item in value)
+    return str(value)
+
+
+def _config_fields(hf_config: Any) -> dict[str, Any]:
+    """All of the model's configuration (rope, head sizes, layers ...), overrides included."""
+    fields = _plain(hf_config.to_dict())
+    return {name: fields[name] for name in sorted(fields) if name not in _VOLATILE_CONFIG_FIELDS}
+
+
+def _attention_backend(vllm_config: Any) -> Any:
+    return getattr(getattr(vllm_config, "attention_config", None), "backend", None)
+
+
+def _device() -> str:
+    """Kind of device, as far as it chooses attention kernels and with them the layout of KV."""
+    if current_platform.is_cpu():
+        # CPU attention packs keys for the instruction set that it finds.
+        amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+        return f"cpu-{torch.backends.cpu.get_cpu_capability()}{'-amx' if amx else ''}"
+    capability = current_platform.get_device_capability()
+    return f"{current_platform.device_type}-{capability}"
+
+
+def _block_tokens(group: Any) -> int:
+    return int(_representative(group).block_size)
+
+
+def _representative(group: Any) -> Any:
+    """One layer's spec: workers keep all of a mixed group, the scheduler only the first."""
+    specs = getattr(group.kv_cache_spec, "kv_cache_specs", None)
+    return next(iter(specs.values())) if specs else group.kv_cache_spec
+
+
+def _group_fields(group: Any) -> dict[str, Any]:
+    spec = _representative(group)
+    names = ("num_kv_heads", "head_size", "head_size_v", "dtype", "sliding_window", "cache_dtype_str")
+    fields = {name: _plain(getattr(spec, name)) for name in names if hasattr(spec, name)}
+    layers = json.dumps(list(group.layer_names)).encode()
+    return {
+        "kind": type(spec).__name__,
+        "layers": len(group.layer_names),
+        "layer_names": hashlib.sha256(layers).hexdigest()[:16],
+        "page_bytes": int(spec.page_size_bytes),
+        **fields,
+    }
+
+
+def _chunk_fields(vllm_config: Any) -> dict[str, Any]:
+    extra = vllm_config.kv_transfer_config.kv_connector_extra_config
+    return {name: _plain(extra.get(name)) for name in ("block_size", "blocks_per_chunk")}
+
+
+def _mamba_fields(cache: Any) -> dict[str, Any]:
+    # Block sizes are not read here: the engine settles them after the workers got their copy.
+    names = ("mamba_cache_dtype", "mamba_ssm_cache_dtype", "mamba_cache_mode")
+    return {name: _plain(getattr(cache, name, None)) for name in names}
+
+
+def _parallel_fields(parallel: Any) -> dict[str, int]:
+    names = {
+        "tensor": "tensor_parallel_size",
+        "pipeline": "pipeline_parallel_size",
+        "prefill_context": "prefill_context_parallel_size",
+        "decode_context": "decode_context_parallel_size",
+        "world": "world_size",
+    }
+    return {short: int(getattr(parallel, name, 1)) for short, name in names.items()}
+
+
+def _lora_fields(lora: Any) -> Any:
+    """Adapters are told apart by the name that a request gives, which vLLM hashes into its keys."""
+    return None if lora is None else {"max_rank": _plain(lora.max_lora_rank)}
+
+
+def _speculative_fields(vllm_config: Any) -> Any:
+    config = vllm_config.speculative_config
+    if config is None:
+        return None
+    draft = getattr(config, "draft_model_config", None)
+    return {
+        "method": _plain(config.method),
+        "model": model_name(str(config.model)) if config.model else None,
+        "weights": weights_digest(draft, vllm_config.load_config) if draft is not None else None,
+    }

@@ -1,0 +1,32 @@
+"""The ``vllm.general_plugins`` entry point: makes our names known to vLLM in each of its processes."""
+
+from __future__ import annotations
+
+
+def register() -> None:
+    """Register KvshelfConnector and SharedStorageOffloadingSpec by name. May run more than once.
+
+    The name ``OffloadingConnector`` is given to KvshelfConnector too: with any other spec it is
+    vLLM's own connector, with ours it turns failed loads into recomputation, which vLLM's cannot.
+    Classes are loaded only when a configuration asks for them.
+    """
+    from vllm.distributed.kv_transfer.kv_connector.factory import (  # noqa: PLC0415 - see above
+        KVConnectorFactory,
+    )
+    from vllm.v1.kv_offload.factory import OffloadingSpecFactory  # noqa: PLC0415
+
+    from kvshelf.vllm import compat  # noqa: PLC0415
+
+    module, name = "kvshelf.vllm.connector", "KvshelfConnector"
+    compat.register_once(
+        KVConnectorFactory, KVConnectorFactory.register_connector, name, module, name
+    )
+    KVConnectorFactory._registry["OffloadingConnector"] = KVConnectorFactory._registry[name]
+    spec = "SharedStorageOffloadingSpec"
+    compat.register_once(
+        OffloadingSpecFactory,
+        OffloadingSpecFactory.register_spec,
+        spec,
+        "kvshelf.vllm.spec",
+        spec,
+    )

@@ -1,0 +1,123 @@
+"""What the scheduler's process believes about chunks on the shelf. No I/O, no threads, no vLLM.
+
+Owned by the scheduler's thread. Time is given by the caller, so that tests need no clock.
+
+A key is in one of these states:
+
+    (unknown)   nobody asked, or the answer has expired: probe it
+    PENDING     a probe is under way
+    HIT         a probe found it, or this engine published it, less than hit_ttl_seconds ago
+    MISS        a probe did not find it, less than miss_ttl_seconds ago, or it failed to load less
+                than failed_ttl_seconds ago (so that a request cannot try it again for ever)
+
+Beside that, ``stored`` remembers keys that need not be stored again: found, published or being
+stored by this engine. It has no time to live, because the price of a stale entry is only that a
+chunk which somebody removed is not stored anew until a probe misses it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Iterable
+from enum import Enum
+
+
+class Answer(Enum):
+    HIT = "hit"
+    MISS = "miss"
+    PENDING = "pending"
+
+
+class Presence:
+    """Answers with a time to live, bounded in number; the oldest go first.
+
+    Args:
+        hit_ttl_seconds: how long a found chunk is believed to be there.
+        miss_ttl_seconds: how long an absent one is believed to be absent (others may store it).
+        failed_ttl_seconds: how long a chunk that failed to load is not tried again.
+        keys_max: number of keys remembered in each of the two tables, at least 1.
+    """
+
+    def __init__(
+        self,
+        *,
+        hit_ttl_seconds: float,
+        miss_ttl_seconds: float,
+        failed_ttl_seconds: float,
+        keys_max: int,
+    ) -> None:
+        self._ttl_seconds = {Answer.HIT: hit_ttl_seconds, Answer.MISS: miss_ttl_seconds}
+        self._failed_ttl_seconds = failed_ttl_seconds
+        self._keys_max = keys_max
+        # The hot path of lookups reads this dict and nothing else.
+        self.answers: dict[bytes, Answer] = {}
+        # Expiry of the answers in ``answers`` that are not PENDING. A key that was answered anew has
+        # a later entry here than in the queue, whose older entry is then ignored.
+        self._expires: dict[bytes, float] = {}
+        # One queue a time to live, so that each is in the order of expiry.
+        self._queues: dict[float, deque[tuple[float, bytes]]] = {}
+        # Value: whether a store by this engine is still under way.
+        self._stored: OrderedDict[bytes, bool] = OrderedDict()
+
+    def pending(self, keys: Iterable[bytes]) -> None:
+        """Probes for these keys were submitted."""
+        for key in keys:
+            self.answers[key] = Answer.PENDING
+
+    def found(self, key: bytes, now: float) -> None:
+        self._settle(key, Answer.HIT, now, self._ttl_seconds[Answer.HIT])
+        self._remember(key, under_way=False)
+
+    def missed(self, key: bytes, now: float) -> None:
+        """A probe said that it is not there: it may be stored, unless we are at it."""
+        self._settle(key, Answer.MISS, now, self._ttl_seconds[Answer.MISS])
+        if not self._stored.get(key, False):
+            self._stored.pop(key, None)
+
+    def unanswered(self, key: bytes, now: float) -> None:
+        """A probe failed or came too late: a miss for now, but nothing is known for storing."""
+        self._settle(key, Answer.MISS, now, self._ttl_seconds[Answer.MISS])
+
+    def failed(self, key: bytes, now: float) -> None:
+        """A load of it failed: not tried again for a while, and stored anew when recomputed."""
+        self._settle(key, Answer.MISS, now, self._failed_ttl_seconds)
+        self._stored.pop(key, None)
+
+    def not_stored(self, key: bytes) -> None:
+        """A store of it was dropped or failed."""
+        self._stored.pop(key, None)
+
+    def storing(self, key: bytes) -> None:
+        """A store of it was handed out; ``found``, ``failed`` or ``not_stored`` ends this."""
+        self._remember(key, under_way=True)
+
+    def _remember(self, key: bytes, *, under_way: bool) -> None:
+        self._stored[key] = under_way
+        self._stored.move_to_end(key)
+        if len(self._stored) > self._keys_max:
+            self._stored.popitem(last=False)
+
+    def is_stored(self, key: bytes) -> bool:
+        return key in self._stored
+
+    def forget(self) -> None:
+        """Drop every answer and everything remembered; probes under way answer unknown keys again."""
+        self.answers.clear()
+        self._expires.clear()
+        self._queues.clear()
+        self._stored.clear()
+
+    def expire(self, now: float) -> None:
+        """Drop answers whose time is over, and the oldest ones beyond keys_max."""
+        for queue in self._queues.values():
+            while queue and (queue[0][0] <= now or len(self._expires) > self._keys_max):
+                expires, key = queue.popleft()
+                if self._expires.get(key) == expires:
+                    del self._expires[key]
+                    self.answers.pop(key, None)
+
+    def _settle(self, key: bytes, answer: Answer, now: float, ttl_seconds: float) -> None:
+        expires = now + ttl_seconds
+        self.answers[key] = answer
+        self._expires[key] = expires
+        self._queues.setdefault(ttl_seconds, deque()).append((expires, key))

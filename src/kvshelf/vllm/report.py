@@ -1,0 +1,81 @@
+"""What workers tell the scheduler's process at each step, beside vLLM's list of finished jobs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorWorkerMetadata
+from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import (
+    OffloadingWorkerMetadata,
+)
+
+# (metric name, label values)
+Series = tuple[str, tuple[str, ...]]
+
+
+@dataclass(slots=True)
+class WorkerReport:
+    """News since the last report. ``merge`` joins those of several workers of one engine.
+
+    Attributes:
+        failed: keys whose load failed on a worker.
+        published: key -> number of workers whose file of it is on the shelf now.
+        not_stored: keys whose store was dropped or failed on a worker.
+        counters: increments.
+        gauges: current values; those of several workers are added up.
+        samples: observations for histograms.
+    """
+
+    failed: set[bytes] = field(default_factory=set)
+    published: dict[bytes, int] = field(default_factory=dict)
+    not_stored: set[bytes] = field(default_factory=set)
+    counters: dict[Series, float] = field(default_factory=dict)
+    gauges: dict[Series, float] = field(default_factory=dict)
+    samples: dict[Series, list[float]] = field(default_factory=dict)
+
+    def count(self, name: str, *labels: str, by: float = 1) -> None:
+        series = (name, labels)
+        self.counters[series] = self.counters.get(series, 0) + by
+
+    def observe(self, name: str, value: float, *labels: str) -> None:
+        self.samples.setdefault((name, labels), []).append(value)
+
+    def is_empty(self) -> bool:
+        """Gauges alone are no news: they ride along with the next report."""
+        return not (
+            self.failed or self.published or self.not_stored or self.counters or self.samples
+        )
+
+    def merge(self, other: WorkerReport) -> WorkerReport:
+        merged = WorkerReport(failed=self.failed | other.failed)
+        merged.not_stored = self.not_stored | other.not_stored
+        merged.published = dict(self.published)
+        for key, workers in other.published.items():
+            merged.published[key] = merged.published.get(key, 0) + workers
+        for mine, theirs, out in (
+            (self.counters, other.counters, merged.counters),
+            (self.gauges, other.gauges, merged.gauges),
+        ):
+            out.update(mine)
+            for series, value in theirs.items():
+                out[series] = out.get(series, 0) + value
+        for samples in (self.samples, other.samples):
+            for series, values in samples.items():
+                merged.samples.setdefault(series, []).extend(values)
+        return merged
+
+
+@dataclass
+class KvshelfWorkerMetadata(OffloadingWorkerMetadata):
+    """vLLM's metadata with our report; vLLM's scheduler side reads the part that it knows."""
+
+    report: WorkerReport = field(default_factory=WorkerReport)
+
+    def aggregate(self, other: KVConnectorWorkerMetadata) -> KvshelfWorkerMetadata:
+        base = OffloadingWorkerMetadata.aggregate(self, other)
+        theirs = other.report if isinstance(other, KvshelfWorkerMetadata) else WorkerReport()
+        return KvshelfWorkerMetadata(
+            completed_jobs=base.completed_jobs,
+            transfer_stats=base.transfer_stats,
+            report=self.report.merge(theirs),
+        )

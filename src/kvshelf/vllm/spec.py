@@ -1,0 +1,139 @@
+"""What vLLM's offloading connector asks for: a manager for the scheduler, a worker for each rank."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from typing_extensions import override
+from vllm.v1.kv_offload.base import (
+    CanonicalKVCaches,
+    OffloadingManager,
+    OffloadingSpec,
+    OffloadingWorker,
+)
+from vllm.v1.kv_offload.config import OffloadingConfig
+
+from kvshelf.config import Settings
+from kvshelf.engine import GroupMemory, Pages
+from kvshelf.errors import ConfigError
+from kvshelf.namespace import Identity
+from kvshelf.shelf import Shelf, engine_config
+from kvshelf.vllm import compat
+from kvshelf.vllm.manager import KvshelfManager
+from kvshelf.vllm.presence import Presence
+from kvshelf.vllm.stats import metric_definitions
+from kvshelf.vllm.worker import KvshelfWorker
+
+# Where the connector leaves the identity for the spec: vLLM hands a spec nothing but its own
+# OffloadingConfig, which lacks most of what decides the bytes.
+IDENTITY_KEY = "kvshelf.identity"
+
+
+class SharedStorageOffloadingSpec(OffloadingSpec):
+    """Chunks on a shared directory. Source: vLLM's OffloadingSpec (vllm/v1/kv_offload/base.py).
+
+    Takes the settings of the llm-d FS backend under their names, and our own beside them
+    (docs/configuration.md). Made by ``KvshelfConnector``; vLLM's own connector ends the engine when
+    a load fails, so it is refused.
+
+    Raises:
+        ConfigError: a setting is unknown, malformed, or the root cannot be used.
+    """
+
+    @classmethod
+    def build_metric_definitions(cls, extra_config: dict[str, Any]) -> dict[str, Any]:
+        """Our series on vLLM's /metrics; names in ``kvshelf.metrics``."""
+        return metric_definitions()
+
+    def __init__(self, config: OffloadingConfig) -> None:
+        super().__init__(config)
+        identity = config.extra_config.get(IDENTITY_KEY)
+        if not isinstance(identity, Identity):
+            raise ConfigError(
+                "kv_connector",
+                "OffloadingConnector",
+                "use KvshelfConnector: vLLM's own connector ends the engine when a load fails "
+                "(this message also appears if vLLM's plugins are disabled by VLLM_PLUGINS)",
+            )
+        if not compat.can_recover(len(config.groups)):
+            raise ConfigError(
+                "kv_connector",
+                "KvshelfConnector",
+                f"this vLLM cannot recover a failed load of a model with {len(config.groups)} KV "
+                "cache groups: use a newer vLLM or --disable-hybrid-kv-cache-manager",
+            )
+        self._identity = identity
+        self._settings = Settings.from_mapping(config.extra_config)
+        self._engine_config = engine_config(self._settings)
+
+    @override
+    def get_manager(self) -> OffloadingManager:
+        settings = self._settings
+        shelf = Shelf(
+            settings.shared_storage_path,
+            self._identity,
+            world_size=self.config.parallel.world_size,
+            config=self._engine_config,
+        )
+        presence = Presence(
+            hit_ttl_seconds=settings.hit_ttl_seconds,
+            miss_ttl_seconds=settings.miss_ttl_seconds,
+            failed_ttl_seconds=settings.failed_ttl_seconds,
+            keys_max=settings.presence_keys_max,
+        )
+        return KvshelfManager(
+            shelf,
+            presence,
+            num_workers=self.config.parallel.world_size,
+            emit_events=self.config.enable_kv_cache_events,
+        )
+
+    @override
+    def get_worker(self, kv_caches: CanonicalKVCaches) -> OffloadingWorker:
+        group_ids = compat.group_ids(self.config)
+        shelf = Shelf(
+            self._settings.shared_storage_path,
+            self._identity,
+            rank=self.config.parallel.rank,
+            world_size=self.config.parallel.world_size,
+            groups=_group_memories(kv_caches, group_ids),
+            config=self._engine_config,
+            keep_alive=kv_caches,
+        )
+        return KvshelfWorker(
+            shelf,
+            group_ids=group_ids,
+            blocks_per_chunk=self.blocks_per_chunk,
+            load_timeout_seconds=self._settings.load_timeout_seconds,
+            close_timeout_seconds=self._settings.close_timeout_seconds,
+        )
+
+
+def _group_memories(
+    kv_caches: CanonicalKVCaches, group_ids: tuple[int, ...]
+) -> list[GroupMemory]:
+    """Block memory by group index; groups that are not offloaded have none."""
+    memories = [GroupMemory(pages=(), num_blocks=0)] * (max(group_ids) + 1)
+    for group, refs in zip(group_ids, kv_caches.group_data_refs, strict=True):
+        tensors = [kv_caches.tensors[ref.tensor_idx].tensor for ref in refs]
+        memories[group] = GroupMemory(
+            pages=tuple(
+                Pages(
+                    address=tensor.data_ptr(),
+                    stride_bytes=_stride_bytes(tensor),
+                    page_bytes=ref.page_size_bytes,
+                )
+                for tensor, ref in zip(tensors, refs, strict=True)
+            ),
+            num_blocks=min(tensor.shape[0] for tensor in tensors),
+        )
+    return memories
+
+
+def _stride_bytes(tensor: torch.Tensor) -> int:
+    if tensor.device.type != "cpu":
+        raise ConfigError(
+            "device", str(tensor.device), "kvshelf moves KV of the CPU backend only, so far"
+        )
+    return int(tensor.stride(0) * tensor.element_size())

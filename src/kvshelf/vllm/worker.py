@@ -1,0 +1,240 @@
+"""A worker's side: moves the bytes of one rank between its KV cache and chunk files.
+
+vLLM calls everything here from the worker's main thread; nothing waits for storage:
+
+    submit_store -> RELEASED (bytes left the KV cache: vLLM's job is done) -> FINISHED (published)
+    submit_load  -> FINISHED (vLLM's job is done, failed or not; what failed goes into the report)
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from typing_extensions import override
+from vllm.logger import init_logger
+from vllm.v1.kv_offload.base import (
+    GPULoadStoreSpec,
+    LoadStoreSpec,
+    OffloadingWorker,
+    TransferResult,
+)
+
+from kvshelf import metrics
+from kvshelf.engine import FileStatus, JobKind, JobResult, Phase
+from kvshelf.keys import group_of
+from kvshelf.shelf import Chunk, Shelf
+from kvshelf.vllm.faultlog import FaultLog
+from kvshelf.vllm.report import WorkerReport
+from kvshelf.vllm.specs import ChunkKeysSpec, ChunkPlan, plan_chunks
+
+logger = init_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class FailedLoad:
+    """A load job of which some chunks failed.
+
+    Attributes:
+        block_ids: KV cache blocks that must be recomputed: those of the chunks that failed and of
+            all chunks after them in the same group.
+    """
+
+    job_id: int
+    block_ids: frozenset[int]
+
+
+class KvshelfWorker(OffloadingWorker):
+    """Source: vLLM's OffloadingWorker (vllm/v1/kv_offload/base.py). One thread: the worker's.
+
+    Args:
+        shelf: with this rank's block memory.
+        group_ids: the group index found in keys, per position in vLLM's per-group lists.
+        blocks_per_chunk: KV cache blocks in one chunk.
+        load_timeout_seconds: bound on waiting for a load that vLLM wants within its step.
+        close_timeout_seconds: how long shutdown lets write-behind finish.
+    """
+
+    def __init__(
+        self,
+        shelf: Shelf,
+        *,
+        group_ids: Sequence[int],
+        blocks_per_chunk: int,
+        load_timeout_seconds: float,
+        close_timeout_seconds: float,
+    ) -> None:
+        self._shelf = shelf
+        self._group_ids = tuple(group_ids)
+        self._blocks_per_chunk = blocks_per_chunk
+        self._load_timeout_seconds = load_timeout_seconds
+        self._close_timeout_seconds = close_timeout_seconds
+        self._stores: dict[int, ChunkPlan] = {}
+        self._loads: dict[int, ChunkPlan] = {}
+        self._done: list[TransferResult] = []  # jobs that ended at submission
+        self._failed_loads: list[FailedLoad] = []
+        self._report = WorkerReport()
+        self._faults = FaultLog(logger)
+
+    @override
+    def submit_store(
+        self, job_id: int, src_spec: GPULoadStoreSpec, dst_spec: LoadStoreSpec
+    ) -> bool:
+        plan = self._plan(dst_spec, src_spec, is_store=True)
+        for key in plan.unmapped:
+            self._store_outcome(key, FileStatus.DROPPED, 0)
+        if plan.chunks and self._submitted(JobKind.STORE, job_id, plan.chunks):
+            self._stores[job_id] = plan
+        else:
+            for chunk in plan.chunks:
+                self._store_outcome(chunk.key, FileStatus.DROPPED, 0)
+            self._done.append(TransferResult(job_id, True))
+        return True
+
+    @override
+    def submit_load(
+        self,
+        job_id: int,
+        src_spec: LoadStoreSpec,
+        dst_spec: GPULoadStoreSpec,
+        expedited: bool = False,
+    ) -> bool:
+        plan = self._plan(src_spec, dst_spec, is_store=False)
+        if plan.unmapped:
+            # Which blocks those keys would have filled is unknown, so none of the job's is trusted.
+            plan = ChunkPlan(unmapped=[*plan.unmapped, *(chunk.key for chunk in plan.chunks)])
+        if plan.chunks and self._submitted(JobKind.LOAD, job_id, plan.chunks):
+            self._loads[job_id] = plan
+            return True
+        keys = [*plan.unmapped, *(chunk.key for chunk in plan.chunks)]
+        for key in keys:
+            self._load_failure(key, FileStatus.CANCELLED, 0)
+        if keys:
+            self._failed_loads.append(
+                FailedLoad(job_id, frozenset(int(block) for block in dst_spec.block_ids))
+            )
+        self._done.append(TransferResult(job_id, True))
+        return True
+
+    @override
+    def get_finished(self) -> list[TransferResult]:
+        results, self._done = self._done, []
+        for result in self._shelf.poll():
+            if result.kind is JobKind.LOAD:
+                results.append(self._finish_load(result))
+            elif result.phase is Phase.RELEASED:
+                results.append(
+                    TransferResult(result.job_id, True, result.payload_bytes, result.seconds)
+                )
+            else:
+                self._finish_store(result)
+        return results
+
+    @override
+    def wait(self, job_ids: set[int]) -> None:
+        """Let go of these jobs' blocks: stores not yet taken are dropped, loads are waited for."""
+        stores = [job for job in job_ids if job in self._stores]
+        loads = [job for job in job_ids if job in self._loads]
+        if stores:
+            self._shelf.release(stores)
+        if loads:
+            self._shelf.wait(loads, Phase.FINISHED, self._load_timeout_seconds + 1.0)
+
+    @override
+    def shutdown(self) -> None:
+        if not self._shelf.drain(self._close_timeout_seconds):
+            self._faults.fault("shutdown", "stores not yet written are given up")
+        self._shelf.close(timeout_seconds=1.0)
+
+    def take_failed_loads(self) -> list[FailedLoad]:
+        """Load jobs that ended with failed chunks since the last call."""
+        failed, self._failed_loads = self._failed_loads, []
+        return failed
+
+    def take_report(self) -> WorkerReport | None:
+        """What happened since the last call, or None if nothing did."""
+        if self._report.is_empty():
+            return None
+        report, self._report = self._report, WorkerReport()
+        for name, label, value in metrics.engine_gauges(self._shelf.stats()):
+            report.gauges[name, label] = value
+        return report
+
+    def _plan(
+        self, keys: LoadStoreSpec, blocks: GPULoadStoreSpec, *, is_store: bool
+    ) -> ChunkPlan:
+        assert isinstance(keys, ChunkKeysSpec)
+        return plan_chunks(
+            keys.keys,
+            blocks,
+            group_ids=self._group_ids,
+            blocks_per_chunk=self._blocks_per_chunk,
+            is_store=is_store,
+        )
+
+    def _submitted(self, kind: JobKind, job_id: int, chunks: Sequence[Chunk]) -> bool:
+        """Submit; an engine that refuses is a fault like any other, not a crash of vLLM's worker."""
+        submit = self._shelf.submit_store if kind is JobKind.STORE else self._shelf.submit_load
+        try:
+            submit(job_id, chunks)
+        except Exception as error:
+            self._faults.fault(f"submit {kind.value}", f"{type(error).__name__}: {error}")
+            return False
+        return True
+
+    def _finish_load(self, result: JobResult) -> TransferResult:
+        plan = self._loads.pop(result.job_id)
+        failed_groups: set[int] = set()
+        bad_blocks: set[int] = set()
+        for chunk, status, error in zip(
+            plan.chunks, result.statuses, result.errnos, strict=True
+        ):
+            group = group_of(chunk.key)
+            if status is not FileStatus.OK:
+                failed_groups.add(group)
+                self._load_failure(chunk.key, status, error)
+            if group in failed_groups:
+                bad_blocks.update(chunk.block_ids.tolist())
+        loaded = sum(status is FileStatus.OK for status in result.statuses)
+        self._report.count(metrics.LOAD_CHUNKS, by=loaded)
+        self._report.count(metrics.LOAD_BYTES, by=result.payload_bytes)
+        self._report.observe(metrics.LOAD_SECONDS, result.seconds)
+        if bad_blocks:
+            self._failed_loads.append(FailedLoad(result.job_id, frozenset(bad_blocks)))
+        return TransferResult(result.job_id, True, result.payload_bytes, result.seconds)
+
+    def _finish_store(self, result: JobResult) -> None:
+        plan = self._stores.pop(result.job_id)
+        for chunk, status, error in zip(
+            plan.chunks, result.statuses, result.errnos, strict=True
+        ):
+            self._store_outcome(chunk.key, status, error)
+        self._report.count(metrics.STORE_BYTES, by=result.payload_bytes)
+        self._report.observe(metrics.STORE_SECONDS, result.seconds)
+
+    def _load_failure(self, key: bytes, status: FileStatus, error: int) -> None:
+        cause = status.name.lower()
+        self._report.failed.add(key)
+        self._report.count(metrics.LOAD_FAILURES, cause)
+        self._faults.fault(f"load failed ({cause})", _describe(key, error))
+
+    def _store_outcome(self, key: bytes, status: FileStatus, error: int) -> None:
+        if status is FileStatus.OK:
+            self._report.published[key] = 1
+            self._report.count(metrics.STORE_OUTCOMES, "published")
+            return
+        cause = status.name.lower()
+        self._report.not_stored.add(key)
+        self._report.count(metrics.STORE_OUTCOMES, cause)
+        self._faults.fault(f"store failed ({cause})", _describe(key, error))
+
+
+def _describe(key: bytes, error: int) -> str:
+    reason = f": {os.strerror(error)}" if error else ""
+    return f"chunk {key[:-4].hex()[:16]} of group {group_of(key)}{reason}"
+
+
+def blocks_of(failed: Iterable[FailedLoad]) -> set[int]:
+    """All blocks that must be recomputed."""
+    return {block for load in failed for block in load.block_ids}

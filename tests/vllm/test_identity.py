@@ -1,0 +1,91 @@
+"""Each thing that can change a chunk's bytes changes the identity; where it lies does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+pytestmark = pytest.mark.vllm
+
+import torch  # noqa: E402
+
+from kvshelf.namespace import Identity, diff  # noqa: E402
+from kvshelf.vllm.identity import build_identity  # noqa: E402
+
+from .configs import kv_cache_config, vllm_config  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Identity:
+    directory = tmp_path_factory.mktemp("one") / "tiny"
+    return build_identity(vllm_config(directory), kv_cache_config(), "")
+
+
+def changed_fields(left: Identity, right: Identity) -> set[str]:
+    return {difference.field.split(".")[0] for difference in diff(left, right)}
+
+
+def identity(tmp_path: Path, salt: str = "", kv: Any = None, **kwargs: Any) -> Identity:
+    directory = tmp_path / "tiny"
+    return build_identity(vllm_config(directory, **kwargs), kv or kv_cache_config(), salt)
+
+
+def test_the_place_of_the_model_and_of_the_shelf_does_not_count(
+    base: Identity, tmp_path: Path
+) -> None:
+    assert identity(tmp_path).digest == base.digest
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "fields"),
+    [
+        ({"hf": {"rope_theta": 500000.0}}, {"model_config"}),
+        ({"hf": {"num_hidden_layers": 6}}, {"model_config"}),
+        ({"hf": {"head_dim": 64}}, {"model_config"}),
+        ({"hf_overrides": {"rms_norm_eps": 1e-3}}, {"model_config"}),
+        ({"dtype": "bfloat16"}, {"dtype"}),
+        ({"kv_cache_dtype": "fp8_e5m2"}, {"cache_dtype"}),
+        ({"prefix_caching_hash_algo": "sha256_cbor"}, {"hash"}),
+        ({"load_format": "dummy"}, {"weights"}),
+        ({"tensor_parallel_size": 2}, {"parallel"}),
+        ({"salt": "team-a"}, {"salt"}),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_each_field_alone_separates(
+    base: Identity, tmp_path: Path, kwargs: dict[str, Any], fields: set[str]
+) -> None:
+    other = identity(tmp_path, **kwargs)
+    assert other.digest != base.digest
+    assert fields <= changed_fields(base, other)
+
+
+def test_weights_separate(base: Identity, tmp_path: Path) -> None:
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "model.bin").write_bytes(b"other weights")
+    assert changed_fields(base, identity(tmp_path)) == {"weights"}
+
+
+@pytest.mark.parametrize(
+    "kv",
+    [{"groups": 2}, {"dtype": torch.bfloat16}, {"heads": 2}],
+    ids=["groups", "cache dtype", "kv heads"],
+)
+def test_the_shape_of_the_cache_separates(
+    base: Identity, tmp_path: Path, kv: dict[str, Any]
+) -> None:
+    assert "groups" in changed_fields(base, identity(tmp_path, kv=kv_cache_config(**kv)))
+
+
+def test_chunk_size_separates(base: Identity, tmp_path: Path) -> None:
+    config = vllm_config(tmp_path / "tiny")
+    config.kv_transfer_config.kv_connector_extra_config["block_size"] = 128
+    other = build_identity(config, kv_cache_config(), "")
+    assert changed_fields(base, other) == {"chunk"}
+
+
+def test_the_identity_can_be_written_as_json(base: Identity) -> None:
+    assert Identity.from_json(base.to_json()).digest == base.digest

@@ -1,0 +1,97 @@
+"""The scheduler's belief about chunks: states, times to live, bounds. No clock, no vLLM."""
+
+from __future__ import annotations
+
+import pytest
+
+from kvshelf.vllm.presence import Answer, Presence
+
+
+@pytest.fixture
+def presence() -> Presence:
+    return Presence(hit_ttl_seconds=30, miss_ttl_seconds=1, failed_ttl_seconds=60, keys_max=100)
+
+
+def test_unknown_key_has_no_answer(presence: Presence) -> None:
+    assert presence.answers.get(b"k") is None
+    assert not presence.is_stored(b"k")
+
+
+def test_found_expires_after_its_time_but_needs_no_store(presence: Presence) -> None:
+    presence.found(b"k", now=100)
+    presence.expire(now=129.9)
+    assert presence.answers[b"k"] is Answer.HIT
+    presence.expire(now=130)
+    assert b"k" not in presence.answers
+    assert presence.is_stored(b"k")
+
+
+def test_missed_expires_sooner_and_may_be_stored(presence: Presence) -> None:
+    presence.found(b"k", now=0)
+    presence.missed(b"k", now=10)
+    assert presence.answers[b"k"] is Answer.MISS
+    assert not presence.is_stored(b"k")
+    presence.expire(now=11)
+    assert b"k" not in presence.answers
+
+
+def test_failed_load_stays_a_miss_and_may_be_stored(presence: Presence) -> None:
+    presence.found(b"k", now=0)
+    presence.failed(b"k", now=0)
+    presence.expire(now=59)
+    assert presence.answers[b"k"] is Answer.MISS
+    assert not presence.is_stored(b"k")
+    presence.expire(now=60)
+    assert b"k" not in presence.answers
+
+
+def test_an_older_expiry_does_not_end_a_newer_answer(presence: Presence) -> None:
+    presence.missed(b"k", now=0)  # would expire at 1
+    presence.found(b"k", now=0.5)  # expires at 30.5
+    presence.expire(now=2)
+    assert presence.answers[b"k"] is Answer.HIT
+
+
+def test_failed_then_published_is_a_hit_again(presence: Presence) -> None:
+    presence.failed(b"k", now=0)
+    presence.storing(b"k")
+    presence.found(b"k", now=1)
+    assert presence.answers[b"k"] is Answer.HIT
+
+
+def test_a_probe_that_misses_a_store_under_way_does_not_store_it_twice(presence: Presence) -> None:
+    presence.storing(b"k")
+    presence.missed(b"k", now=0)
+    assert presence.is_stored(b"k")
+    presence.not_stored(b"k")
+    assert not presence.is_stored(b"k")
+
+
+def test_an_unanswered_probe_says_nothing_about_storing(presence: Presence) -> None:
+    presence.found(b"k", now=0)
+    presence.unanswered(b"k", now=1)
+    assert presence.answers[b"k"] is Answer.MISS
+    assert presence.is_stored(b"k")
+
+
+def test_both_tables_are_bounded(presence: Presence) -> None:
+    for i in range(1000):
+        presence.found(b"%d" % i, now=0)
+        presence.expire(now=0)
+    assert len(presence.answers) <= 100
+    assert presence.is_stored(b"999")
+    assert not presence.is_stored(b"0")
+
+
+def test_pending_keys_are_not_expired(presence: Presence) -> None:
+    presence.pending([b"k"])
+    presence.expire(now=1e9)
+    assert presence.answers[b"k"] is Answer.PENDING
+
+
+def test_forget_drops_everything(presence: Presence) -> None:
+    presence.found(b"k", now=0)
+    presence.forget()
+    presence.expire(now=1)
+    assert not presence.answers
+    assert not presence.is_stored(b"k")

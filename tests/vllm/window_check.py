@@ -1,0 +1,100 @@
+"""Check the adapter against the vLLM that is first on sys.path; prints one line and exits 0 or 1.
+
+Run by test_window.py in a process of its own, with the Python files of the oldest or the newest
+supported vLLM in front. Native parts of vLLM are absent there, so no engine is started: abstract
+classes, signatures, metadata and the differences listed in kvshelf.vllm.compat are checked.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from typing import Any
+
+
+def main() -> int:
+    import vllm
+    from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
+    from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import (
+        OffloadingConnector,
+    )
+    from vllm.v1.kv_offload.base import OffloadingManager, OffloadingSpec, OffloadingWorker
+    from vllm.v1.kv_offload.factory import OffloadingSpecFactory
+
+    from kvshelf.vllm import compat, plugin
+    from kvshelf.vllm.connector import KvshelfConnector
+    from kvshelf.vllm.manager import KvshelfManager
+    from kvshelf.vllm.spec import SharedStorageOffloadingSpec
+    from kvshelf.vllm.worker import KvshelfWorker
+
+    plugin.register()
+    plugin.register()  # vLLM loads plugins more than once
+    assert KVConnectorFactory.get_connector_class_by_name("KvshelfConnector") is KvshelfConnector
+    spec_cls = OffloadingSpecFactory.get_spec_cls({"spec_name": "SharedStorageOffloadingSpec"})
+    assert spec_cls is SharedStorageOffloadingSpec
+    pairs = (
+        (KvshelfManager, OffloadingManager),
+        (KvshelfWorker, OffloadingWorker),
+        (SharedStorageOffloadingSpec, OffloadingSpec),
+        (KvshelfConnector, OffloadingConnector),
+    )
+    for ours, theirs in pairs:
+        check_class(ours, theirs)
+    check_compat(compat)
+    check_stats()
+    print(f"fits vLLM {vllm.__version__}")
+    return 0
+
+
+def check_class(ours: type[Any], theirs: type[Any]) -> None:
+    """No abstract method is left, and each override accepts what vLLM passes."""
+    assert not getattr(ours, "__abstractmethods__", None), (ours, ours.__abstractmethods__)
+    for name, method in vars(ours).items():
+        base = getattr(theirs, name, None)
+        if name.startswith("_") or base is None or not inspect.isfunction(method):
+            continue
+        wanted = inspect.signature(base).parameters
+        given = inspect.signature(method).parameters
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in given.values())
+        missing = [p for p in wanted if p not in given and not takes_any]
+        assert not missing, f"{ours.__name__}.{name} lacks {missing}"
+
+
+def check_compat(compat: Any) -> None:
+    from vllm.v1.kv_offload.base import OffloadingEvent
+
+    assert compat.request_level_policy().value == "request_level"
+    event = compat.stored_event([b"k"])
+    assert isinstance(event, OffloadingEvent)
+    assert not event.removed
+    os.environ.pop("PYTHONHASHSEED", None)
+    first, second = compat.fix_hash_seed("sha256"), compat.fix_hash_seed("sha256")
+    assert first == second
+    # What vLLM then derives is the same in every process.
+    from vllm.utils.hashing import sha256
+    from vllm.v1.core import kv_cache_utils
+
+    kv_cache_utils.init_none_hash(sha256)
+    root = kv_cache_utils.NONE_HASH
+    kv_cache_utils.init_none_hash(sha256)
+    assert root == kv_cache_utils.NONE_HASH
+    assert compat.can_recover(1)
+
+
+def check_stats() -> None:
+    from kvshelf import metrics
+    from kvshelf.vllm.report import WorkerReport
+    from kvshelf.vllm.stats import StatsSink, metric_definitions
+
+    assert set(metric_definitions()) == {metric.name for metric in metrics.METRICS}
+    sink = StatsSink()
+    report = WorkerReport()
+    report.count(metrics.LOOKUPS, "hit", by=2)
+    report.observe(metrics.LOOKUP_SECONDS, 0.5)
+    sink.absorb(report)
+    assert sink.take() is not None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
