@@ -16,7 +16,7 @@ CMAKE := cmake -S . -G Ninja
 CTEST := ctest --output-on-failure --no-tests=error --test-dir
 
 .DELETE_ON_ERROR:
-.PHONY: setup tools lint test test-native test-asan test-tsan demo bench clean
+.PHONY: FORCE setup tools lint test test-native test-asan test-tsan demo bench clean
 
 # A registry's hiccup is not a broken set-up: one second try.
 define retry
@@ -47,8 +47,14 @@ $(VENV)/.vllm: $(VENV)/.tools requirements/vllm.txt
 	@$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 
+# An installation in place knows the modules that there were: new ones ask for another.
+$(VENV)/.modules: FORCE
+	@mkdir -p $(VENV)
+	@find src -name '*.py' | sort > $@.new
+	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+
 # Installed in place: Python files are read from src/, the native core is built anew when it changes.
-$(VENV)/.kvshelf: $(VENV)/.vllm $(NATIVE) pyproject.toml
+$(VENV)/.kvshelf: $(VENV)/.vllm $(VENV)/.modules $(NATIVE) pyproject.toml
 	@echo "make: building and installing kvshelf in place"
 	@$(PIP) --no-build-isolation --no-deps --editable .
 	@touch $@
