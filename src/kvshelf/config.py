@@ -163,7 +163,7 @@ class Settings:
     )
     identity_salt: str = _setting(
         "",
-        "Engines share only if this is equal: for tenants, or adapters of one name and other weights.",
+        "Engines share only if this is equal: for tenants, or adapters of equal names.",
         shown='""',
     )
 

@@ -47,7 +47,22 @@ QUEUE_KINDS = ("load", "store", "lookup", "touch")
 # From a metadata call in the page cache to a server that takes its time.
 _LOOKUP_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 # From one chunk in the page cache to a deadline.
-_TRANSFER_BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 120.0)
+_TRANSFER_BUCKETS = (
+    0.002,
+    0.005,
+    0.01,
+    0.02,
+    0.05,
+    0.1,
+    0.2,
+    0.5,
+    1.0,
+    2.0,
+    5.0,
+    10.0,
+    30.0,
+    120.0,
+)
 
 METRICS: tuple[Metric, ...] = (
     Metric(LOOKUPS, Kind.COUNTER, "keys", "Keys probed on the shelf, by result.", ("result",)),

@@ -146,7 +146,7 @@ def this_owner() -> TempOwner:
 
 def _claim(root: Path) -> None:
     """Write the marker into an empty directory; losing the race to another process is fine."""
-    for name in os.listdir(root):
+    for name in sorted(entry.name for entry in root.iterdir()):
         if name not in _IGNORED and not name.startswith("."):
             raise NotAShelfError(
                 f"{SETTING}={str(root)!r}: the directory holds other data ({name!r}) and no "
@@ -180,7 +180,7 @@ def _publish(path: Path, value: Any, temp_folder: Path) -> None:
             if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
                 raise
             # A file system without links: a rename may replace an equal file of another process.
-            os.rename(temp, path)
+            temp.rename(path)
     finally:
         temp.unlink(missing_ok=True)
 

@@ -91,8 +91,9 @@ class Shelf:
         identity: everything that decides the bytes; engines with equal ones share.
         rank: whose files are stored, loaded and touched.
         world_size: number of ranks; a lookup finds a key only if every rank has it.
-        groups: block memory by group index; without any, only ``lookup`` and ``touch`` are possible,
-            and ``touch`` is for the files of every rank.
+        groups: block memory; without any, only ``lookup`` and ``touch`` are possible, and ``touch``
+            is for the files of every rank.
+        group_ids: the group index in keys that each of ``groups`` is for; positions if left out.
         config: limits of the engine.
         engine: makes the engine; the native one by default.
         keep_alive: kept until the shelf is gone: whatever owns the block memory.
@@ -109,6 +110,7 @@ class Shelf:
         rank: int = 0,
         world_size: int = 1,
         groups: Sequence[GroupMemory] = (),
+        group_ids: Sequence[int] | None = None,
         config: EngineConfig | None = None,
         engine: EngineFactory = native_engine,
         keep_alive: object = None,
@@ -121,6 +123,8 @@ class Shelf:
         self._rank = rank
         self._ranks = range(world_size)
         self._touched_ranks = (rank,) if groups else tuple(self._ranks)
+        ids = range(len(groups)) if group_ids is None else group_ids
+        self._position = {group: position for position, group in enumerate(ids)}
         self._keep_alive = keep_alive
         self._own_jobs = itertools.count(-1, -1)
         self._engine = engine(
@@ -230,10 +234,12 @@ class Shelf:
 
     def _batch(self, chunks: Sequence[Chunk]) -> Any:
         builder = BatchBuilder()
-        folder, rank = self._folder, self._rank
+        folder, rank, position = self._folder, self._rank, self._position
         for key, block_ids, first_block in chunks:
             ids = np.asarray(block_ids, dtype=np.int32)
-            builder.add(chunk_path(folder, rank, key), key, group_of(key), first_block, ids)
+            # A group that this shelf has no memory for is refused by the engine, as any bad index.
+            group = position.get(group_of(key), -1)
+            builder.add(chunk_path(folder, rank, key), key, group, first_block, ids)
         return builder.build()
 
     def _run(self, submit: Callable[[JobId], None], limit_seconds: float) -> list[FileStatus]:

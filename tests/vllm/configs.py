@@ -15,6 +15,7 @@ from vllm.v1.kv_cache_interface import (
     SlidingWindowSpec,
 )
 
+
 def save_config(directory: Path, **overrides: Any) -> None:
     fields: dict[str, Any] = {
         "num_hidden_layers": 4,

@@ -75,6 +75,7 @@ class Replica:
     def lookup(self, *keys: bytes) -> list[LookupResult]:
         """Ask as vLLM does: once a step, until no answer is RETRY."""
         deadline = time.monotonic() + 10
+        self.manager.on_schedule_end(STEP_END)  # the end of an earlier step
         while True:
             answers = [self.manager.lookup(k, CONTEXT) for k in keys]
             self.manager.on_schedule_end(STEP_END)
@@ -83,7 +84,9 @@ class Replica:
             assert time.monotonic() < deadline
             time.sleep(0.001)
 
-    def store(self, keys: list[bytes], ids: list[int], sizes: list[int] | None = None) -> list[bytes]:
+    def store(
+        self, keys: list[bytes], ids: list[int], sizes: list[int] | None = None
+    ) -> list[bytes]:
         output = self.manager.prepare_store(keys, CONTEXT)
         sizes = sizes or [len(ids)]
         self.jobs += 1
@@ -227,7 +230,7 @@ def test_unclear_blocks_fail_the_whole_load(replicas: tuple[Replica, Replica]) -
 def test_a_store_that_cannot_be_mapped_is_dropped_not_guessed(
     replicas: tuple[Replica, Replica],
 ) -> None:
-    one, two = replicas
+    one, _ = replicas
     one.store([A, B], IDS[:7])
     assert not one.path(A).exists()
     assert not one.path(B).exists()

@@ -61,7 +61,9 @@ def test_other_formats_are_sampled(tmp_path: Path) -> None:
     assert weights_digest(model(tmp_path), AUTO) != before
 
 
-@pytest.mark.parametrize("content", [b"", b"1234567", struct.pack("<Q", 2**60) + b"{}", b"\2" + bytes(7) + b"[]"])
+@pytest.mark.parametrize(
+    "content", [b"", b"1234567", struct.pack("<Q", 2**60) + b"{}", b"\2" + bytes(7) + b"[]"]
+)
 def test_damaged_safetensors_do_not_raise(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.safetensors").write_bytes(content)
     assert weights_digest(model(tmp_path), AUTO).startswith("sampled:")

@@ -1,7 +1,7 @@
-"""The oldest and the newest supported vLLM, from their wheels' Python files, beside the installed one.
+"""The oldest and the newest supported vLLM, from their wheels' Python files.
 
-KVSHELF_VLLM_WHEELS names a directory with one unpacked wheel a version (<directory>/<version>/vllm);
-`make test` fills it. Without it only the installed vLLM is checked.
+KVSHELF_VLLM_WHEELS names a directory with an unpacked wheel a version (<directory>/<version>/vllm).
+Without it only the installed vLLM is checked.
 """
 
 from __future__ import annotations
@@ -24,7 +24,12 @@ def run(path: str | None) -> subprocess.CompletedProcess[str]:
     if path:
         env["PYTHONPATH"] = path
     return subprocess.run(
-        [sys.executable, str(CHECK)], env=env, capture_output=True, text=True, timeout=240, check=False
+        [sys.executable, str(CHECK)],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
     )
 
 

@@ -43,7 +43,7 @@ def main() -> int:
         check_class(ours, theirs)
     check_compat(compat)
     check_stats()
-    print(f"fits vLLM {vllm.__version__}")
+    sys.stdout.write(f"fits vLLM {vllm.__version__}\n")
     return 0
 
 

@@ -29,7 +29,7 @@ JobId = int
 
 
 class FileStatus(IntEnum):
-    """What became of one chunk file in a job. The values are shared with native/include/kvshelf/status.h."""
+    """What became of one chunk file in a job. Values are those of native status.h."""
 
     OK = 0  # loaded and verified; stored (or already there); found
     NOT_FOUND = 1  # no such file, or it does not hold the wanted blocks
@@ -72,7 +72,7 @@ class Durability(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Pages:
-    """One layer's pages: block ``i`` of the layer is ``page_bytes`` at ``address + i * stride_bytes``."""
+    """One layer's pages: block ``i`` is ``page_bytes`` at ``address + i * stride_bytes``."""
 
     address: int
     stride_bytes: int
@@ -229,10 +229,10 @@ class Engine(Protocol):
         """
 
     def submit_lookup(self, job_id: JobId, paths: Sequence[str]) -> None:
-        """Queue existence probes, done in parallel: OK or NOT_FOUND a path. Raises as submit_store."""
+        """Queue existence probes, in parallel: OK or NOT_FOUND a path. Raises as submit_store."""
 
     def touch(self, paths: Sequence[str]) -> None:
-        """Renew access times in the background, those older than touch_interval_seconds. No report.
+        """Renew access times older than touch_interval_seconds, in the background. No report.
 
         Works on noatime mounts: the time is set explicitly. Leaves the modification time alone.
         """
@@ -255,7 +255,7 @@ class Engine(Protocol):
         """
 
     def cancel(self, job_ids: Sequence[JobId]) -> None:
-        """Give up files of these jobs that no thread has begun: CANCELLED. The job still reports."""
+        """Give up files of these jobs that no thread has begun: CANCELLED. Jobs still report."""
 
     def drain(self, timeout_seconds: float) -> bool:
         """Wait until no job is unfinished and no touch waits. False if the timeout came first."""

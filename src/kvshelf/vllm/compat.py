@@ -50,7 +50,7 @@ def group_ids(config: OffloadingConfig) -> tuple[int, ...]:
 
 
 def kv_cache_layout(vllm_config: Any, kv_cache_config: Any) -> str:
-    """The resolved layout name. 0.26 has none in its configurations: the environment decides there."""
+    """The resolved layout name. 0.26 keeps none: the environment decides there."""
     layout = getattr(kv_cache_config, "kv_cache_layout", None) or getattr(
         vllm_config.cache_config, "kv_cache_layout", None
     )

@@ -1,8 +1,8 @@
 """vLLM's offloading connector, taught that a failed load is a miss.
 
-    KV connector roles: SCHEDULER (one, beside the scheduler) and WORKER (one a rank).
-    worker: failed chunks -> block ids (or the request) to vLLM, keys to the report
-    scheduler: report -> manager, so that the next lookup says MISS and the chunk is stored anew
+KV connector roles: SCHEDULER (one, beside the scheduler) and WORKER (one a rank).
+worker: failed chunks -> block ids (or the request) to vLLM, keys to the report
+scheduler: report -> manager, so that the next lookup says MISS and the chunk is stored anew
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import Of
 from vllm.logger import init_logger
 
 from kvshelf.errors import ConfigError
-from kvshelf.vllm import compat
 from kvshelf.vllm.identity import build_identity
 from kvshelf.vllm.manager import KvshelfManager
 from kvshelf.vllm.report import KvshelfWorkerMetadata
@@ -40,9 +39,7 @@ class KvshelfConnector(OffloadingConnector):
     vLLM's connector and nothing else (``_ours`` is False).
     """
 
-    def __init__(
-        self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any
-    ) -> None:
+    def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
         self._ours = adopt_config(vllm_config.kv_transfer_config)
         if self._ours:
             extra = vllm_config.kv_transfer_config.kv_connector_extra_config
@@ -93,7 +90,7 @@ class KvshelfConnector(OffloadingConnector):
 
     @override
     def get_block_ids_with_load_errors(self) -> set[int]:
-        """Blocks to recompute, since the last call: those of failed chunks and of all after them."""
+        """Blocks to recompute since the last call: of failed chunks and of all after them."""
         blocks, self._failed_blocks = self._failed_blocks, set()
         return blocks
 

@@ -116,7 +116,14 @@ def _representative(group: Any) -> Any:
 
 def _group_fields(group: Any) -> dict[str, Any]:
     spec = _representative(group)
-    names = ("num_kv_heads", "head_size", "head_size_v", "dtype", "sliding_window", "cache_dtype_str")
+    names = (
+        "num_kv_heads",
+        "head_size",
+        "head_size_v",
+        "dtype",
+        "sliding_window",
+        "cache_dtype_str",
+    )
     fields = {name: _plain(getattr(spec, name)) for name in names if hasattr(spec, name)}
     layers = json.dumps(list(group.layer_names)).encode()
     return {

@@ -2,10 +2,10 @@
 
 Everything here runs on the scheduler's thread and must never wait: answers come from
 ``Presence``; questions that it cannot answer are collected during a step, sent to the native
-lookup threads at the end of the step, and answered RETRY meanwhile. No file-system call is made here.
+lookup threads at its end, and answered RETRY meanwhile. No file-system call is made here.
 
     lookup -> Presence -> HIT, MISS
-                       -> unknown: wanted -> on_schedule_end -> Shelf.submit_lookup -> poll -> Presence
+                       -> unknown: wanted -> on_schedule_end -> Shelf -> poll -> Presence
 """
 
 from __future__ import annotations
@@ -80,9 +80,7 @@ class KvshelfManager(OffloadingManager):
         return _RESULT[answer]
 
     @override
-    def prepare_load(
-        self, keys: Collection[OffloadKey], req_context: ReqContext
-    ) -> ChunkKeysSpec:
+    def prepare_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> ChunkKeysSpec:
         keys = tuple(keys)
         self._shelf.touch(keys)
         return ChunkKeysSpec(keys)
@@ -127,8 +125,8 @@ class KvshelfManager(OffloadingManager):
         for key in report.not_stored:
             self._presence.not_stored(key)
             self._publishing.pop(key, None)
-        for key, workers in report.published.items():
-            workers += self._publishing.pop(key, 0)
+        for key, news in report.published.items():
+            workers = news + self._publishing.pop(key, 0)
             if workers < self._num_workers:
                 self._publishing[key] = workers
                 continue

@@ -1,4 +1,4 @@
-"""The ``vllm.general_plugins`` entry point: makes our names known to vLLM in each of its processes."""
+"""The ``vllm.general_plugins`` entry point: our names, in each of vLLM's processes."""
 
 from __future__ import annotations
 

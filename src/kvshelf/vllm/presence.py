@@ -51,8 +51,8 @@ class Presence:
         self._keys_max = keys_max
         # The hot path of lookups reads this dict and nothing else.
         self.answers: dict[bytes, Answer] = {}
-        # Expiry of the answers in ``answers`` that are not PENDING. A key that was answered anew has
-        # a later entry here than in the queue, whose older entry is then ignored.
+        # Expiry of the answers that are not PENDING. A key that was answered anew has a later time
+        # here than in the queue, whose older entry is then ignored.
         self._expires: dict[bytes, float] = {}
         # One queue a time to live, so that each is in the order of expiry.
         self._queues: dict[float, deque[tuple[float, bytes]]] = {}
@@ -101,7 +101,7 @@ class Presence:
         return key in self._stored
 
     def forget(self) -> None:
-        """Drop every answer and everything remembered; probes under way answer unknown keys again."""
+        """Drop every answer and everything remembered; probes under way still answer."""
         self.answers.clear()
         self._expires.clear()
         self._queues.clear()

@@ -1,4 +1,4 @@
-"""What vLLM's offloading connector asks for: a manager for the scheduler, a worker for each rank."""
+"""What vLLM's offloading connector asks for: a manager for the scheduler, a worker a rank."""
 
 from __future__ import annotations
 
@@ -44,6 +44,7 @@ class SharedStorageOffloadingSpec(OffloadingSpec):
     @classmethod
     def build_metric_definitions(cls, extra_config: dict[str, Any]) -> dict[str, Any]:
         """Our series on vLLM's /metrics; names in ``kvshelf.metrics``."""
+        del extra_config  # all of them, whatever the settings
         return metric_definitions()
 
     def __init__(self, config: OffloadingConfig) -> None:
@@ -97,7 +98,8 @@ class SharedStorageOffloadingSpec(OffloadingSpec):
             self._identity,
             rank=self.config.parallel.rank,
             world_size=self.config.parallel.world_size,
-            groups=_group_memories(kv_caches, group_ids),
+            groups=_group_memories(kv_caches),
+            group_ids=group_ids,
             config=self._engine_config,
             keep_alive=kv_caches,
         )
@@ -110,24 +112,20 @@ class SharedStorageOffloadingSpec(OffloadingSpec):
         )
 
 
-def _group_memories(
-    kv_caches: CanonicalKVCaches, group_ids: tuple[int, ...]
-) -> list[GroupMemory]:
-    """Block memory by group index; groups that are not offloaded have none."""
-    memories = [GroupMemory(pages=(), num_blocks=0)] * (max(group_ids) + 1)
-    for group, refs in zip(group_ids, kv_caches.group_data_refs, strict=True):
+def _group_memories(kv_caches: CanonicalKVCaches) -> list[GroupMemory]:
+    """Block memory of each offloaded group: its layers' pages in vLLM's order."""
+    memories = []
+    for refs in kv_caches.group_data_refs:
         tensors = [kv_caches.tensors[ref.tensor_idx].tensor for ref in refs]
-        memories[group] = GroupMemory(
-            pages=tuple(
-                Pages(
-                    address=tensor.data_ptr(),
-                    stride_bytes=_stride_bytes(tensor),
-                    page_bytes=ref.page_size_bytes,
-                )
-                for tensor, ref in zip(tensors, refs, strict=True)
-            ),
-            num_blocks=min(tensor.shape[0] for tensor in tensors),
+        pages = tuple(
+            Pages(
+                address=tensor.data_ptr(),
+                stride_bytes=_stride_bytes(tensor),
+                page_bytes=ref.page_size_bytes,
+            )
+            for tensor, ref in zip(tensors, refs, strict=True)
         )
+        memories.append(GroupMemory(pages, num_blocks=min(t.shape[0] for t in tensors)))
     return memories
 
 

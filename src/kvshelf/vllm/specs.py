@@ -28,7 +28,7 @@ class ChunkKeysSpec(LoadStoreSpec):
 
 @dataclass(slots=True)
 class ChunkPlan:
-    """Chunks of a job with the blocks that hold them; ``unmapped`` keys whose blocks are unclear."""
+    """Chunks of a job with their blocks, and ``unmapped`` keys whose blocks are unclear."""
 
     chunks: list[Chunk] = field(default_factory=list)
     unmapped: list[bytes] = field(default_factory=list)
@@ -62,16 +62,14 @@ def plan_chunks(
         by_group.setdefault(group_of(key), []).append(key)
     ids = np.ascontiguousarray(blocks.block_ids, dtype=np.int32)
     start = 0
-    for group, size, index in zip(
-        group_ids, blocks.group_sizes, blocks.block_indices, strict=True
-    ):
+    for group, size, index in zip(group_ids, blocks.group_sizes, blocks.block_indices, strict=True):
         group_blocks = ids[start : start + size]
         start += size
         group_keys = by_group.pop(group, [])
         first = index % blocks_per_chunk
         room = len(group_keys) * blocks_per_chunk
         # Stored chunks need not follow each other, so only whole ones (or a first one without its
-        # beginning) are certain; a load is one run of blocks that may stop anywhere in its last chunk.
+        # beginning) are certain; a load is one run of blocks that may stop inside its last chunk.
         end = first + size
         fits = end == room if is_store else room - blocks_per_chunk < end <= room
         if not group_keys or not fits:

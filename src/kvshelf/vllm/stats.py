@@ -27,9 +27,7 @@ def metric_definitions() -> dict[str, Any]:
         elif metric.kind is metrics.Kind.GAUGE:
             definitions[metric.name] = OffloadingGaugeMetadata(**common)
         else:
-            definitions[metric.name] = OffloadingHistogramMetadata(
-                **common, buckets=metric.buckets
-            )
+            definitions[metric.name] = OffloadingHistogramMetadata(**common, buckets=metric.buckets)
     return definitions
 
 

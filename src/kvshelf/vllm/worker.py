@@ -161,9 +161,7 @@ class KvshelfWorker(OffloadingWorker):
             report.gauges[name, label] = value
         return report
 
-    def _plan(
-        self, keys: LoadStoreSpec, blocks: GPULoadStoreSpec, *, is_store: bool
-    ) -> ChunkPlan:
+    def _plan(self, keys: LoadStoreSpec, blocks: GPULoadStoreSpec, *, is_store: bool) -> ChunkPlan:
         assert isinstance(keys, ChunkKeysSpec)
         return plan_chunks(
             keys.keys,
@@ -174,7 +172,7 @@ class KvshelfWorker(OffloadingWorker):
         )
 
     def _submitted(self, kind: JobKind, job_id: int, chunks: Sequence[Chunk]) -> bool:
-        """Submit; an engine that refuses is a fault like any other, not a crash of vLLM's worker."""
+        """Submit; an engine that refuses is a fault like any other, not a crash of vLLM."""
         submit = self._shelf.submit_store if kind is JobKind.STORE else self._shelf.submit_load
         try:
             submit(job_id, chunks)
@@ -187,9 +185,7 @@ class KvshelfWorker(OffloadingWorker):
         plan = self._loads.pop(result.job_id)
         failed_groups: set[int] = set()
         bad_blocks: set[int] = set()
-        for chunk, status, error in zip(
-            plan.chunks, result.statuses, result.errnos, strict=True
-        ):
+        for chunk, status, error in zip(plan.chunks, result.statuses, result.errnos, strict=True):
             group = group_of(chunk.key)
             if status is not FileStatus.OK:
                 failed_groups.add(group)
@@ -206,9 +202,7 @@ class KvshelfWorker(OffloadingWorker):
 
     def _finish_store(self, result: JobResult) -> None:
         plan = self._stores.pop(result.job_id)
-        for chunk, status, error in zip(
-            plan.chunks, result.statuses, result.errnos, strict=True
-        ):
+        for chunk, status, error in zip(plan.chunks, result.statuses, result.errnos, strict=True):
             self._store_outcome(chunk.key, status, error)
         self._report.count(metrics.STORE_BYTES, by=result.payload_bytes)
         self._report.observe(metrics.STORE_SECONDS, result.seconds)
