@@ -37,6 +37,7 @@ void EngineCore::MarkTaken(Job& job, std::size_t index) {
   LeaveQueue(job, index);
   job.states[index] = FileState::kTaken;
   job.taken[index] = true;
+  job.taken_bytes += job.transfers[index].request.payload_bytes();
   --job.holding;
   ReportIfDue(job);
 }
@@ -52,6 +53,7 @@ void EngineCore::Settle(Job& job, std::size_t index, FileResult result, std::uin
   job.payload_bytes += bytes;
   if (before != FileState::kTaken) {
     job.taken[index] = result.ok();
+    job.taken_bytes += bytes;
     --job.holding;
   }
   --job.unsettled;
@@ -101,7 +103,7 @@ void EngineCore::PushReport(Job& job, Phase phase) {
       if (job.any_error) report.errnos[i] = 0;
     }
   }
-  report.payload_bytes = job.payload_bytes;
+  report.payload_bytes = phase == Phase::kReleased ? job.taken_bytes : job.payload_bytes;
   report.seconds = Seconds(Clock::now() - job.submitted).count();
   reports_.push_back(std::move(report));
   has_reports_.store(true, std::memory_order_release);

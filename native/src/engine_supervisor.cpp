@@ -125,7 +125,9 @@ void EngineCore::Reap(Lock& lock) {
   workers_.erase(gone, workers_.end());
   if (ended.empty()) return;
   lock.unlock();
-  for (const auto& worker : ended) worker->thread.join();
+  for (const auto& worker : ended) {
+    if (worker->thread.joinable()) worker->thread.join();  // else Close has detached it
+  }
   lock.lock();
 }
 

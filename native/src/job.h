@@ -69,7 +69,8 @@ struct Job {
   bool let_go = false;              // release() was called
   bool released = false;            // reported
   bool finished = false;            // reported
-  std::uint64_t payload_bytes = 0;
+  std::uint64_t payload_bytes = 0;  // of files that are OK
+  std::uint64_t taken_bytes = 0;    // likewise, for RELEASED
 
   std::size_t size() const { return states.size(); }
 };

@@ -69,7 +69,8 @@ std::string RootDir::NextTempName() {
 }
 
 int RootDir::ProbeDirect() {
-  const std::string name = "." + NextTempName();
+  std::string name(1, '.');
+  name += NextTempName();
   const UniqueFd file(ops_->OpenBeneath(fd_.get(), name.c_str(),
                                         O_RDWR | O_CREAT | O_EXCL | O_DIRECT, 0600));
   if (!file) {

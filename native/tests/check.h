@@ -10,7 +10,7 @@ inline int& FailureCount() {
   return count;
 }
 
-inline void Report(bool ok, const char* text, const char* file, int line) {
+inline void Expect(bool ok, const char* text, const char* file, int line) {
   if (ok) return;
   ++FailureCount();
   std::fprintf(stderr, "%s:%d: failed: %s\n", file, line, text);
@@ -36,4 +36,4 @@ int RunTests(const NamedTest (&tests)[kCount]) {
 }  // namespace kvshelf::testing
 
 #define CHECK(condition) \
-  ::kvshelf::testing::Report(static_cast<bool>(condition), #condition, __FILE__, __LINE__)
+  ::kvshelf::testing::Expect(static_cast<bool>(condition), #condition, __FILE__, __LINE__)

@@ -1,0 +1,289 @@
+#include "kvshelf/chunk_io.h"
+
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <numeric>
+
+#include "check.h"
+#include "support.h"
+
+namespace kvshelf {
+namespace {
+
+using testing::Blocks;
+using testing::Call;
+using testing::Fail;
+using testing::FaultOps;
+using testing::TempDir;
+
+const std::string kPath = "ns/r0/abc/abcdef-g0.kv";
+
+// One file of six blocks, written and read without an engine.
+struct Fixture {
+  TempDir dir;
+  std::shared_ptr<FaultOps> ops = std::make_shared<FaultOps>();
+  RootDir root{ops, dir.path(), "host-boot-1-2", 0750};
+  Blocks blocks{3, 3000, 20};
+  GroupMemory memory = blocks.Describe();
+  std::shared_ptr<Device> device = MakeHostDevice();
+  ThreadContext context = MakeThreadContext(*device, 8192);
+  ChunkIoOptions options;
+  ChunkIdentity identity;
+  ChunkRequest request;
+  std::vector<std::int32_t> ids = {4, 5, 9, 1, 0, 17};
+  bool removed = false;
+
+  Fixture() {
+    options.step_bytes = 8192;
+    options.piece_bytes = 16384;
+    blocks.FillRandom(1);
+    request = {kPath, "key of a chunk", &memory, 0, ids};
+    identity = {{}, request.key, 0, memory.geometry(), memory.block_bytes()};
+  }
+
+  FileResult Store() {
+    FileResult result;
+    CopyGate gate;
+    ChunkWriter writer(root, options, identity, request);
+    const auto start = writer.Begin(&result);
+    if (start != ChunkWriter::Start::kReady) return result;
+    while (result.ok() && writer.written_bytes() < request.payload_bytes()) {
+      const std::uint64_t begin = writer.written_bytes();
+      const std::uint64_t end = std::min(begin + options.step_bytes, request.payload_bytes());
+      memory.Map(request.block_ids, begin, end, context.segments);
+      result = writer.WriteSegments(context.segments, context);
+    }
+    return result.ok() ? writer.Publish(gate, context) : result;
+  }
+  FileStatus Load() {
+    CopyGate gate;
+    return ChunkReader(root, options, identity, request, context).Load(gate, &removed).status;
+  }
+  std::string Payload() const {
+    std::string bytes;
+    for (const std::int32_t id : request.block_ids) bytes += blocks.Block(static_cast<std::size_t>(id));
+    return bytes;
+  }
+};
+
+void WhatWasStoredIsLoaded() {
+  Fixture f;
+  const std::string before = f.blocks.All();
+  CHECK(f.Store().ok());
+  const std::string file = f.dir.Read(kPath);
+  CHECK(file.size() == kPageBytes + RoundUpToPage(f.request.payload_bytes()));
+  CHECK(file.substr(kPageBytes, f.request.payload_bytes()) == f.Payload());
+  CHECK(f.dir.CountFiles("ns/tmp") == 0);
+  for (const std::int32_t id : f.ids) {
+    CHECK(!f.blocks.Block(static_cast<std::size_t>(id)).empty());
+  }
+  Blocks other(3, 3000, 20);
+  const GroupMemory memory = other.Describe();
+  f.request.memory = &memory;
+  CHECK(f.Load() == FileStatus::kOk);
+  for (const std::int32_t id : f.ids) {
+    CHECK(other.Block(static_cast<std::size_t>(id)) == f.blocks.Block(static_cast<std::size_t>(id)));
+  }
+  CHECK(other.Block(2) == std::string(f.blocks.block_bytes(), '\0'));
+  CHECK(f.blocks.All() == before);
+}
+
+void PartsAreLoadedFromTheirPieces() {
+  Fixture f;
+  f.request.first_block = 2;  // the file holds blocks 2 to 7
+  CHECK(f.Store().ok());
+  const std::vector<std::int32_t> all = f.ids;
+  for (std::uint32_t first = 2; first < 8; ++first) {
+    for (std::uint32_t count = 1; first + count <= 8; ++count) {
+      Blocks other(3, 3000, 20);
+      const GroupMemory memory = other.Describe();
+      std::vector<std::int32_t> ids(count);
+      std::iota(ids.begin(), ids.end(), 10);
+      f.request = {kPath, f.request.key, &memory, first, ids};
+      CHECK(f.Load() == FileStatus::kOk);
+      for (std::uint32_t i = 0; i < count; ++i) {
+        CHECK(other.Block(10 + i) ==
+              f.blocks.Block(static_cast<std::size_t>(all[first - 2 + i])));
+      }
+    }
+  }
+}
+
+void EveryDamagedByteIsFoundAndTheFileRemoved() {
+  Fixture f;
+  CHECK(f.Store().ok());
+  const std::string good = f.dir.Read(kPath);
+  const std::size_t end = kPageBytes + f.request.payload_bytes();
+  for (std::size_t at = 0; at < end; at += at < 4096 ? 13 : 701) {
+    std::string bad = good;
+    bad[at] = static_cast<char>(bad[at] ^ 0x10);
+    f.dir.Write(kPath, bad);
+    CHECK(f.Load() == FileStatus::kCorrupt);
+    CHECK(f.removed && !f.dir.Exists(kPath));
+  }
+  for (const std::size_t length : {std::size_t{0}, std::size_t{100}, std::size_t{4096}, end - 1,
+                                   good.size() - 4096, good.size() - 1}) {
+    f.dir.Write(kPath, good.substr(0, length));
+    CHECK(f.Load() == FileStatus::kCorrupt);
+  }
+  f.dir.Write(kPath, good + std::string(4096, '\0'));
+  CHECK(f.Load() == FileStatus::kCorrupt);
+  f.options.remove_bad = false;
+  f.dir.Write(kPath, good + "x");
+  CHECK(f.Load() == FileStatus::kCorrupt && !f.removed && f.dir.Exists(kPath));
+}
+
+void OthersFilesAreForeignOrNotThere() {
+  Fixture f;
+  CHECK(f.Load() == FileStatus::kNotFound);
+  CHECK(f.Store().ok());
+  f.options.remove_bad = false;
+  f.identity.rank = 1;
+  CHECK(f.Load() == FileStatus::kForeign);
+  f.identity.rank = 0;
+  f.request.first_block = 1;  // wants blocks 1 to 6 of 0 to 5
+  CHECK(f.Load() == FileStatus::kNotFound && !f.removed);
+  f.options.remove_bad = true;
+  CHECK(f.Load() == FileStatus::kNotFound && f.removed && !f.dir.Exists(kPath));
+}
+
+void OnlyRegularFilesAreReadAndNoLinkIsFollowed() {
+  Fixture f;
+  CHECK(f.Store().ok());
+  std::filesystem::rename(f.dir / kPath, f.dir / "elsewhere");
+  std::filesystem::create_symlink(f.dir / "elsewhere", f.dir / kPath);
+  CHECK(f.Load() == FileStatus::kCorrupt && !f.removed && f.dir.Exists(kPath));
+  std::filesystem::remove(f.dir / kPath);
+  CHECK(::mkfifo((f.dir / kPath).c_str(), 0600) == 0);
+  CHECK(f.Load() == FileStatus::kCorrupt && !f.removed && f.dir.Exists(kPath));
+  std::filesystem::remove(f.dir / kPath);
+  std::filesystem::create_directory(f.dir / kPath);
+  CHECK(f.Load() == FileStatus::kCorrupt && !f.removed);
+  // A link in the middle of the path.
+  std::filesystem::rename(f.dir / "ns/r0", f.dir / "ns/real");
+  std::filesystem::create_symlink("real", f.dir / "ns/r0");
+  f.request.path = "ns/r0/abc/other.kv";
+  CHECK(f.Load() == FileStatus::kCorrupt);
+  CHECK(f.Store().error == ELOOP);
+  CHECK(f.dir.CountFiles("ns/tmp") == 0);
+}
+
+void AFileThatExistsIsLeftAlone() {
+  Fixture f;
+  const std::string other(3 * kPageBytes, 'x');
+  f.dir.Write(kPath, other);
+  CHECK(f.Store().ok() && f.dir.Read(kPath) == other);
+  // Lookups say that this one is missing, so it must not be in the way.
+  f.dir.Write(kPath, "short");
+  CHECK(f.Store().ok() && f.Load() == FileStatus::kOk);
+}
+
+void PublicationFallsBackWhereCallsAreMissing() {
+  for (const bool links : {true, false}) {
+    for (const bool taken : {false, true}) {
+      Fixture f;
+      bool planted = false;
+      f.ops->SetHook([&](Call call) {
+        if (call == Call::kRename && taken && !planted) {
+          planted = true;  // somebody publishes the same chunk just before us
+          f.dir.Write(kPath, "theirs");
+        }
+        if (call == Call::kRename) return -EINVAL;
+        return call == Call::kLink && !links ? -EPERM : 0;
+      });
+      CHECK(f.Store().ok());
+      CHECK(f.dir.CountFiles("ns/tmp") == 0);
+      CHECK((f.dir.Read(kPath) == "theirs") == taken);
+    }
+  }
+}
+
+void FailuresAreReportedAndLeaveNothing() {
+  const std::pair<Call, int> faults[] = {
+      {Call::kOpen, EACCES}, {Call::kWrite, ENOSPC}, {Call::kSync, EIO}, {Call::kRename, EIO}};
+  for (const auto& [call, error] : faults) {
+    Fixture f;
+    f.options.durability = Durability::kFull;
+    f.ops->SetHook(Fail(call, error));
+    const FileResult result = f.Store();
+    CHECK(result.status == FileStatus::kIoError && result.error == error);
+    CHECK(!f.dir.Exists(kPath) && f.dir.CountFiles("ns/tmp") == 0);
+  }
+  Fixture f;
+  CHECK(f.Store().ok());
+  f.ops->SetHook(Fail(Call::kRead, EIO));
+  CHECK(f.Load() == FileStatus::kIoError && f.dir.Exists(kPath));
+  f.ops->SetHook(Fail(Call::kRead, ESTALE));
+  CHECK(f.Load() == FileStatus::kNotFound && f.dir.Exists(kPath));
+}
+
+void ShortTransfersAreContinued() {
+  Fixture f;
+  f.ops->SetTransferMax(777);
+  CHECK(f.Store().ok());
+  CHECK(f.dir.Read(kPath).substr(kPageBytes, f.request.payload_bytes()) == f.Payload());
+  CHECK(f.Load() == FileStatus::kOk);
+}
+
+void ARevokedGateStopsCopiesAndPublication() {
+  Fixture f;
+  CHECK(f.Store().ok());
+  const std::string before = f.blocks.All();
+  CopyGate gate;
+  gate.Revoke();
+  CHECK(!ChunkReader(f.root, f.options, f.identity, f.request, f.context)
+             .Load(gate, &f.removed)
+             .ok());
+  CHECK(f.blocks.All() == before && f.dir.Exists(kPath));
+  f.request.path = "ns/r0/abc/other-g0.kv";
+  {
+    FileResult result;
+    ChunkWriter writer(f.root, f.options, f.identity, f.request);
+    CHECK(writer.Begin(&result) == ChunkWriter::Start::kReady);
+    CHECK(f.dir.CountFiles("ns/tmp") == 1);
+    CHECK(!writer.Publish(gate, f.context).ok());
+  }
+  CHECK(!f.dir.Exists(f.request.path) && f.dir.CountFiles("ns/tmp") == 0);
+}
+
+void AGoodFileThatTookABadOnesNameIsNotRemoved() {
+  Fixture f;
+  CHECK(f.Store().ok());
+  const std::string good = f.dir.Read(kPath);
+  std::string bad = good;
+  bad[5000] ^= 1;
+  f.dir.Write(kPath, bad);
+  f.ops->SetHook([&](Call call) {
+    if (call == Call::kRead) {  // while the bad one is read, somebody replaces it
+      f.dir.Write("ns/new", good);
+      std::filesystem::rename(f.dir / "ns/new", f.dir / kPath);
+    }
+    return 0;
+  });
+  CHECK(f.Load() == FileStatus::kCorrupt && !f.removed && f.dir.Read(kPath) == good);
+}
+
+}  // namespace
+}  // namespace kvshelf
+
+int main() {
+  using namespace kvshelf;
+  return testing::RunTests({
+      {"what was stored is loaded", WhatWasStoredIsLoaded},
+      {"parts are loaded from their pieces", PartsAreLoadedFromTheirPieces},
+      {"every damaged byte is found and the file removed", EveryDamagedByteIsFoundAndTheFileRemoved},
+      {"others' files are foreign or not there", OthersFilesAreForeignOrNotThere},
+      {"only regular files are read and no link is followed",
+       OnlyRegularFilesAreReadAndNoLinkIsFollowed},
+      {"a file that exists is left alone", AFileThatExistsIsLeftAlone},
+      {"publication falls back where calls are missing", PublicationFallsBackWhereCallsAreMissing},
+      {"failures are reported and leave nothing", FailuresAreReportedAndLeaveNothing},
+      {"short transfers are continued", ShortTransfersAreContinued},
+      {"a revoked gate stops copies and publication", ARevokedGateStopsCopiesAndPublication},
+      {"a good file that took a bad one's name is not removed",
+       AGoodFileThatTookABadOnesNameIsNotRemoved},
+  });
+}
