@@ -106,7 +106,7 @@ def main() -> None:
             reply = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(reply), file=answers)
     # vLLM's own shutdown, so that the connector closes and nothing outlives this process.
-    llm.llm_engine.engine_core.shutdown()
+    llm.llm_engine.engine_core.shutdown(timeout=30)
     print(json.dumps({"ok": "stopped"}), file=answers)
 
 

@@ -11,11 +11,12 @@ that hits were real (vLLM's num_cached_tokens), and that nothing crashed.
 from __future__ import annotations
 
 import argparse
+import re
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from math import isinf
@@ -47,7 +48,7 @@ class Hits(Enum):
 
     NONE = "none"
     ALL = "all"
-    NOT_ALL = "fewer than all"
+    SOME = "fewer than all"
 
     def fit(self, cached: int, chunk_tokens: int) -> bool:
         if self is Hits.NONE:
@@ -56,21 +57,40 @@ class Hits(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Want:
+    """What a step must show beside right answers; ``failed_loads`` None: some, but any number."""
+
+    hits: Hits
+    failed_loads: int | None = 0
+
+    def fit(self, cached: int, chunk_tokens: int, failed_loads: int) -> bool:
+        if self.failed_loads is None:
+            return self.hits.fit(cached, chunk_tokens) and failed_loads > 0
+        return self.hits.fit(cached, chunk_tokens) and failed_loads == self.failed_loads
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """One line of the table: what was asked, and whether it was right.
 
-    ``cached_tokens`` and ``prompt_tokens`` are sums over the prompts of the step; the time to first
-    token is their median; ``difference`` is the largest difference of a logprob from the engine
-    without kvshelf, infinite if a token differs.
+    Tokens are sums over the prompts of the step, the time to first token is their median.
+
+    Attributes:
+        cached_tokens: vLLM's num_cached_tokens, less those that it recomputed after failed loads:
+            it counts them when it admits a request, before it loads.
+        failed_loads: chunks that kvshelf counted as failed to load.
+        difference: the largest difference of a logprob from the engine without kvshelf, infinite
+            if a token differs.
+        fits: whether cached tokens and failed loads are what the step must show.
     """
 
     step: str
     first_token_seconds: float
     cached_tokens: int
     prompt_tokens: int
+    failed_loads: int
     difference: float
-    hits_expected: Hits
-    hits_fit: bool
+    fits: bool
 
     @property
     def agrees(self) -> bool:
@@ -81,19 +101,25 @@ class Row:
         verdict = "ok"
         if not self.agrees:
             verdict = "WRONG ANSWER"
-        elif not self.hits_fit:
-            verdict = f"HITS: want {self.hits_expected.value}"
+        elif not self.fits:
+            verdict = "NOT AS EXPECTED"
         return (
             f"{self.step:<40} {self.first_token_seconds * 1e3:>9.1f} "
-            f"{self.cached_tokens:>7} of {self.prompt_tokens:<6} {difference:>13}  {verdict}"
+            f"{self.cached_tokens:>7} of {self.prompt_tokens:<6} {self.failed_loads:>6} "
+            f"{difference:>14}  {verdict}"
         )
 
 
-WIDTH = 92
+ALL_HITS = Want(Hits.ALL)
+WIDTH = 98
 HEADER = (
-    f"{'step':<40} {'TTFT (ms)':>9} {'cached tokens':>17} {'max |dlogprob|':>14}  result\n"
-    + "-" * WIDTH
+    f"{'step':<40} {'TTFT (ms)':>9} {'cached tokens':>17} {'failed':>6} "
+    f"{'max |dlogprob|':>14}  result\n" + "-" * WIDTH
 )
+
+
+def no_op() -> None:
+    """Nothing."""
 
 
 class Demo:
@@ -115,8 +141,7 @@ class Demo:
         """Whether all was as promised."""
         print(HEADER, flush=True)
         with self._engine("plain", None) as plain:
-            self.truth = self._ask(plain, self.all)
-            self._record("no kvshelf, cold", self.all, self.truth, Hits.NONE)
+            self._measure("no kvshelf, cold", plain, self.all, Want(Hits.NONE))
             self._end(plain)
         with self._engine("A", self.shelf) as engine:
             self._first_engine(engine)
@@ -124,20 +149,15 @@ class Demo:
         with self._engine("B", self.shelf) as engine:
             self._second_engine(engine)
             self._end(engine)
-        return not self.complaints and all(row.agrees and row.hits_fit for row in self.rows)
+        return not self.complaints and all(row.agrees and row.fits for row in self.rows)
 
     def _first_engine(self, engine: EngineProcess) -> None:
-        answers = []
-        for index in self.all:
-            before = chunk_files(self.shelf)
-            answers += self._ask(engine, [index])
-            self.files.append(self._await_stores(before))
-        self._record("A, cold", self.all, answers, Hits.NONE)
+        self._measure("A, cold", engine, self.all, Want(Hits.NONE), after_each=self._await_stores)
         engine.reset_prefix_cache()
-        self._record("A again, its prefix cache reset", self.all, self._ask(engine, self.all))
+        self._measure("A again, its prefix cache reset", engine, self.all)
 
     def _second_engine(self, engine: EngineProcess) -> None:
-        self._record("B, first time", self.all, self._ask(engine, self.all))
+        self._measure("B, first time", engine, self.all)
         for index, kind in enumerate(DAMAGES):
             # B loads this prompt once more and then trusts its lookups for a while
             # (hit_ttl_seconds): it meets the damage when it loads, not before. So "deleted" is
@@ -146,15 +166,15 @@ class Demo:
             self._ask(engine, [index])
             engine.reset_prefix_cache()
             spoiled = self._spoil(index, kind)
-            answers = self._ask(engine, [index])
-            self._record(f"B, 1 chunk in {DAMAGE_EVERY} {kind}", [index], answers, Hits.NOT_ALL)
+            want = Want(Hits.SOME, failed_loads=len(spoiled))
+            self._measure(f"B, 1 chunk in {DAMAGE_EVERY} {kind}", engine, [index], want)
             self._await_healing(spoiled, kind)
         engine.reset_prefix_cache()
-        self._record("B again, the damage healed", self.all, self._ask(engine, self.all))
+        self._measure("B again, the damage healed", engine, self.all)
         engine.reset_prefix_cache()
         with unreadable(self.shelf):
-            answers = self._ask(engine, self.all)
-        self._record("B, directory unreadable (ENOTDIR)", self.all, answers, Hits.NONE)
+            want = Want(Hits.NONE, failed_loads=None)
+            self._measure("B, directory unreadable (ENOTDIR)", engine, self.all, want)
 
     def _engine(self, name: str, shelf: Path | None) -> EngineProcess:
         return EngineProcess(name, engine_arguments(self.model, shelf), self.work / f"{name}.log")
@@ -163,46 +183,60 @@ class Demo:
         if not engine.stop():
             self.complaints.append(f"engine {engine.name} did not end in good order")
 
-    def _ask(self, engine: EngineProcess, indices: Sequence[int]) -> list[Answer]:
+    def _ask(
+        self, engine: EngineProcess, indices: Sequence[int], after_each: Callable[[], None] = no_op
+    ) -> list[Answer]:
         """One prompt after the other: the time to first token is that of a request alone.
 
         A short request goes first: after a pause the first one of all is slower in any engine.
         """
         engine.generate([make_prompt(WARM_UP_SEED, WARM_UP_TOKENS)])
-        return [engine.generate([self.prompts[index]])[0] for index in indices]
+        answers = []
+        for index in indices:
+            answers += engine.generate([self.prompts[index]])
+            after_each()
+        return answers
 
-    def _record(
+    def _measure(
         self,
         step: str,
+        engine: EngineProcess,
         indices: Sequence[int],
-        answers: Sequence[Answer],
-        hits: Hits = Hits.ALL,
+        want: Want = ALL_HITS,
+        after_each: Callable[[], None] = no_op,
     ) -> None:
-        cached = sum(answer.cached_tokens for answer in answers)
+        """Ask these prompts, compare, and print a row."""
+        failed_before, recomputed_before = failed_loads(engine), recomputed_tokens(engine)
+        answers = self._ask(engine, indices, after_each)
+        self.truth = self.truth or answers  # the first engine of all has no kvshelf
+        failed = failed_loads(engine) - failed_before
+        recomputed = recomputed_tokens(engine) - recomputed_before
+        cached = max(0, sum(answer.cached_tokens for answer in answers) - recomputed)
         row = Row(
             step=step,
             first_token_seconds=statistics.median(a.first_token_seconds for a in answers),
             cached_tokens=cached,
             prompt_tokens=PROMPT_TOKENS * len(answers),
+            failed_loads=failed,
             difference=max(
                 answer.difference(self.truth[index])
                 for index, answer in zip(indices, answers, strict=True)
             ),
-            hits_expected=hits,
-            hits_fit=hits.fit(cached, CHUNKS_PER_PROMPT * CHUNK_TOKENS * len(answers)),
+            fits=want.fit(cached, CHUNKS_PER_PROMPT * CHUNK_TOKENS * len(answers), failed),
         )
         self.rows.append(row)
         print(row.line(), flush=True)
 
-    def _await_stores(self, before: set[Path]) -> list[Path]:
-        """The chunk files that are new since ``before``, once they are as many as a prompt has."""
+    def _await_stores(self) -> None:
+        """Wait for a prompt's chunk files, and note them as the next prompt's."""
+        known = {path for files in self.files for path in files}
         deadline = time.monotonic() + STORE_SECONDS
-        while len(new := chunk_files(self.shelf) - before) < CHUNKS_PER_PROMPT:
+        while len(new := chunk_files(self.shelf) - known) < CHUNKS_PER_PROMPT:
             if time.monotonic() > deadline:
                 self.complaints.append(f"{len(new)} of {CHUNKS_PER_PROMPT} chunks were stored")
                 break
             time.sleep(0.02)
-        return sorted(new)
+        self.files.append(sorted(new))
 
     def _spoil(self, index: int, kind: str) -> dict[Path, int]:
         """Damage one in five of a prompt's files; their inodes after that (0: no file)."""
@@ -220,6 +254,18 @@ class Demo:
                 self.complaints.append(f"{kind}: {len(sick)} chunks were not stored anew")
                 return
             time.sleep(0.02)
+
+
+def failed_loads(engine: EngineProcess) -> int:
+    """Chunks that failed to load so far, by kvshelf's own metric."""
+    series = engine.metrics("kvshelf:load_failures_total")
+    return int(sum(series.values()))
+
+
+def recomputed_tokens(engine: EngineProcess) -> int:
+    """Tokens that vLLM recomputed after failed loads so far; it says so in its log only."""
+    log = engine.log.read_text(errors="replace")
+    return sum(int(tokens) for tokens in re.findall(r"KV load failure: .*\((\d+) tokens", log))
 
 
 def inode(path: Path) -> int:
