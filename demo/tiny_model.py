@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging
 
 MAX_TOKENS = 8192
 VOCABULARY = 512  # 256 bytes, two specials, and spare rows
@@ -70,6 +71,7 @@ def make_model(seed: int) -> LlamaForCausalLM:
 
 def make_tiny_model(directory: Path, seed: int = DEFAULT_SEED) -> Path:
     """Write model and tokenizer into ``directory`` (made if absent) and return it."""
+    logging.disable_progress_bar()
     directory.mkdir(parents=True, exist_ok=True)
     make_model(seed).save_pretrained(directory)
     make_tokenizer().save_pretrained(directory)

@@ -59,3 +59,15 @@ def test_the_second_replica_answers_from_what_the_first_stored(
     assert answer.text == first_answer.text
     assert answer.tokens == first_answer.tokens
     assert answer.logprobs == pytest.approx(first_answer.logprobs, abs=LOGPROB_TOLERANCE)
+
+
+def test_metrics_say_who_stored_and_who_loaded(
+    replicas: tuple[Server, Server], first_answer: Completion, prompts: list[list[int]]
+) -> None:
+    one, two = replicas
+    two.complete(prompts[0])
+    assert one.metric("kvshelf:store_outcomes_total") == CHUNKS
+    assert one.metric("kvshelf:load_chunks_total") == 0
+    assert two.metric("kvshelf:load_chunks_total") == CHUNKS
+    assert two.metric("kvshelf:load_bytes_total") == one.metric("kvshelf:store_bytes_total") > 0
+    assert two.metric("kvshelf:load_failures_total") == 0
