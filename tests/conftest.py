@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
 
-DEMO = Path(__file__).resolve().parent.parent / "demo"
-if str(DEMO) not in sys.path:  # engines, damage, tiny_model: the tests ask what the demo asks
-    sys.path.insert(0, str(DEMO))
 
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that need vLLM skip where it is not installed: the core is tested without it."""
-    if importlib.util.find_spec("vllm") is not None:
-        return
-    skip = pytest.mark.skip(reason="vLLM is not installed: make setup")
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what cannot run here, with a reason: the core is tested without vLLM."""
+    has_vllm = importlib.util.find_spec("vllm") is not None
+    no_vllm = pytest.mark.skip(reason="vLLM is not installed: make setup")
+    no_stress = pytest.mark.skip(reason="long, opt-in: -m stress")
     for item in items:
-        if item.get_closest_marker("vllm") or item.get_closest_marker("e2e"):
-            item.add_marker(skip)
+        if not has_vllm and any(item.iter_markers("vllm")):
+            item.add_marker(no_vllm)
+        if not has_vllm and any(item.iter_markers("e2e")):
+            item.add_marker(no_vllm)
+        if "stress" not in config.option.markexpr and any(item.iter_markers("stress")):
+            item.add_marker(no_stress)
 
 
 @pytest.fixture(scope="session")

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from servers import Completion, Server
 
 from damage import chunk_files
 from engines import CHUNK_TOKENS, LOGPROB_TOLERANCE, Answer
+from tests.e2e.servers import Completion, Server
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
