@@ -75,8 +75,8 @@ NamespaceDigest ReadNamespace(const nb::bytes& bytes) {
   return digest;
 }
 
-void MakeEngine(Engine* self, std::string root, nb::sequence groups, nb::handle config,
-                int direct, int durability, nb::bytes namespace_digest, std::uint32_t rank,
+void MakeEngine(Engine* self, std::string root, nb::sequence groups, nb::handle config, int direct,
+                int durability, nb::bytes namespace_digest, std::uint32_t rank,
                 std::string temp_prefix) {
   EngineSetup setup;
   setup.root = std::move(root);
@@ -144,9 +144,9 @@ std::uint64_t Checksum(const nb::bytes& data, std::uint64_t crc) {
 }
 
 nb::bytes EncodeHeader(nb::bytes key, nb::bytes namespace_digest, std::uint32_t rank,
-                       std::uint64_t geometry, std::uint64_t block_bytes,
-                       std::uint32_t first_block, std::uint32_t block_count,
-                       std::uint32_t piece_bytes, const std::vector<std::uint64_t>& checksums) {
+                       std::uint64_t geometry, std::uint64_t block_bytes, std::uint32_t first_block,
+                       std::uint32_t block_count, std::uint32_t piece_bytes,
+                       const std::vector<std::uint64_t>& checksums) {
   ChunkIdentity identity{ReadNamespace(namespace_digest), View(key), rank, geometry, block_bytes};
   if (identity.key.size() < kKeyBytesMin || identity.key.size() > kKeyBytesMax ||
       piece_bytes == 0 || checksums.size() > kPieceCountMax) {
@@ -159,9 +159,9 @@ nb::bytes EncodeHeader(nb::bytes key, nb::bytes namespace_digest, std::uint32_t 
 }
 
 // What a reader finds (docs/format.md, steps 2 to 5) in a header that it expects to be this chunk.
-int CheckHeader(nb::bytes page, std::uint64_t file_bytes, nb::bytes key,
-                nb::bytes namespace_digest, std::uint32_t rank, std::uint64_t geometry,
-                std::uint64_t block_bytes, std::uint32_t first_block, std::uint32_t block_count) {
+int CheckHeader(nb::bytes page, std::uint64_t file_bytes, nb::bytes key, nb::bytes namespace_digest,
+                std::uint32_t rank, std::uint64_t geometry, std::uint64_t block_bytes,
+                std::uint32_t first_block, std::uint32_t block_count) {
   const ChunkIdentity identity{ReadNamespace(namespace_digest), View(key), rank, geometry,
                                block_bytes};
   ChunkHeader header;
@@ -216,12 +216,12 @@ NB_MODULE(_native, m) {
       .def("poll", Poll, nb::sig("def poll(self) -> list | None"))
       .def("wait", Wait, "job_ids"_a, "phase"_a, "timeout_seconds"_a)
       .def("release", Release, "job_ids"_a)
-      .def("cancel", [](Engine& engine, const std::vector<JobId>& ids) { engine.Cancel(ids); },
-           "job_ids"_a)
+      .def(
+          "cancel", [](Engine& engine, const std::vector<JobId>& ids) { engine.Cancel(ids); },
+          "job_ids"_a)
       .def("drain", &Engine::Drain, "timeout_seconds"_a, nb::call_guard<nb::gil_scoped_release>())
       .def("stats", Stats)
-      .def("close", &Engine::Close, "timeout_seconds"_a,
-           nb::call_guard<nb::gil_scoped_release>());
+      .def("close", &Engine::Close, "timeout_seconds"_a, nb::call_guard<nb::gil_scoped_release>());
 
   m.def("crc64", Checksum, "data"_a, "crc"_a = 0);
   m.def("crc64_variants", [] {

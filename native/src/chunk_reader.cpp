@@ -35,8 +35,8 @@ FileResult ChunkReader::Load(CopyGate& gate, bool* removed) {
   if (!result.ok()) return result;
   result = CheckHeader();
   if (result.ok()) result = ReadPieces(gate);
-  const bool bad = result.status == FileStatus::kCorrupt ||
-                   result.status == FileStatus::kForeign || lacks_blocks_;
+  const bool bad = result.status == FileStatus::kCorrupt || result.status == FileStatus::kForeign ||
+                   lacks_blocks_;
   // A revoked load may have failed for no fault of the file.
   if (bad && options_.remove_bad && !gate.revoked()) *removed = RemoveBad();
   return result;
@@ -146,7 +146,7 @@ bool ChunkReader::RemoveBad() {
   const auto [folder, name] = SplitPath(request_.path);
   const UniqueFd folder_fd(root_.OpenFolder(folder));
   if (!folder_fd) return false;
-  struct stat now {};
+  struct stat now{};
   if (root_.ops().StatAt(folder_fd.get(), name.c_str(), &now) < 0) return false;
   // Our descriptor keeps the inode alive, so the same number means the very file that we read and
   // not a good one that somebody has published since.

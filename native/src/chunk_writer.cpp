@@ -29,13 +29,13 @@ ChunkWriter::ChunkWriter(RootDir& root, const ChunkIoOptions& options,
     : root_(root),
       options_(options),
       request_(request),
-      header_(MakeHeader(identity, request.first_block, request.block_count(),
-                         options.piece_bytes)) {}
+      header_(
+          MakeHeader(identity, request.first_block, request.block_count(), options.piece_bytes)) {}
 
 ChunkWriter::~ChunkWriter() { RemoveTemp(); }
 
 ChunkWriter::Start ChunkWriter::Begin(FileResult* result) {
-  struct stat existing {};
+  struct stat existing{};
   const int found = root_.ops().StatAt(root_.fd(), request_.path.c_str(), &existing);
   if (found >= 0) {
     if (!S_ISREG(existing.st_mode) || existing.st_size >= kFileBytesMin || !options_.remove_bad) {
@@ -44,7 +44,7 @@ ChunkWriter::Start ChunkWriter::Begin(FileResult* result) {
     // Lookups call this one missing, so a store must be able to mend it.
     const auto [folder, name] = SplitPath(request_.path);
     const UniqueFd folder_fd(root_.OpenFolder(folder));
-    struct stat again {};
+    struct stat again{};
     if (folder_fd && root_.ops().StatAt(folder_fd.get(), name.c_str(), &again) >= 0 &&
         again.st_ino == existing.st_ino && again.st_size < kFileBytesMin) {
       root_.ops().UnlinkAt(folder_fd.get(), name.c_str());
@@ -109,33 +109,38 @@ FileResult ChunkWriter::WriteStaged(std::byte* data, std::uint64_t bytes) {
   return {};
 }
 
-// The system call reads block memory outside the file's gate. That is harmless when the file was
-// given up meanwhile and the memory reused: wrong bytes can only reach a temp file, and Publish
-// asks the gate after the last write before it gives a file its name.
-FileResult ChunkWriter::WriteSegments(std::span<const Segment> segments, ThreadContext& context) {
+// Hashing is inside the file's gate, the system call is not: it may hang, and whoever gives the
+// file up must not wait for it. That it may then read memory which is somebody else's is harmless:
+// wrong bytes can only reach a temp file, and Publish asks the gate after the last write before it
+// gives a file its name.
+FileResult ChunkWriter::WriteSegments(std::span<const Segment> segments, CopyGate& gate,
+                                      ThreadContext& context) {
   while (!segments.empty()) {
-    const std::size_t count = std::min<std::size_t>(segments.size(), IOV_MAX - 1);
+    const auto part = segments.first(std::min<std::size_t>(segments.size(), IOV_MAX - 1));
     const std::uint64_t at = kPageBytes + offset_;
     context.parts.clear();
-    for (const Segment& segment : segments.first(count)) {
-      Hash(segment.data, segment.bytes);
-      context.parts.push_back(Part(segment.data, segment.bytes));
-    }
+    const bool hashed = gate.Run([&] {
+      for (const Segment& segment : part) {
+        Hash(segment.data, segment.bytes);
+        context.parts.push_back(Part(segment.data, segment.bytes));
+      }
+      return true;
+    });
+    if (!hashed) return FileResult::IoError(ECANCELED);
     const std::uint64_t padding = RoundUpToPage(offset_) - offset_;
     if (offset_ == header_.payload_bytes && padding > 0) {
       context.parts.push_back(Part(kZeros.data(), padding));
     }
     const FileResult result = WriteFully(context.parts, at);
     if (!result.ok()) return result;
-    segments = segments.subspan(count);
+    segments = segments.subspan(part.size());
   }
   return {};
 }
 
 FileResult ChunkWriter::WriteFully(std::span<iovec> parts, std::uint64_t offset) {
   while (!parts.empty()) {
-    const ssize_t result =
-        root_.ops().Pwritev(file_.get(), parts, static_cast<off_t>(offset));
+    const ssize_t result = root_.ops().Pwritev(file_.get(), parts, static_cast<off_t>(offset));
     if (result < 0) return FileResult::IoError(static_cast<int>(-result));
     if (result == 0) return FileResult::IoError(ENOSPC);  // would loop for ever
     auto done = static_cast<std::size_t>(result);
@@ -206,8 +211,7 @@ int ChunkWriter::GiveFinalName(int folder, const std::string& name) {
 
 int ChunkWriter::LinkOrRename(int folder, const std::string& name) {
   FileOps& ops = root_.ops();
-  const int linked =
-      ops.LinkAt(temp_folder_.get(), temp_name_.c_str(), folder, name.c_str());
+  const int linked = ops.LinkAt(temp_folder_.get(), temp_name_.c_str(), folder, name.c_str());
   if (linked >= 0) {
     ops.UnlinkAt(temp_folder_.get(), temp_name_.c_str());
     return 0;
@@ -216,7 +220,7 @@ int ChunkWriter::LinkOrRename(int folder, const std::string& name) {
   const bool no_links = linked == -EPERM || linked == -EOPNOTSUPP || linked == -ENOSYS ||
                         linked == -EMLINK || linked == -EINVAL || linked == -EXDEV;
   if (!no_links) return linked;
-  struct stat existing {};
+  struct stat existing{};
   const int found = ops.StatAt(folder, name.c_str(), &existing);
   if (found >= 0) return -EEXIST;
   if (found != -ENOENT) return found;

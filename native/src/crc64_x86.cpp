@@ -52,9 +52,7 @@ KVSHELF_AVX2 inline __m256i Advance256(__m256i value, __m256i fold, __m256i next
   return _mm256_xor_si256(_mm256_xor_si256(low, high), next);
 }
 
-KVSHELF_AVX512 inline __m512i Load512(const std::uint8_t* data) {
-  return _mm512_loadu_si512(data);
-}
+KVSHELF_AVX512 inline __m512i Load512(const std::uint8_t* data) { return _mm512_loadu_si512(data); }
 
 KVSHELF_AVX512 inline __m512i Advance512(__m512i value, __m512i fold, __m512i next) {
   const __m512i low = _mm512_clmulepi64_epi128(value, fold, 0x00);
@@ -89,8 +87,7 @@ KVSHELF_AVX2 std::uint64_t UpdateAvx2(std::uint64_t state, const std::uint8_t* d
   if (bytes < kStride) return UpdatePclmul(state, data, bytes);
   __m256i lanes[8];
   for (int i = 0; i < 8; ++i) lanes[i] = Load256(data + 32 * i);
-  lanes[0] =
-      _mm256_xor_si256(lanes[0], _mm256_set_epi64x(0, 0, 0, static_cast<long long>(state)));
+  lanes[0] = _mm256_xor_si256(lanes[0], _mm256_set_epi64x(0, 0, 0, static_cast<long long>(state)));
   data += kStride;
   bytes -= kStride;
   const __m256i far = _mm256_broadcastsi128_si256(Constants(FoldBy(8 * kStride)));

@@ -107,8 +107,7 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
   void Load(Transfer& file, ThreadContext& context);
   void StoreThrough(Transfer& file, ThreadContext& context);
   FileResult WriteFromBlocks(Transfer& file, ChunkWriter& writer, ThreadContext& context);
-  void TakeBytes(Lock& lock, const TransferRef& file, StagingBuffer buffer,
-                 ThreadContext& context);
+  void TakeBytes(Lock& lock, const TransferRef& file, StagingBuffer buffer, ThreadContext& context);
   void WriteBehind(Lock& lock, Transfer& file, ThreadContext& context);
   bool BeginWriteBehind(Lock& lock, Transfer& file);
   void EndWriteBehind(Lock& lock, Transfer& file, FileResult result, std::uint64_t bytes);
@@ -123,7 +122,7 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
   TimePoint NextDeadline();      // locked
   TimePoint FrontOf(DeadlineQueue& queue);
   void Expire(Lock& lock, DeadlineQueue& queue, TimePoint now, FileStatus status);
-  void GiveUp(Lock& lock, const std::shared_ptr<Job>& job, const std::vector<std::size_t>& files,
+  void GiveUp(Lock& lock, const std::shared_ptr<Job>& job, std::vector<std::size_t> files,
               FileStatus status);
   void AbandonHung(TimePoint now);  // locked
   void Reap(Lock& lock);

@@ -15,7 +15,7 @@ constexpr std::size_t kTouchRun = 8;
 constexpr off_t kChunkFileBytesMin = 2 * kPageBytes;
 
 FileResult LookUp(const RootDir& root, const std::string& path) {
-  struct stat found {};
+  struct stat found{};
   const int error = root.ops().StatAt(root.fd(), path.c_str(), &found);
   if (error == -ENOENT || error == -ENOTDIR || error == -ESTALE) {
     return {FileStatus::kNotFound, 0};
@@ -27,7 +27,7 @@ FileResult LookUp(const RootDir& root, const std::string& path) {
 
 // Whether the access time was renewed.
 bool TouchOne(const RootDir& root, const std::string& path, double interval_seconds) {
-  struct stat found {};
+  struct stat found{};
   if (root.ops().StatAt(root.fd(), path.c_str(), &found) < 0 || !S_ISREG(found.st_mode)) {
     return false;
   }

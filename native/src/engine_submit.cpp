@@ -61,8 +61,8 @@ void EngineCore::CheckBatch(JobKind kind, const Batch& batch) const {
     CheckRow(kind, batch, row);
     const auto count = static_cast<std::uint64_t>(batch.block_counts[row]);
     if (count > batch.block_ids.size() - next_id) break;  // reported below
-    const auto num_blocks =
-        static_cast<std::int64_t>(groups_[static_cast<std::size_t>(batch.groups[row])].num_blocks());
+    const auto num_blocks = static_cast<std::int64_t>(
+        groups_[static_cast<std::size_t>(batch.groups[row])].num_blocks());
     for (const std::int32_t id : batch.block_ids.subspan(next_id, count)) {
       if (id < 0 || id >= num_blocks) {
         Refuse(row, "block id " + std::to_string(id) + " is out of range");
@@ -129,8 +129,8 @@ void EngineCore::SubmitLookup(JobId id, std::vector<std::string> paths) {
   job->paths = std::move(batch.paths);
   std::lock_guard lock(mutex_);
   AddJob(job);
-  const std::uint64_t room = config_.queue_files - std::min(config_.queue_files,
-                                                            stats_.queued_lookups);
+  const std::uint64_t room =
+      config_.queue_files - std::min(config_.queue_files, stats_.queued_lookups);
   stats_.queued_lookups += job->size();
   for (std::size_t i = room; i < job->size(); ++i) {
     Settle(*job, i, FileResult::IoError(EAGAIN), 0);
@@ -193,8 +193,7 @@ void EngineCore::EnqueueStores(const std::shared_ptr<Job>& job) {
 
 void EngineCore::EnqueueMeta(const std::shared_ptr<Job>& job) {
   const auto threads = static_cast<std::size_t>(config_.lookup_threads);
-  const std::size_t run =
-      std::clamp<std::size_t>(job->size() / (4 * threads), 1, kLookupRun);
+  const std::size_t run = std::clamp<std::size_t>(job->size() / (4 * threads), 1, kLookupRun);
   for (std::size_t begin = 0; begin < job->size(); begin += run) {
     lookups_.push_back({job, begin, std::min(begin + run, job->size())});
   }
@@ -262,12 +261,12 @@ void EngineCore::Release(std::span<const JobId> ids) {
     for (std::size_t i = 0; i < job->size(); ++i) {
       if (job->states[i] == FileState::kTaken || job->states[i] == FileState::kSettled) continue;
       lock.unlock();
-      const bool dropped = job->transfers[i].gate.RevokeUnlessClaimed();
+      const bool dropped = job->transfers[i].gate.RevokeUnlessTaken();
       lock.lock();
       if (dropped) {
         Settle(*job, i, {FileStatus::kDropped, 0}, 0);
       } else {
-        MarkTaken(*job, i);  // written whole already and about to get its name
+        MarkTaken(*job, i);  // the last byte was taken just now
       }
     }
     ReportIfDue(*job);
@@ -290,9 +289,8 @@ void EngineCore::Cancel(std::span<const JobId> ids) {
 bool EngineCore::Drain(double timeout_seconds) {
   const TimePoint deadline = Clock::now() + ToDuration(timeout_seconds);
   Lock lock(mutex_);
-  return changed_.wait_until(lock, deadline, [&] {
-    return unfinished_jobs_ == 0 && touches_.empty() && touching_ == 0;
-  });
+  return changed_.wait_until(
+      lock, deadline, [&] { return unfinished_jobs_ == 0 && touches_.empty() && touching_ == 0; });
 }
 
 EngineStats EngineCore::Stats() const {

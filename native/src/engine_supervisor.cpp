@@ -72,22 +72,28 @@ void EngineCore::Expire(Lock& lock, DeadlineQueue& queue, TimePoint now, FileSta
       for (std::size_t i = 0; i < job->size(); ++i) {
         // Bytes were taken, or (without write-behind) are being written: the other time-out's.
         const FileState state = job->states[i];
-        const bool taking = state == FileState::kQueued ||
-                            (state == FileState::kRunning &&
-                             (job->kind != JobKind::kStore || config_.write_behind));
+        const bool taking =
+            state == FileState::kQueued || (state == FileState::kRunning &&
+                                            (job->kind != JobKind::kStore || config_.write_behind));
         if (taking) files.push_back(i);
       }
     }
-    GiveUp(lock, job, files, status);
+    GiveUp(lock, job, std::move(files), status);
   }
 }
 
-// Revokes first, settles afterwards: once a status is out, block memory is safe.
-void EngineCore::GiveUp(Lock& lock, const std::shared_ptr<Job>& job,
-                        const std::vector<std::size_t>& files, FileStatus status) {
+// Revokes first, settles afterwards: once a status is out, block memory is safe. A store whose
+// bytes were taken in the meantime is not dropped for taking too long.
+void EngineCore::GiveUp(Lock& lock, const std::shared_ptr<Job>& job, std::vector<std::size_t> files,
+                        FileStatus status) {
   if (job->kind != JobKind::kLookup) {
     lock.unlock();
-    for (const std::size_t i : files) job->transfers[i].gate.Revoke();
+    std::erase_if(files, [&](std::size_t i) {
+      CopyGate& gate = job->transfers[i].gate;
+      if (status == FileStatus::kDropped) return !gate.RevokeUnlessTaken();
+      gate.Revoke();
+      return false;
+    });
     lock.lock();
   }
   for (const std::size_t i : files) Settle(*job, i, {status, 0}, 0);
@@ -139,7 +145,7 @@ void EngineCore::GiveUpAll(Lock& lock) {
     for (std::size_t i = 0; i < job->size(); ++i) {
       if (job->states[i] != FileState::kSettled) files.push_back(i);
     }
-    GiveUp(lock, job, files, FileStatus::kCancelled);
+    GiveUp(lock, job, std::move(files), FileStatus::kCancelled);
   }
 }
 

@@ -63,7 +63,7 @@ FileResult EngineCore::WriteFromBlocks(Transfer& file, ChunkWriter& writer,
     file.request.memory->Map(file.request.block_ids, begin, end, context.segments);
     FileResult result;
     if (in_place) {
-      result = writer.WriteSegments(context.segments, context);
+      result = writer.WriteSegments(context.segments, file.gate, context);
     } else {
       const bool copied = file.gate.Copy(context.stream, [&](CopyStream& stream) {
         return stream.BeginOut(context.segments, context.step.data()) && stream.Wait();
@@ -90,7 +90,7 @@ void EngineCore::TakeBytes(Lock& lock, const TransferRef& file, StagingBuffer bu
     const bool begun = file->gate.Copy(context.stream, [&](CopyStream& stream) {
       return stream.BeginOut(context.segments, buffer.data());
     });
-    const bool copied = file->gate.Finish() && begun;
+    const bool copied = file->gate.Finish(begun && end == payload) && begun;
     lock.lock();
     if (GivenUp(*file) || !copied) {
       ReturnBuffer(std::move(buffer));

@@ -114,9 +114,8 @@ void EngineCore::Spawn(Role role) {
     context->stream = device_->NewStream();
   }
   workers_.reserve(workers_.size() + 1);
-  worker->thread = std::thread([core = shared_from_this(), worker, context] {
-    core->RunWorker(*worker, *context);
-  });
+  worker->thread = std::thread(
+      [core = shared_from_this(), worker, context] { core->RunWorker(*worker, *context); });
   workers_.push_back(worker);
   ++live_[index];
 }
@@ -191,9 +190,8 @@ void EngineCore::IoLoop(Worker& worker, ThreadContext& context) {
         WriteBehind(lock, *store, context);
       } else {
         LeaveQueue(*store->job, store->index);
-        publish_deadlines_.push_back(
-            {Clock::now() + ToDuration(config_.store_timeout_seconds),
-             jobs_.at(store->job->id), store->index});
+        publish_deadlines_.push_back({Clock::now() + ToDuration(config_.store_timeout_seconds),
+                                      jobs_.at(store->job->id), store->index});
         Arm(publish_deadlines_.back().time);
         lock.unlock();
         StoreThrough(*store, context);
@@ -208,8 +206,7 @@ void EngineCore::IoLoop(Worker& worker, ThreadContext& context) {
 void EngineCore::CopierLoop(ThreadContext& context) {
   Lock lock(mutex_);
   for (;;) {
-    copy_work_.wait(lock,
-                    [&] { return stopping_ || (!copies_.empty() && BufferAvailable()); });
+    copy_work_.wait(lock, [&] { return stopping_ || (!copies_.empty() && BufferAvailable()); });
     if (stopping_) return;  // nothing is left to copy: Close settled all
     const TransferRef file = PopUnsettled(copies_);
     if (file == nullptr) continue;

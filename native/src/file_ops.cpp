@@ -87,9 +87,8 @@ class PosixFileOps final : public FileOps {
     int fd = -EAGAIN;
     // EAGAIN: a rename elsewhere raced with the walk; the manual says to try again.
     for (int attempt = 0; attempt < 100 && fd == -EAGAIN; ++attempt) {
-      fd = Retry([&] {
-        return static_cast<int>(::syscall(SYS_openat2, dir, path, &how, sizeof(how)));
-      });
+      fd = Retry(
+          [&] { return static_cast<int>(::syscall(SYS_openat2, dir, path, &how, sizeof(how))); });
     }
     return fd;
   }

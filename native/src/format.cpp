@@ -45,8 +45,7 @@ bool HeaderIsSound(const ChunkHeader& header) {
 
 bool HeaderMatches(const ChunkHeader& header, const ChunkIdentity& identity) {
   // key_bytes is compared first: it bounds the comparison of the key itself.
-  return header.version == kFormatVersion &&
-         header.namespace_digest == identity.namespace_digest &&
+  return header.version == kFormatVersion && header.namespace_digest == identity.namespace_digest &&
          header.key_bytes == identity.key.size() && identity.key.size() <= kKeyBytesMax &&
          std::memcmp(header.key.data(), identity.key.data(), identity.key.size()) == 0 &&
          header.rank == identity.rank && header.geometry == identity.geometry &&

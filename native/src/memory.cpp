@@ -24,8 +24,7 @@ StagingBuffer AllocateAligned(std::size_t bytes) {
                        [](std::byte* memory, std::size_t) { std::free(memory); });
 }
 
-GroupMemory::GroupMemory(std::vector<Pages> pages, std::uint32_t num_blocks,
-                         std::uint64_t geometry)
+GroupMemory::GroupMemory(std::vector<Pages> pages, std::uint32_t num_blocks, std::uint64_t geometry)
     : pages_(std::move(pages)), num_blocks_(num_blocks), geometry_(geometry) {
   if (pages_.empty()) throw std::invalid_argument("a group needs at least one layer");
   std::uint64_t end = 0;

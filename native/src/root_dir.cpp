@@ -13,6 +13,13 @@
 
 namespace kvshelf {
 
+namespace {
+
+// As kvshelf.layout.safe_host, which judges by this name whether a writer is of the same host.
+constexpr std::size_t kHostBytesMax = 64;
+
+}  // namespace
+
 std::string_view WhatIsWrongWithPath(std::string_view path) {
   if (path.empty()) return "is empty";
   if (path.size() >= PATH_MAX) return "is too long";
@@ -45,8 +52,8 @@ RootDir::RootDir(std::shared_ptr<FileOps> ops, const std::string& root, std::str
 }
 
 int RootDir::OpenFolder(const std::string& folder) const {
-  return ops_->OpenBeneath(fd_.get(), folder.empty() ? "." : folder.c_str(),
-                           O_RDONLY | O_DIRECTORY, 0);
+  return ops_->OpenBeneath(fd_.get(), folder.empty() ? "." : folder.c_str(), O_RDONLY | O_DIRECTORY,
+                           0);
 }
 
 int RootDir::MakeFolder(const std::string& folder, bool* created) const {
@@ -71,8 +78,8 @@ std::string RootDir::NextTempName() {
 int RootDir::ProbeDirect() {
   std::string name(1, '.');
   name += NextTempName();
-  const UniqueFd file(ops_->OpenBeneath(fd_.get(), name.c_str(),
-                                        O_RDWR | O_CREAT | O_EXCL | O_DIRECT, 0600));
+  const UniqueFd file(
+      ops_->OpenBeneath(fd_.get(), name.c_str(), O_RDWR | O_CREAT | O_EXCL | O_DIRECT, 0600));
   if (!file) {
     // Some file systems create the file before they refuse the flag.
     const int error = -EOPNOTSUPP;
@@ -99,9 +106,10 @@ std::string OwnTempPrefix() {
   std::string prefix;
   for (const char c : std::string_view(host)) {
     const bool safe = (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') ||
-                      c == '.' || c == '_';
-    prefix += safe ? c : '_';
+                      c == '.' || c == '_' || c == '-';
+    if (prefix.size() < kHostBytesMax) prefix += safe ? c : '_';
   }
+  if (prefix.empty()) prefix = "host";
   std::string boot;
   std::ifstream("/proc/sys/kernel/random/boot_id") >> boot;
   std::ifstream stat_file("/proc/self/stat");

@@ -54,7 +54,7 @@ struct Fixture {
       const std::uint64_t begin = writer.written_bytes();
       const std::uint64_t end = std::min(begin + options.step_bytes, request.payload_bytes());
       memory.Map(request.block_ids, begin, end, context.segments);
-      result = writer.WriteSegments(context.segments, context);
+      result = writer.WriteSegments(context.segments, gate, context);
     }
     return result.ok() ? writer.Publish(gate, context) : result;
   }
@@ -64,7 +64,8 @@ struct Fixture {
   }
   std::string Payload() const {
     std::string bytes;
-    for (const std::int32_t id : request.block_ids) bytes += blocks.Block(static_cast<std::size_t>(id));
+    for (const std::int32_t id : request.block_ids)
+      bytes += blocks.Block(static_cast<std::size_t>(id));
     return bytes;
   }
 };
@@ -85,7 +86,8 @@ void WhatWasStoredIsLoaded() {
   f.request.memory = &memory;
   CHECK(f.Load() == FileStatus::kOk);
   for (const std::int32_t id : f.ids) {
-    CHECK(other.Block(static_cast<std::size_t>(id)) == f.blocks.Block(static_cast<std::size_t>(id)));
+    CHECK(other.Block(static_cast<std::size_t>(id)) ==
+          f.blocks.Block(static_cast<std::size_t>(id)));
   }
   CHECK(other.Block(2) == std::string(f.blocks.block_bytes(), '\0'));
   CHECK(f.blocks.All() == before);
@@ -105,8 +107,7 @@ void PartsAreLoadedFromTheirPieces() {
       f.request = {kPath, f.request.key, &memory, first, ids};
       CHECK(f.Load() == FileStatus::kOk);
       for (std::uint32_t i = 0; i < count; ++i) {
-        CHECK(other.Block(10 + i) ==
-              f.blocks.Block(static_cast<std::size_t>(all[first - 2 + i])));
+        CHECK(other.Block(10 + i) == f.blocks.Block(static_cast<std::size_t>(all[first - 2 + i])));
       }
     }
   }
@@ -274,7 +275,8 @@ int main() {
   return testing::RunTests({
       {"what was stored is loaded", WhatWasStoredIsLoaded},
       {"parts are loaded from their pieces", PartsAreLoadedFromTheirPieces},
-      {"every damaged byte is found and the file removed", EveryDamagedByteIsFoundAndTheFileRemoved},
+      {"every damaged byte is found and the file removed",
+       EveryDamagedByteIsFoundAndTheFileRemoved},
       {"others' files are foreign or not there", OthersFilesAreForeignOrNotThere},
       {"only regular files are read and no link is followed",
        OnlyRegularFilesAreReadAndNoLinkIsFollowed},

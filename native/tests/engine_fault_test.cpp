@@ -74,8 +74,8 @@ void HungThreadsAreReplacedAndComeBack() {
     });
     f.Load(hung, 0, 1);
     CHECK(f.All(hung, FileStatus::kTimedOut));
-    CHECK(f.Eventually([&] { return f.engine->Stats().hung_threads ==
-                                    static_cast<std::uint64_t>(hung); }));
+    CHECK(f.Eventually(
+        [&] { return f.engine->Stats().hung_threads == static_cast<std::uint64_t>(hung); }));
     f.ops->SetHook({});
     f.Load(10 + hung, 0, 4);  // the replacement works
     CHECK(f.All(10 + hung, FileStatus::kOk));
@@ -247,8 +247,10 @@ void AHungStoreTimesOutAndIsNotPublishedLater() {
 
 void FailuresAreDataNotExceptions() {
   for (const bool write_behind : {false, true}) {
-    for (const auto& [call, error] : {std::pair{Call::kWrite, ENOSPC}, {Call::kOpen, EROFS},
-                                      {Call::kRename, EIO}, {Call::kSync, EIO}}) {
+    for (const auto& [call, error] : {std::pair{Call::kWrite, ENOSPC},
+                                      {Call::kOpen, EROFS},
+                                      {Call::kRename, EIO},
+                                      {Call::kSync, EIO}}) {
       EngineFixture f;
       f.config.write_behind = write_behind;
       f.config.durability = Durability::kData;

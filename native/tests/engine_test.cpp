@@ -96,7 +96,7 @@ void TouchRenewsOldAccessTimesOnly() {
   f.engine->Touch({Files::Path(0), Files::Path(1), Files::Path(2)});
   CHECK(f.engine->Drain(5));
   CHECK(f.engine->Stats().touched == 1);
-  struct stat now {};
+  struct stat now{};
   CHECK(::stat(path.c_str(), &now) == 0);
   CHECK(now.st_atim.tv_sec > 2000 && now.st_mtim.tv_sec == 2000);
 }
@@ -117,7 +117,8 @@ void BadArgumentsAreRefusedBeforeAnythingIsQueued() {
       CHECK(thrown);
     }
   };
-  for (const char* path : {"", "/abs/olute", "ns/../up", "ns//twice", "ns/./dot", "ns/end/", ".."}) {
+  for (const char* path :
+       {"", "/abs/olute", "ns/../up", "ns//twice", "ns/./dot", "ns/end/", ".."}) {
     refused([&](Files& files) { files.batch.paths[2] = path; });
   }
   refused([](Files& files) { files.batch.paths[0] = std::string("ns/a\0b", 6); });

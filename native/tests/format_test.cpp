@@ -122,7 +122,8 @@ void VectorsThatShouldBeSoundAre() {
     for (std::uint64_t i = 0; i < header.piece_count; ++i) {
       const std::uint64_t begin = i * header.piece_bytes;
       const std::uint64_t bytes_left = header.payload_bytes - begin;
-      const std::uint64_t length = bytes_left < header.piece_bytes ? bytes_left : header.piece_bytes;
+      const std::uint64_t length =
+          bytes_left < header.piece_bytes ? bytes_left : header.piece_bytes;
       CHECK(Crc64(0, bytes.data() + kPageBytes + begin, length) == header.piece_checksums[i]);
     }
   }

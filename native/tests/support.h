@@ -74,7 +74,8 @@ class Blocks {
   std::size_t block_bytes() const { return page_bytes_ * (layers_.size() + 1); }
   void FillRandom(unsigned seed) {
     for (auto& layer : layers_) {
-      for (auto& byte : layer) byte = static_cast<std::byte>((seed = seed * 1664525 + 1013904223) >> 24);
+      for (auto& byte : layer)
+        byte = static_cast<std::byte>((seed = seed * 1664525 + 1013904223) >> 24);
     }
   }
   void Fill(int value) {
@@ -165,8 +166,7 @@ class FaultOps final : public FileOps {
   }
   ssize_t Pread(int fd, std::byte* data, std::size_t bytes, off_t offset) override {
     const std::size_t max = transfer_max_;
-    const ssize_t result =
-        real_->Pread(fd, data, max > 0 && bytes > max ? max : bytes, offset);
+    const ssize_t result = real_->Pread(fd, data, max > 0 && bytes > max ? max : bytes, offset);
     const int fault = Ask(Call::kRead);
     return fault < 0 ? fault : result;
   }

@@ -75,7 +75,7 @@ class ChunkReader {
   const ChunkRequest& request_;
   ThreadContext& context_;
   UniqueFd file_;
-  struct stat stat_ {};
+  struct stat stat_{};
   bool lacks_blocks_ = false;  // a sound file that does not hold what is wanted
   std::uint64_t wanted_begin_ = 0;
   std::uint64_t wanted_end_ = 0;
@@ -100,8 +100,9 @@ class ChunkWriter {
   // and have room for padding to a whole page.
   FileResult WriteStaged(std::byte* data, std::uint64_t bytes);
 
-  // Appends the next step straight from block memory. Not with O_DIRECT.
-  FileResult WriteSegments(std::span<const Segment> segments, ThreadContext& context);
+  // Appends the next step straight from block memory, unless `gate` is revoked. Not with O_DIRECT.
+  FileResult WriteSegments(std::span<const Segment> segments, CopyGate& gate,
+                           ThreadContext& context);
 
   // Writes the header, syncs as the settings ask, and gives the file its final name unless `gate`
   // is revoked. A name that is taken is success.

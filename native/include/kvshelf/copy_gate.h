@@ -15,46 +15,53 @@ namespace kvshelf {
 // however late a hung system call returns.
 class CopyGate {
  public:
-  // Runs `begin_copy`, which begins copies on `stream`; false if it failed or the gate is revoked.
-  template <typename BeginCopy>
-  bool Copy(const std::shared_ptr<CopyStream>& stream, BeginCopy&& begin_copy) {
+  // Runs `work`, which reads or writes block memory and does no I/O; false if it returned false or
+  // the gate is revoked.
+  template <typename Work>
+  bool Run(Work&& work) {
     std::lock_guard lock(mutex_);
-    if (revoked_.load(std::memory_order_relaxed)) return false;
-    stream_ = stream;
-    return begin_copy(*stream);
+    return !revoked_.load(std::memory_order_relaxed) && work();
   }
 
-  // Waits for the copies begun; false if one failed or the gate is revoked.
-  bool Finish() {
+  // The same for `begin_copy`, which begins copies on `stream`.
+  template <typename BeginCopy>
+  bool Copy(const std::shared_ptr<CopyStream>& stream, BeginCopy&& begin_copy) {
+    return Run([&] {
+      stream_ = stream;
+      return begin_copy(*stream);
+    });
+  }
+
+  // Waits for the copies begun; false if one failed or the gate is revoked. With `taken`, block
+  // memory is needed no more from now on.
+  bool Finish(bool taken = false) {
     std::lock_guard lock(mutex_);
-    const bool copied = stream_ == nullptr || stream_->Wait();
-    stream_.reset();
-    return copied && !revoked_.load(std::memory_order_relaxed);
+    const bool copied = Wait() && !revoked_.load(std::memory_order_relaxed);
+    taken_ |= copied && taken;
+    return copied;
   }
 
   // Waits for the copies begun and lets no more begin.
   void Revoke() {
     std::lock_guard lock(mutex_);
     revoked_.store(true, std::memory_order_release);
-    if (stream_ != nullptr) stream_->Wait();
-    stream_.reset();
+    Wait();
   }
 
-  // True once, if not revoked before: the caller may give the file its final name.
-  bool ClaimPublication() {
+  // Likewise, unless block memory is needed no more anyway; then false.
+  bool RevokeUnlessTaken() {
     std::lock_guard lock(mutex_);
-    if (revoked_.load(std::memory_order_relaxed)) return false;
-    claimed_ = true;
+    if (taken_) return false;
+    revoked_.store(true, std::memory_order_release);
+    Wait();
     return true;
   }
 
-  // Revokes unless publication was claimed, in which case block memory is needed no more anyway.
-  bool RevokeUnlessClaimed() {
+  // False if revoked. Else the caller may give the file its final name.
+  bool ClaimPublication() {
     std::lock_guard lock(mutex_);
-    if (claimed_) return false;
-    revoked_.store(true, std::memory_order_release);
-    if (stream_ != nullptr) stream_->Wait();
-    stream_.reset();
+    if (revoked_.load(std::memory_order_relaxed)) return false;
+    taken_ = true;
     return true;
   }
 
@@ -62,9 +69,15 @@ class CopyGate {
   bool revoked() const { return revoked_.load(std::memory_order_acquire); }
 
  private:
-  std::mutex mutex_;  // guards stream_ and claimed_, and is held during host copies
+  bool Wait() {
+    const bool copied = stream_ == nullptr || stream_->Wait();
+    stream_.reset();
+    return copied;
+  }
+
+  std::mutex mutex_;  // guards stream_ and taken_, and is held while block memory is used
   std::shared_ptr<CopyStream> stream_;
-  bool claimed_ = false;
+  bool taken_ = false;
   std::atomic<bool> revoked_{false};
 };
 

@@ -31,9 +31,9 @@ struct EngineSetup {
   EngineConfig config;
   NamespaceDigest namespace_digest{};
   std::uint32_t rank = 0;
-  std::string temp_prefix;          // empty: OwnTempPrefix()
-  std::shared_ptr<FileOps> ops;     // null: the real system calls
-  std::shared_ptr<Device> device;   // null: host memory
+  std::string temp_prefix;         // empty: OwnTempPrefix()
+  std::shared_ptr<FileOps> ops;    // null: the real system calls
+  std::shared_ptr<Device> device;  // null: host memory
 };
 
 // The columns of base.py's Batch. Spans are copied before a Submit call returns.
