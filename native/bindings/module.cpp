@@ -14,6 +14,7 @@
 #include <system_error>
 
 #include "kvshelf/crc64.h"
+#include "kvshelf/cuda_device.h"
 #include "kvshelf/engine.h"
 #include "kvshelf/root_dir.h"
 
@@ -77,7 +78,7 @@ NamespaceDigest ReadNamespace(const nb::bytes& bytes) {
 
 void MakeEngine(Engine* self, std::string root, nb::sequence groups, nb::handle config, int direct,
                 int durability, nb::bytes namespace_digest, std::uint32_t rank,
-                std::string temp_prefix) {
+                std::string temp_prefix, int cuda_ordinal) {
   EngineSetup setup;
   setup.root = std::move(root);
   for (const nb::handle group : groups) setup.groups.push_back(ReadGroup(group));
@@ -87,6 +88,7 @@ void MakeEngine(Engine* self, std::string root, nb::sequence groups, nb::handle 
   setup.namespace_digest = ReadNamespace(namespace_digest);
   setup.rank = rank;
   setup.temp_prefix = std::move(temp_prefix);
+  if (cuda_ordinal >= 0) setup.device = MakeCudaDevice(cuda_ordinal, "", CopyMethod::kAuto);
   new (self) Engine(std::move(setup));
 }
 
@@ -95,7 +97,7 @@ using Submit = void (Engine::*)(JobId, const Batch&);
 template <Submit kSubmit>
 void SubmitBatch(Engine& engine, JobId id, std::vector<std::string> paths, nb::sequence keys,
                  const Column& groups, const Column& first_blocks, const Column& block_counts,
-                 const Column& block_ids) {
+                 const Column& block_ids, std::uintptr_t stream) {
   Batch batch;
   batch.paths = std::move(paths);
   batch.keys.reserve(batch.paths.size());
@@ -104,6 +106,7 @@ void SubmitBatch(Engine& engine, JobId id, std::vector<std::string> paths, nb::s
   batch.first_blocks = View(first_blocks);
   batch.block_counts = View(block_counts);
   batch.block_ids = View(block_ids);
+  batch.stream = stream;
   (engine.*kSubmit)(id, batch);
 }
 
@@ -206,11 +209,11 @@ NB_MODULE(_native, m) {
 
   nb::class_<Engine>(m, "Engine", "See kvshelf.engine.base.Engine.")
       .def("__init__", MakeEngine, "root"_a, "groups"_a, "config"_a, "direct"_a, "durability"_a,
-           "namespace"_a, "rank"_a, "temp_prefix"_a)
+           "namespace"_a, "rank"_a, "temp_prefix"_a, "cuda_ordinal"_a)
       .def("submit_store", SubmitBatch<&Engine::SubmitStore>, "job_id"_a, "paths"_a, "keys"_a,
-           "groups"_a, "first_blocks"_a, "block_counts"_a, "block_ids"_a)
+           "groups"_a, "first_blocks"_a, "block_counts"_a, "block_ids"_a, "stream"_a)
       .def("submit_load", SubmitBatch<&Engine::SubmitLoad>, "job_id"_a, "paths"_a, "keys"_a,
-           "groups"_a, "first_blocks"_a, "block_counts"_a, "block_ids"_a)
+           "groups"_a, "first_blocks"_a, "block_counts"_a, "block_ids"_a, "stream"_a)
       .def("submit_lookup", &Engine::SubmitLookup, "job_id"_a, "paths"_a)
       .def("touch", &Engine::Touch, "paths"_a)
       .def("poll", Poll, nb::sig("def poll(self) -> list | None"))

@@ -21,8 +21,12 @@ FileResult FromReadError(int error) {
 
 }  // namespace
 
-ThreadContext MakeThreadContext(Device& device, std::uint64_t step_bytes) {
+ThreadContext MakeThreadContext(Device& device, std::uint64_t step_bytes,
+                                std::uint64_t piece_bytes) {
   ThreadContext context;
+  if (!device.host_accessible()) {
+    for (StagingBuffer& piece : context.pieces) piece = device.AllocateStaging(piece_bytes);
+  }
   context.step = device.AllocateStaging(step_bytes);
   context.page = AllocateAligned(kPageBytes);
   context.stream = device.NewStream();
@@ -83,14 +87,17 @@ FileResult ChunkReader::ReadPieces(CopyGate& gate) {
   const auto& header = *reinterpret_cast<const ChunkHeader*>(context_.page.data());
   const std::uint64_t piece_bytes = header.piece_bytes;
   FileResult result;
-  if (!options_.verify) {
-    const std::uint64_t begin = wanted_begin_ & ~(kPageBytes - 1);
-    result = ReadPiece(gate, begin, wanted_end_, 0);
-  }
   for (std::uint64_t piece = wanted_begin_ / piece_bytes;
-       options_.verify && result.ok() && piece * piece_bytes < wanted_end_; ++piece) {
-    const std::uint64_t end = std::min((piece + 1) * piece_bytes, header.payload_bytes);
-    result = ReadPiece(gate, piece * piece_bytes, end, header.piece_checksums[piece]);
+       result.ok() && piece * piece_bytes < wanted_end_; ++piece) {
+    std::uint64_t begin = piece * piece_bytes;
+    std::uint64_t end = std::min(begin + piece_bytes, header.payload_bytes);
+    if (!options_.verify) {  // then the unwanted part of a piece need not be read
+      begin = std::max(begin, wanted_begin_ & ~(kPageBytes - 1));
+      end = std::min(end, wanted_end_);
+    }
+    const bool ahead = context_.pieces[0].size() >= RoundUpToPage(end - begin);
+    result = ahead ? ReadPieceAhead(gate, begin, end, header.piece_checksums[piece])
+                   : ReadPiece(gate, begin, end, header.piece_checksums[piece]);
   }
   if (!result.ok()) return result;
   return gate.Finish() ? FileResult{} : FileResult::IoError(EIO);
@@ -114,6 +121,38 @@ FileResult ChunkReader::ReadPiece(CopyGate& gate, std::uint64_t begin, std::uint
   }
   if (options_.verify && crc != checksum) return {FileStatus::kCorrupt, 0};
   return {};
+}
+
+// For a device that copies on its own. The piece is read and hashed in steps, as above, but into a
+// buffer of its own; once verified, its copy is begun and left alone until the buffer is needed
+// again, two pieces later, or the file ends. So reading and copying overlap.
+FileResult ChunkReader::ReadPieceAhead(CopyGate& gate, std::uint64_t begin, std::uint64_t end,
+                                       std::uint64_t checksum) {
+  const std::size_t turn = context_.next_piece;
+  context_.next_piece = 1 - turn;
+  std::byte* const data = context_.pieces[turn].data();
+  if (!context_.stream->WaitFor(context_.last_copy[turn])) return FileResult::IoError(EIO);
+  std::uint64_t crc = 0;
+  for (std::uint64_t at = begin; at < end;) {
+    if (gate.revoked()) return FileResult::IoError(ECANCELED);
+    const std::uint64_t bytes = std::min<std::uint64_t>(context_.step.size(), end - at);
+    const std::uint64_t read_bytes = options_.direct ? RoundUpToPage(bytes) : bytes;
+    const FileResult result = ReadFully(data + (at - begin), read_bytes, kPageBytes + at);
+    if (!result.ok()) return result;
+    if (options_.verify) crc = Crc64(crc, data + (at - begin), bytes);
+    at += bytes;
+  }
+  if (options_.verify && crc != checksum) return {FileStatus::kCorrupt, 0};
+  const std::uint64_t from = std::max(begin, wanted_begin_);
+  const std::uint64_t to = std::min(end, wanted_end_);
+  request_.memory->Map(request_.block_ids, from - wanted_begin_, to - wanted_begin_,
+                       context_.segments);
+  const bool begun = gate.Copy(context_.stream, [&](CopyStream& stream) {
+    return stream.BeginIn(data + (from - begin), context_.segments);
+  });
+  // Also after a failure: part of the copy may be under way.
+  context_.last_copy[turn] = context_.stream->begun();
+  return begun ? FileResult{} : FileResult::IoError(EIO);
 }
 
 FileResult ChunkReader::ReadFully(std::byte* data, std::uint64_t bytes, std::uint64_t offset) {

@@ -103,6 +103,7 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
 
   // engine_transfers.cpp
   ChunkIdentity IdentityOf(const Transfer& file) const;
+  static bool AwaitEvent(const Transfer& file, ThreadContext& context);
   TransferRef PopUnsettled(std::deque<TransferRef>& queue);  // locked
   void Load(Transfer& file, ThreadContext& context);
   void StoreThrough(Transfer& file, ThreadContext& context);

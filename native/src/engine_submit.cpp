@@ -111,6 +111,7 @@ std::shared_ptr<Job> EngineCore::MakeJob(JobKind kind, JobId id, const Batch& ba
 void EngineCore::SubmitTransfers(JobKind kind, JobId id, const Batch& batch) {
   CheckBatch(kind, batch);
   const std::shared_ptr<Job> job = MakeJob(kind, id, batch);
+  job->after = device_->RecordEvent(batch.stream);
   std::lock_guard lock(mutex_);
   AddJob(job);
   if (kind == JobKind::kLoad) {

@@ -21,11 +21,17 @@ EngineCore::TransferRef EngineCore::PopUnsettled(std::deque<TransferRef>& queue)
   return nullptr;
 }
 
+// Makes the thread's copies come after the work that the caller had queued at submission: the
+// kernels that compute the blocks of a store, or that clear those of a load.
+bool EngineCore::AwaitEvent(const Transfer& file, ThreadContext& context) {
+  return context.stream->After(file.job->after.get());
+}
+
 void EngineCore::Load(Transfer& file, ThreadContext& context) {
   const ChunkIdentity identity = IdentityOf(file);
-  FileResult result;
+  FileResult result = FileResult::IoError(EIO);
   bool removed = false;
-  {
+  if (AwaitEvent(file, context)) {
     ChunkReader reader(root_, io_options_, identity, file.request, context);
     result = reader.Load(file.gate, &removed);
   }
@@ -43,7 +49,8 @@ void EngineCore::StoreThrough(Transfer& file, ThreadContext& context) {
   {
     ChunkWriter writer(root_, io_options_, identity, file.request);
     if (writer.Begin(&result) == ChunkWriter::Start::kReady) {
-      result = WriteFromBlocks(file, writer, context);
+      result = AwaitEvent(file, context) ? FileResult{} : FileResult::IoError(EIO);
+      if (result.ok()) result = WriteFromBlocks(file, writer, context);
       if (result.ok()) result = writer.Publish(file.gate, context);
       if (result.ok()) bytes = file.request.payload_bytes();
     }
@@ -87,9 +94,10 @@ void EngineCore::TakeBytes(Lock& lock, const TransferRef& file, StagingBuffer bu
     const std::uint64_t end = std::min(begin + config_.piece_bytes, payload);
     lock.unlock();
     file->request.memory->Map(file->request.block_ids, begin, end, context.segments);
-    const bool begun = file->gate.Copy(context.stream, [&](CopyStream& stream) {
-      return stream.BeginOut(context.segments, buffer.data());
-    });
+    const bool begun =
+        AwaitEvent(*file, context) && file->gate.Copy(context.stream, [&](CopyStream& stream) {
+          return stream.BeginOut(context.segments, buffer.data());
+        });
     const bool copied = file->gate.Finish(begun && end == payload) && begun;
     lock.lock();
     if (GivenUp(*file) || !copied) {

@@ -86,6 +86,12 @@ EngineCore::EngineCore(EngineSetup setup)
   nominal_[IndexOf(Role::kIo)] = config_.io_threads - load_only;
   nominal_[IndexOf(Role::kMeta)] = config_.lookup_threads;
   if (config_.write_behind) nominal_[IndexOf(Role::kCopier)] = CopierThreads(config_);
+  if (!device_->host_accessible() && config_.write_behind && !groups_.empty()) {
+    // Pinning takes milliseconds a buffer: now, not while a store waits.
+    for (; buffers_made_ < buffers_max_; ++buffers_made_) {
+      free_buffers_.push_back(device_->AllocateStaging(config_.piece_bytes));
+    }
+  }
   if (groups_.empty()) {  // only lookups and touches: no payload, no threads for it
     for (const Role role : {Role::kLoadOnly, Role::kIo, Role::kCopier}) nominal_[IndexOf(role)] = 0;
   }
@@ -109,7 +115,7 @@ void EngineCore::Spawn(Role role) {
   // Allocated here, where a failure can be reported; owned by the thread, however long it hangs.
   auto context = std::make_shared<ThreadContext>();
   if (role == Role::kIo || role == Role::kLoadOnly) {
-    *context = MakeThreadContext(*device_, io_options_.step_bytes);
+    *context = MakeThreadContext(*device_, io_options_.step_bytes, config_.piece_bytes);
   } else if (role == Role::kCopier) {
     context->stream = device_->NewStream();
   }

@@ -23,13 +23,16 @@ class HostStream final : public CopyStream {
     return true;
   }
 
-  bool Wait() override { return true; }
+  bool After(const void*) override { return true; }
+  std::uint64_t begun() const override { return 0; }
+  bool WaitFor(std::uint64_t) override { return true; }
 };
 
 class HostDevice final : public Device {
  public:
   StagingBuffer AllocateStaging(std::size_t bytes) override { return AllocateAligned(bytes); }
   std::shared_ptr<CopyStream> NewStream() override { return std::make_shared<HostStream>(); }
+  std::shared_ptr<void> RecordEvent(std::uintptr_t) override { return nullptr; }
   bool host_accessible() const override { return true; }
 };
 

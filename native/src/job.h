@@ -55,6 +55,7 @@ struct Job {
   JobId id = 0;
   JobKind kind = JobKind::kLoad;
   TimePoint submitted;
+  std::shared_ptr<void> after;     // copies wait for this event of the device, fixed at submission
   std::vector<std::string> paths;  // lookups; a transfer has its own
   std::vector<std::int32_t> block_ids;
   std::vector<Transfer> transfers;  // stores and loads; never resized, threads point into it

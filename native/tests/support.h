@@ -71,6 +71,12 @@ class Blocks {
     }
     return GroupMemory(std::move(pages), static_cast<std::uint32_t>(blocks_), 42);
   }
+  // The first layer as one run of bytes: base, distance of pages, and all of it as page_bytes.
+  Pages FirstPages() {
+    auto& layer = layers_.front();
+    const std::size_t stride = layer.size() / blocks_;
+    return {layer.data(), stride, stride - kGap};
+  }
   std::size_t block_bytes() const { return page_bytes_ * (layers_.size() + 1); }
   void FillRandom(unsigned seed) {
     for (auto& layer : layers_) {

@@ -95,6 +95,7 @@ class Shelf:
             is for the files of every rank.
         group_ids: the group index in keys that each of ``groups`` is for; positions if left out.
         config: limits of the engine.
+        device: where block memory lies, "cpu" or "cuda:N".
         engine: makes the engine; the native one by default.
         keep_alive: kept until the shelf is gone: whatever owns the block memory.
 
@@ -112,9 +113,9 @@ class Shelf:
         groups: Sequence[GroupMemory] = (),
         group_ids: Sequence[int] | None = None,
         config: EngineConfig | None = None,
+        device: str = "cpu",
         engine: EngineFactory = native_engine,
         keep_alive: object = None,
-        **device: Any,
     ) -> None:
         self._config = config or EngineConfig()
         self._root = open_root(root, dir_mode=self._config.dir_mode)
@@ -128,7 +129,12 @@ class Shelf:
         self._keep_alive = keep_alive
         self._own_jobs = itertools.count(-1, -1)
         self._engine = engine(
-            str(self._root), groups, self._config, namespace=identity.digest, rank=rank, **device
+            str(self._root),
+            groups,
+            self._config,
+            namespace=identity.digest,
+            rank=rank,
+            device=device,
         )
 
     @classmethod
@@ -160,13 +166,13 @@ class Shelf:
         """Path of this rank's file of a chunk, relative to the root."""
         return chunk_path(self._folder, self._rank, key)
 
-    def submit_store(self, job_id: JobId, chunks: Sequence[Chunk]) -> None:
+    def submit_store(self, job_id: JobId, chunks: Sequence[Chunk], stream: int = 0) -> None:
         """Queue a store; see ``Engine.submit_store``. Job ids are the caller's, not negative."""
-        self._engine.submit_store(job_id, self._batch(chunks))
+        self._engine.submit_store(job_id, self._batch(chunks), stream)
 
-    def submit_load(self, job_id: JobId, chunks: Sequence[Chunk]) -> None:
+    def submit_load(self, job_id: JobId, chunks: Sequence[Chunk], stream: int = 0) -> None:
         """Queue a load; see ``Engine.submit_load``."""
-        self._engine.submit_load(job_id, self._batch(chunks))
+        self._engine.submit_load(job_id, self._batch(chunks), stream)
 
     def submit_lookup(self, job_id: JobId, keys: Sequence[bytes]) -> None:
         """Queue a lookup; its result has one status a key, OK only if every rank has the chunk."""

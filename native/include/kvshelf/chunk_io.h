@@ -2,6 +2,7 @@
 // used by one thread at a time. See docs/format.md.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -44,10 +45,16 @@ struct ThreadContext {
   StagingBuffer step;  // step_bytes, hot in the thread's L2
   StagingBuffer page;  // kPageBytes, for headers and padding
   std::shared_ptr<CopyStream> stream;
+  // For a device that copies on its own: while it copies one piece, the next is read. `last_copy`
+  // is the copy (in CopyStream::begun) that uses each.
+  std::array<StagingBuffer, 2> pieces;
+  std::array<std::uint64_t, 2> last_copy{};
+  std::size_t next_piece = 0;
   std::vector<Segment> segments;  // scratch
   std::vector<iovec> parts;       // scratch
 };
-ThreadContext MakeThreadContext(Device& device, std::uint64_t step_bytes);
+ThreadContext MakeThreadContext(Device& device, std::uint64_t step_bytes,
+                                std::uint64_t piece_bytes);
 
 class ChunkReader {
  public:
@@ -63,6 +70,8 @@ class ChunkReader {
   FileResult Open();
   FileResult CheckHeader();
   FileResult ReadPieces(CopyGate& gate);
+  FileResult ReadPieceAhead(CopyGate& gate, std::uint64_t begin, std::uint64_t end,
+                            std::uint64_t checksum);
   FileResult ReadPiece(CopyGate& gate, std::uint64_t begin, std::uint64_t end,
                        std::uint64_t checksum);
   FileResult ReadFully(std::byte* data, std::uint64_t bytes, std::uint64_t offset);

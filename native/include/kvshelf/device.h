@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <span>
 
@@ -21,8 +22,16 @@ class CopyStream {
   virtual bool BeginOut(std::span<const Segment> segments, std::byte* staging) = 0;
   virtual bool BeginIn(const std::byte* staging, std::span<const Segment> segments) = 0;
 
+  // Makes copies that are begun from now on wait for an event of Device::RecordEvent; null is none.
+  virtual bool After(const void* event) = 0;
+
+  // Copies begun so far, and a wait for the first `copies` of them: their staging is free again.
+  // False if one of them failed.
+  virtual std::uint64_t begun() const = 0;
+  virtual bool WaitFor(std::uint64_t copies) = 0;
+
   // Waits for all copies begun. Returns false if one of them failed.
-  virtual bool Wait() = 0;
+  bool Wait() { return WaitFor(begun()); }
 };
 
 class Device {
@@ -32,6 +41,9 @@ class Device {
   // std::bad_alloc.
   virtual StagingBuffer AllocateStaging(std::size_t bytes) = 0;
   virtual std::shared_ptr<CopyStream> NewStream() = 0;
+  // An event after all work that the caller has queued on a stream of its own (a GPU's stream
+  // handle; host memory has none, and returns null). Throws std::runtime_error.
+  virtual std::shared_ptr<void> RecordEvent(std::uintptr_t stream) = 0;
   // Whether block memory may be handed to system calls and read by the processor.
   virtual bool host_accessible() const = 0;
 };

@@ -44,6 +44,7 @@ struct Batch {
   std::span<const std::int32_t> first_blocks;
   std::span<const std::int32_t> block_counts;
   std::span<const std::int32_t> block_ids;
+  std::uintptr_t stream = 0;  // copies come after what is queued on this stream of the device
 };
 
 struct Report {

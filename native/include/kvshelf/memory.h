@@ -36,11 +36,11 @@ class UniqueFd {
 // Page-aligned staging memory, freed by whoever allocated it (a device may pin it).
 class StagingBuffer {
  public:
-  using Free = void (*)(std::byte* data, std::size_t bytes);
+  using Free = std::function<void(std::byte* data, std::size_t bytes)>;
 
   StagingBuffer() = default;
   StagingBuffer(std::byte* data, std::size_t bytes, Free free)
-      : data_(data), bytes_(bytes), free_(free) {}
+      : data_(data), bytes_(bytes), free_(std::move(free)) {}
   StagingBuffer(StagingBuffer&& other) noexcept { *this = std::move(other); }
   StagingBuffer& operator=(StagingBuffer&& other) noexcept {
     std::swap(data_, other.data_);
@@ -61,7 +61,7 @@ class StagingBuffer {
  private:
   std::byte* data_ = nullptr;
   std::size_t bytes_ = 0;
-  Free free_ = nullptr;
+  Free free_;
 };
 
 // Ordinary memory aligned to 4096 bytes. Throws std::bad_alloc.

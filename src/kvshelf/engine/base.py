@@ -205,12 +205,14 @@ class Engine(Protocol):
             memory must outlive the engine or a ``close()`` that returned True.
         namespace: 32 bytes, written to and demanded of every header.
         rank: the worker's rank, likewise.
+        device: where block memory lies: "cpu", or "cuda:N" (its copies go by DMA).
     """
 
-    def submit_store(self, job_id: JobId, batch: Batch) -> None:
+    def submit_store(self, job_id: JobId, batch: Batch, stream: int = 0) -> None:
         """Queue a store of ``batch`` from block memory. A path that exists already is OK, unread.
 
-        Reports RELEASED once no file needs block memory any more (each file's bytes taken, or
+        On a GPU, copies begin after what is queued on ``stream`` (a CUstream as a number, 0 for
+        the default stream) at the time of the call: the kernels that write the blocks. Reports RELEASED once no file needs block memory any more (each file's bytes taken, or
         DROPPED), then FINISHED once every taken file is published or given up. Without
         ``write_behind`` both come together, RELEASED first.
 
@@ -220,8 +222,10 @@ class Engine(Protocol):
             EngineClosedError: after close().
         """
 
-    def submit_load(self, job_id: JobId, batch: Batch) -> None:
+    def submit_load(self, job_id: JobId, batch: Batch, stream: int = 0) -> None:
         """Queue a load of ``batch`` into block memory; loads go before stores.
+
+        On a GPU, copies begin after what is queued on ``stream``: the clearing of the blocks.
 
         A file is OK only if every wanted byte was read and verified; blocks of other files of the
         job are not affected by one that fails. The contents of blocks whose file failed are

@@ -67,9 +67,12 @@ class NativeEngine:
         config: limits; ``load_only_threads`` is cut to ``io_threads - 1``.
         namespace: 32 bytes, written to and demanded of every header.
         rank: the worker's rank, likewise.
+        device: "cpu", or "cuda:N": block memory of that GPU, through the driver's own library
+            (KVSHELF_LIBCUDA names another than libcuda.so.1).
 
     Raises:
-        ValueError: a setting, group or the namespace is out of range.
+        ValueError: a setting, group, the device or the namespace is out of range.
+        RuntimeError: the CUDA driver cannot be opened or refuses.
         OSError: the root cannot be opened, or ``Direct.ON`` and it refuses O_DIRECT.
     """
 
@@ -81,6 +84,7 @@ class NativeEngine:
         *,
         namespace: bytes,
         rank: int,
+        device: str = "cpu",
     ) -> None:
         self._engine = _native.Engine(
             os.fspath(root),
@@ -98,15 +102,16 @@ class NativeEngine:
             namespace,
             rank,
             "",
+            _cuda_ordinal(device),
         )
 
-    def submit_store(self, job_id: JobId, batch: Batch) -> None:
+    def submit_store(self, job_id: JobId, batch: Batch, stream: int = 0) -> None:
         """See ``Engine.submit_store``."""
-        self._submit(self._engine.submit_store, job_id, batch)
+        self._submit(self._engine.submit_store, job_id, batch, stream)
 
-    def submit_load(self, job_id: JobId, batch: Batch) -> None:
+    def submit_load(self, job_id: JobId, batch: Batch, stream: int = 0) -> None:
         """See ``Engine.submit_load``."""
-        self._submit(self._engine.submit_load, job_id, batch)
+        self._submit(self._engine.submit_load, job_id, batch, stream)
 
     def submit_lookup(self, job_id: JobId, paths: Sequence[str]) -> None:
         """See ``Engine.submit_lookup``."""
@@ -154,7 +159,7 @@ class NativeEngine:
         return bool(self._engine.close(timeout_seconds))
 
     @staticmethod
-    def _submit(call: Callable[..., None], job_id: JobId, batch: Batch) -> None:
+    def _submit(call: Callable[..., None], job_id: JobId, batch: Batch, stream: int) -> None:
         try:
             call(
                 job_id,
@@ -164,9 +169,20 @@ class NativeEngine:
                 _column(batch.first_blocks, "first_blocks"),
                 _column(batch.block_counts, "block_counts"),
                 _column(batch.block_ids, "block_ids"),
+                stream,
             )
         except _native.EngineClosed as error:
             raise EngineClosedError(str(error)) from None
+
+
+def _cuda_ordinal(device: str) -> int:
+    """The N of "cuda:N", -1 for "cpu"."""
+    kind, _, ordinal = device.partition(":")
+    if device == "cpu":
+        return -1
+    if kind != "cuda" or not ordinal.isdecimal():
+        raise ValueError(f'device={device!r}: allowed are "cpu" and "cuda:N"')
+    return int(ordinal)
 
 
 def _column(array: NDArray[np.int32], name: str) -> NDArray[np.int32]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -93,6 +94,7 @@ class SharedStorageOffloadingSpec(OffloadingSpec):
     @override
     def get_worker(self, kv_caches: CanonicalKVCaches) -> OffloadingWorker:
         group_ids = compat.group_ids(self.config)
+        device = _device_of(kv_caches)
         shelf = Shelf(
             self._settings.shared_storage_path,
             self._identity,
@@ -101,12 +103,14 @@ class SharedStorageOffloadingSpec(OffloadingSpec):
             groups=_group_memories(kv_caches),
             group_ids=group_ids,
             config=self._engine_config,
+            device=_device_name(device),
             keep_alive=kv_caches,
         )
         return KvshelfWorker(
             shelf,
             group_ids=group_ids,
             blocks_per_chunk=self.blocks_per_chunk,
+            current_stream=partial(_current_stream, device),
             load_timeout_seconds=self._settings.load_timeout_seconds,
             close_timeout_seconds=self._settings.close_timeout_seconds,
         )
@@ -130,8 +134,22 @@ def _group_memories(kv_caches: CanonicalKVCaches) -> list[GroupMemory]:
 
 
 def _stride_bytes(tensor: torch.Tensor) -> int:
-    if tensor.device.type != "cpu":
-        raise ConfigError(
-            "device", str(tensor.device), "kvshelf moves KV of the CPU backend only, so far"
-        )
     return int(tensor.stride(0) * tensor.element_size())
+
+
+def _device_of(kv_caches: CanonicalKVCaches) -> torch.device:
+    device = kv_caches.tensors[0].tensor.device
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError("device", str(device), "kvshelf moves KV of the CPU and of NVIDIA GPUs")
+    return device
+
+
+def _device_name(device: torch.device) -> str:
+    """As kvshelf names it: torch's "cuda" without a number is the current one."""
+    if device.type == "cpu":
+        return "cpu"
+    return f"cuda:{torch.cuda.current_device() if device.index is None else device.index}"
+
+
+def _current_stream(device: torch.device) -> int:
+    return 0 if device.type == "cpu" else int(torch.cuda.current_stream(device).cuda_stream)

@@ -9,7 +9,7 @@ vLLM calls everything here from the worker's main thread; nothing waits for stor
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from typing_extensions import override
@@ -52,6 +52,7 @@ class KvshelfWorker(OffloadingWorker):
         shelf: with this rank's block memory.
         group_ids: the group index found in keys, per position in vLLM's per-group lists.
         blocks_per_chunk: KV cache blocks in one chunk.
+        current_stream: the device stream that vLLM queues its work on, as a number.
         load_timeout_seconds: bound on waiting for a load that vLLM wants within its step.
         close_timeout_seconds: how long shutdown lets write-behind finish.
     """
@@ -62,12 +63,14 @@ class KvshelfWorker(OffloadingWorker):
         *,
         group_ids: Sequence[int],
         blocks_per_chunk: int,
+        current_stream: Callable[[], int] = lambda: 0,
         load_timeout_seconds: float,
         close_timeout_seconds: float,
     ) -> None:
         self._shelf = shelf
         self._group_ids = tuple(group_ids)
         self._blocks_per_chunk = blocks_per_chunk
+        self._current_stream = current_stream
         self._load_timeout_seconds = load_timeout_seconds
         self._close_timeout_seconds = close_timeout_seconds
         self._stores: dict[int, ChunkPlan] = {}
@@ -175,7 +178,7 @@ class KvshelfWorker(OffloadingWorker):
         """Submit; an engine that refuses is a fault like any other, not a crash of vLLM."""
         submit = self._shelf.submit_store if kind is JobKind.STORE else self._shelf.submit_load
         try:
-            submit(job_id, chunks)
+            submit(job_id, chunks, self._current_stream())
         except Exception as error:
             self._faults.fault(f"submit {kind.value}", f"{type(error).__name__}: {error}")
             return False

@@ -1,0 +1,277 @@
+// The GPU path on a fake driver: copies that are late, refused or failing, and the order between
+// the caller's stream and ours. Block memory is ordinary memory here; only the fake copies it.
+#include <cerrno>
+
+#include "engine_fixture.h"
+#include "fake_cuda/fake_cuda.h"
+#include "kvshelf/cuda_device.h"
+
+// The fake's own driver calls, to play the model's part.
+extern "C" int cuStreamCreate(StreamHandle** stream, unsigned flags);
+extern "C" int cuStreamDestroy_v2(StreamHandle* stream);
+extern "C" int cuStreamSynchronize(StreamHandle* stream);
+
+namespace kvshelf {
+namespace {
+
+using testing::Call;
+using testing::Catch;
+using testing::EngineFixture;
+using testing::Files;
+
+struct CudaFixture : EngineFixture {
+  CopyMethod method = CopyMethod::kAuto;
+
+  CudaFixture() {
+    fake_cuda_reset();
+    config.load_only_threads = 0;
+  }
+  ~CudaFixture() {
+    engine.reset();
+    fake_cuda_reset();
+  }
+  void OpenCuda() {
+    EngineSetup setup;
+    setup.root = dir.path();
+    setup.groups.push_back(blocks.Describe());
+    setup.config = config;
+    setup.ops = ops;
+    setup.device = MakeCudaDevice(0, KVSHELF_FAKE_CUDA, method);
+    engine.emplace(std::move(setup));
+  }
+  void Submit(JobId id, JobKind kind, int begin, int end, StreamHandle* stream) {
+    Files files(begin, end);
+    files.batch.stream = reinterpret_cast<std::uintptr_t>(stream);
+    kind == JobKind::kStore ? engine->SubmitStore(id, files.batch)
+                            : engine->SubmitLoad(id, files.batch);
+  }
+  // Stores files 0 to `count` - 1 and loads them back into cleared memory.
+  bool RoundTrip(int count) {
+    const std::string before = blocks.All();
+    Store(100, 0, count);
+    if (!All(100, FileStatus::kOk)) return false;
+    std::vector<std::string> wanted;
+    for (int i = 0; i < count * 4; ++i) wanted.push_back(blocks.Block(static_cast<std::size_t>(i)));
+    blocks.Fill(0);
+    Load(101, 0, count);
+    if (!All(101, FileStatus::kOk)) return false;
+    for (int i = 0; i < count * 4; ++i) {
+      if (blocks.Block(static_cast<std::size_t>(i)) != wanted[static_cast<std::size_t>(i)]) {
+        return false;
+      }
+    }
+    return true;
+  }
+};
+
+struct ModelStream {
+  StreamHandle* handle = nullptr;
+  ModelStream() { cuStreamCreate(&handle, 0); }
+  ~ModelStream() { cuStreamDestroy_v2(handle); }
+};
+
+void EveryDriverVersionMovesTheSameBytes() {
+  for (const int version : {12000, 12080, 13000}) {
+    for (const int delay_us : {0, 200}) {
+      CudaFixture f;
+      fake_cuda_set_version(version);
+      fake_cuda_set_delay_us(delay_us);
+      f.OpenCuda();
+      CHECK(f.RoundTrip(8));
+      CHECK((fake_cuda_calls("cuMemcpyBatchAsync") > 0) == (version >= 12080));
+    }
+  }
+}
+
+void SingleCopiesAreUsedWhenAsked() {
+  CudaFixture f;
+  f.method = CopyMethod::kSingle;
+  f.OpenCuda();
+  CHECK(f.RoundTrip(4));
+  CHECK(fake_cuda_calls("cuMemcpyBatchAsync") == 0);
+  CHECK(fake_cuda_calls("cuMemcpyAsync") > 0);
+}
+
+// Pieces of 4 KiB: each buffer is used many times a file, while its last copy is still late.
+void ABufferIsNotReusedBeforeItsCopyIsDone() {
+  CudaFixture f;
+  f.config.piece_bytes = 4096;
+  f.config.step_bytes = 4096;
+  f.config.write_buffer_bytes = 4 * 4096;
+  f.config.io_threads = 2;
+  fake_cuda_set_delay_us(300);
+  f.OpenCuda();
+  CHECK(f.RoundTrip(3));
+}
+
+void UnverifiedAndThroughStoresWorkToo() {
+  CudaFixture f;
+  f.config.verify = false;
+  f.config.write_behind = false;
+  fake_cuda_set_delay_us(100);
+  f.OpenCuda();
+  CHECK(f.RoundTrip(4));
+}
+
+void AStoreWaitsForTheKernelsThatWriteItsBlocks() {
+  CudaFixture f;
+  f.OpenCuda();
+  ModelStream model;
+  // The "kernel" writes all of layer 0's memory late; the store was submitted right behind it.
+  const Pages layer = f.blocks.FirstPages();
+  fake_cuda_fill_later(model.handle, layer.base, 0x5a, layer.page_bytes, 50'000);
+  f.Submit(1, JobKind::kStore, 0, 1, model.handle);
+  CHECK(f.All(1, FileStatus::kOk));
+  const std::string block = f.blocks.Block(0);
+  CHECK(block.substr(0, layer.page_bytes) == std::string(layer.page_bytes, 0x5a));
+  f.blocks.Fill(0);
+  f.Load(2, 0, 1);
+  CHECK(f.All(2, FileStatus::kOk));
+  CHECK(f.blocks.Block(0) == block);
+}
+
+void ALoadWaitsForTheClearingOfItsBlocks() {
+  CudaFixture f;
+  f.OpenCuda();
+  f.Store(1, 0, 1);
+  CHECK(f.All(1, FileStatus::kOk));
+  const std::string block = f.blocks.Block(0);
+  ModelStream model;
+  const Pages layer = f.blocks.FirstPages();
+  fake_cuda_fill_later(model.handle, layer.base, 0, layer.page_bytes, 50'000);
+  f.Submit(2, JobKind::kLoad, 0, 1, model.handle);
+  CHECK(f.All(2, FileStatus::kOk));
+  cuStreamSynchronize(model.handle);
+  CHECK(f.blocks.Block(0) == block);
+}
+
+// Every call of the driver that a transfer makes fails once: the file fails, the next one does not.
+void ARefusedCopyFailsItsFileOnly() {
+  for (const char* function : {"cuMemcpyBatchAsync", "cuEventRecord", "cuEventSynchronize",
+                               "cuStreamWaitEvent", "cuCtxSetCurrent"}) {
+    CudaFixture f;
+    f.config.io_threads = 1;
+    f.OpenCuda();
+    f.Store(1, 0, 2);
+    CHECK(f.All(1, FileStatus::kOk));
+    const std::string before = f.blocks.Block(5);
+    fake_cuda_fail(function, 2, 700);
+    try {
+      f.Load(2, 0, 1);
+      const auto statuses = f.Statuses(2);
+      CHECK(statuses.size() == 1);
+      CHECK(statuses[0] == FileStatus::kOk || statuses[0] == FileStatus::kIoError);
+    } catch (const std::runtime_error&) {  // at submission: the event could not be recorded
+    }
+    fake_cuda_reset();
+    f.blocks.Fill(0);
+    f.Load(3, 0, 2);
+    CHECK(f.All(3, FileStatus::kOk));
+    CHECK(f.blocks.Block(5) == before);
+    CHECK(f.dir.Exists(Files::Path(0)));  // the file was not to blame
+  }
+}
+
+void AFailedCopyOutPublishesNothing() {
+  CudaFixture f;
+  f.OpenCuda();
+  fake_cuda_fail("cuMemcpyBatchAsync", 0, 700);
+  f.Store(1, 0, 1);
+  CHECK(f.All(1, FileStatus::kIoError));
+  CHECK(!f.dir.Exists(Files::Path(0)));
+  CHECK(f.Eventually([&] { return f.dir.CountFiles("ns/tmp") == 0; }));
+  f.Store(2, 0, 1);
+  CHECK(f.All(2, FileStatus::kOk));
+}
+
+// After release, blocks are the model's again: what is published must be the bytes of before.
+void ReleaseWaitsForCopiesUnderWay() {
+  CudaFixture f;
+  f.config.piece_bytes = 4096;
+  f.config.step_bytes = 4096;
+  fake_cuda_set_delay_us(1000);
+  f.OpenCuda();
+  std::vector<std::string> wanted;
+  for (std::size_t i = 0; i < 16; ++i) wanted.push_back(f.blocks.Block(i));
+  f.Store(1, 0, 4);
+  std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  const std::vector<JobId> ids{1};
+  f.engine->Release(ids);
+  f.blocks.Fill(0x77);
+  CHECK(f.engine->Drain(10));
+  for (int i = 0; i < 4; ++i) {
+    if (!f.dir.Exists(Files::Path(i))) continue;
+    f.Load(10 + i, i, i + 1);
+    CHECK(f.All(10 + i, FileStatus::kOk));
+    for (std::size_t k = 0; k < 4; ++k) {
+      const std::size_t id = 4 * static_cast<std::size_t>(i) + k;
+      CHECK(f.blocks.Block(id) == wanted[id]);
+    }
+  }
+}
+
+// Storage hangs after the first piece, whose copy is late: the time-out waits for that copy, and
+// nothing is written afterwards.
+void AHungLoadWritesNothingAfterItsTimeOut() {
+  CudaFixture f;
+  f.Prepare(0, 1);
+  f.config.piece_bytes = 4096;
+  f.config.load_timeout_seconds = 0.1;
+  fake_cuda_set_delay_us(200'000);  // the first piece's copy is under way when time is up
+  f.OpenCuda();
+  f.trap.Shut();
+  std::atomic<int> reads{0};
+  f.ops->SetHook([&](Call call) {
+    if (call == Call::kRead && ++reads == 3) f.trap.Pass();
+    return 0;
+  });
+  f.Load(1, 0, 1);
+  CHECK(f.All(1, FileStatus::kTimedOut));
+  f.blocks.Fill(0x33);
+  const std::string before = f.blocks.All();
+  f.trap.Open();
+  CHECK(f.trap.AwaitPassed(1));
+  CHECK(f.engine->Close(5));
+  std::this_thread::sleep_for(std::chrono::milliseconds(600));  // a stray copy would land now
+  CHECK(f.blocks.All() == before);
+}
+
+void ADriverThatIsMissingOrIncompleteIsSaid() {
+  for (const char* library : {"/nonexistent/libcuda.so.1", "libpthread.so.0"}) {
+    try {
+      MakeCudaDevice(0, library, CopyMethod::kAuto);
+      CHECK(false);
+    } catch (const std::runtime_error& error) {
+      CHECK(std::string(error.what()).find(library) != std::string::npos);
+    }
+  }
+  CudaFixture f;
+  fake_cuda_fail("cuInit", 0, 999);
+  try {
+    MakeCudaDevice(0, KVSHELF_FAKE_CUDA, CopyMethod::kAuto);
+    CHECK(false);
+  } catch (const std::runtime_error& error) {
+    CHECK(std::string(error.what()).find("cuInit") != std::string::npos);
+  }
+}
+
+}  // namespace
+}  // namespace kvshelf
+
+int main() {
+  using namespace kvshelf;
+  const testing::NamedTest tests[] = {
+      {"every driver version moves the same bytes", EveryDriverVersionMovesTheSameBytes},
+      {"single copies are used when asked", SingleCopiesAreUsedWhenAsked},
+      {"a buffer is not reused before its copy is done", ABufferIsNotReusedBeforeItsCopyIsDone},
+      {"unverified loads and write-through stores", UnverifiedAndThroughStoresWorkToo},
+      {"a store waits for the kernels before it", AStoreWaitsForTheKernelsThatWriteItsBlocks},
+      {"a load waits for the clearing before it", ALoadWaitsForTheClearingOfItsBlocks},
+      {"a refused copy fails its file only", ARefusedCopyFailsItsFileOnly},
+      {"a failed copy out publishes nothing", AFailedCopyOutPublishesNothing},
+      {"release waits for copies under way", ReleaseWaitsForCopiesUnderWay},
+      {"a hung load writes nothing after its time-out", AHungLoadWritesNothingAfterItsTimeOut},
+      {"a driver that is missing is said", ADriverThatIsMissingOrIncompleteIsSaid},
+  };
+  return testing::RunTests(tests);
+}
