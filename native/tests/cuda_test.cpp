@@ -214,8 +214,8 @@ void ReleaseWaitsForCopiesUnderWay() {
 // nothing is written afterwards.
 void AHungLoadWritesNothingAfterItsTimeOut() {
   CudaFixture f;
-  f.Prepare(0, 1);
   f.config.piece_bytes = 4096;
+  f.Prepare(0, 1);
   f.config.load_timeout_seconds = 0.1;
   fake_cuda_set_delay_us(200'000);  // the first piece's copy is under way when time is up
   f.OpenCuda();
