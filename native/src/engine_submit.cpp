@@ -198,7 +198,8 @@ void EngineCore::EnqueueMeta(const std::shared_ptr<Job>& job) {
   for (std::size_t begin = 0; begin < job->size(); begin += run) {
     lookups_.push_back({job, begin, std::min(begin + run, job->size())});
   }
-  meta_work_.notify_all();
+  // One thread, which wakes the next: waking all here would hold up the caller.
+  meta_work_.notify_one();
 }
 
 void EngineCore::Touch(std::vector<std::string> paths) {

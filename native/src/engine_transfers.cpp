@@ -66,7 +66,7 @@ FileResult EngineCore::WriteFromBlocks(Transfer& file, ChunkWriter& writer,
   while (writer.written_bytes() < payload) {
     if (file.gate.revoked()) return FileResult::IoError(ECANCELED);
     const std::uint64_t begin = writer.written_bytes();
-    const std::uint64_t end = std::min(begin + context.step.size(), payload);
+    const std::uint64_t end = AlignedEnd(begin, context.step.size(), payload);
     file.request.memory->Map(file.request.block_ids, begin, end, context.segments);
     FileResult result;
     if (in_place) {
@@ -91,7 +91,7 @@ void EngineCore::TakeBytes(Lock& lock, const TransferRef& file, StagingBuffer bu
   const std::uint64_t payload = file->request.payload_bytes();
   for (;;) {
     const std::uint64_t begin = file->copied_bytes;
-    const std::uint64_t end = std::min(begin + config_.piece_bytes, payload);
+    const std::uint64_t end = AlignedEnd(begin, config_.piece_bytes, payload);
     lock.unlock();
     file->request.memory->Map(file->request.block_ids, begin, end, context.segments);
     const bool begun =

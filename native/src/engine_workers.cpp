@@ -235,6 +235,7 @@ void EngineCore::MetaLoop(Worker& worker) {
     if (!lookups_.empty()) {
       const MetaBatch batch = std::move(lookups_.front());
       lookups_.pop_front();
+      if (!lookups_.empty()) meta_work_.notify_one();
       Probe(lock, batch);
     } else {
       TouchSome(lock, worker);

@@ -46,6 +46,9 @@ class PosixFileOps final : public FileOps {
       return ::pwritev(fd, parts.data(), static_cast<int>(parts.size()), offset);
     });
   }
+  int Allocate(int fd, off_t bytes) override {
+    return Retry([&] { return ::fallocate(fd, 0, 0, bytes); });
+  }
   int Fstat(int fd, struct stat* result) override {
     return Retry([&] { return ::fstat(fd, result); });
   }

@@ -203,8 +203,11 @@ void PublicationFallsBackWhereCallsAreMissing() {
 }
 
 void FailuresAreReportedAndLeaveNothing() {
-  const std::pair<Call, int> faults[] = {
-      {Call::kOpen, EACCES}, {Call::kWrite, ENOSPC}, {Call::kSync, EIO}, {Call::kRename, EIO}};
+  const std::pair<Call, int> faults[] = {{Call::kOpen, EACCES},
+                                         {Call::kAllocate, EDQUOT},
+                                         {Call::kWrite, ENOSPC},
+                                         {Call::kSync, EIO},
+                                         {Call::kRename, EIO}};
   for (const auto& [call, error] : faults) {
     Fixture f;
     f.options.durability = Durability::kFull;
@@ -219,6 +222,25 @@ void FailuresAreReportedAndLeaveNothing() {
   CHECK(f.Load() == FileStatus::kIoError && f.dir.Exists(kPath));
   f.ops->SetHook(Fail(Call::kRead, ESTALE));
   CHECK(f.Load() == FileStatus::kNotFound && f.dir.Exists(kPath));
+}
+
+void FilesAreWrittenWhereAllocationIsNotSupported() {
+  Fixture f;
+  f.ops->SetHook(Fail(Call::kAllocate, EOPNOTSUPP));
+  CHECK(f.Store().ok() && f.Load() == FileStatus::kOk);
+}
+
+void StepsEndWhereFoliosDo() {
+  CHECK(AlignedEnd(0, 8192, 100000) == 4096 && AlignedEnd(4096, 8192, 100000) == 12288);
+  CHECK(AlignedEnd(0, 4096, 100000) == 4096 && AlignedEnd(98304, 8192, 100000) == 100000);
+  for (const std::uint64_t unit : {4096, 12288, 262144}) {
+    for (std::uint64_t at = 0; at < 1000000;) {
+      const std::uint64_t end = AlignedEnd(at, unit, 1000000);
+      CHECK(end > at && end - at <= unit);
+      CHECK(end == 1000000 || (kPageBytes + end) % unit == 0);
+      at = end;
+    }
+  }
 }
 
 void ShortTransfersAreContinued() {
@@ -283,6 +305,9 @@ int main() {
       {"a file that exists is left alone", AFileThatExistsIsLeftAlone},
       {"publication falls back where calls are missing", PublicationFallsBackWhereCallsAreMissing},
       {"failures are reported and leave nothing", FailuresAreReportedAndLeaveNothing},
+      {"files are written where allocation is not supported",
+       FilesAreWrittenWhereAllocationIsNotSupported},
+      {"steps end where folios do", StepsEndWhereFoliosDo},
       {"short transfers are continued", ShortTransfersAreContinued},
       {"a revoked gate stops copies and publication", ARevokedGateStopsCopiesAndPublication},
       {"a good file that took a bad one's name is not removed",

@@ -151,7 +151,7 @@ class Trap {
   int passed_ = 0;
 };
 
-enum class Call { kOpen, kRead, kWrite, kStat, kRename, kLink, kUnlink, kSync, kTouch };
+enum class Call { kOpen, kAllocate, kRead, kWrite, kStat, kRename, kLink, kUnlink, kSync, kTouch };
 
 // The real system calls, but `hook` is asked first: a value < 0 is returned in place of the call.
 // A read's hook runs after the call: that is a read whose data arrives late.
@@ -184,6 +184,10 @@ class FaultOps final : public FileOps {
     if (max == 0 || first.iov_len <= max) return real_->Pwritev(fd, parts, offset);
     first.iov_len = max;
     return real_->Pwritev(fd, {&first, 1}, offset);
+  }
+  int Allocate(int fd, off_t bytes) override {
+    const int fault = Ask(Call::kAllocate);
+    return fault < 0 ? fault : real_->Allocate(fd, bytes);
   }
   int Fstat(int fd, struct stat* result) override { return real_->Fstat(fd, result); }
   int StatAt(int dir, const char* path, struct stat* result) override {

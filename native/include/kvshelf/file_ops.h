@@ -23,6 +23,8 @@ class FileOps {
   virtual ssize_t Pread(int fd, std::byte* data, std::size_t bytes, off_t offset) = 0;
   // May transfer less than asked, as the system call.
   virtual ssize_t Pwritev(int fd, std::span<const iovec> parts, off_t offset) = 0;
+  // Reserves room for a file that will be `bytes` long, and makes it that long.
+  virtual int Allocate(int fd, off_t bytes) = 0;
   virtual int Fstat(int fd, struct stat* result) = 0;
   // Does not follow a link in the last component.
   virtual int StatAt(int dir, const char* path, struct stat* result) = 0;

@@ -73,6 +73,14 @@ constexpr std::uint64_t RoundUpToPage(std::uint64_t bytes) {
   return (bytes + (kPageBytes - 1)) & ~(kPageBytes - 1);
 }
 
+// Where a transfer of at most `unit` payload bytes from `begin` should end so that the next begins
+// at a multiple of `unit` in the file: page caches use large folios only where these are aligned,
+// and steps counted from the payload's start (4096) cost ext4 a sixth more.
+constexpr std::uint64_t AlignedEnd(std::uint64_t begin, std::uint64_t unit, std::uint64_t payload) {
+  const std::uint64_t end = ((kPageBytes + begin) / unit + 1) * unit - kPageBytes;
+  return end < payload ? end : payload;
+}
+
 // A header for `block_count` blocks from `first_block`, without checksums.
 // REQUIRES: the payload needs at most kPieceCountMax pieces; key of 12 to 128 bytes.
 ChunkHeader MakeHeader(const ChunkIdentity& identity, std::uint32_t first_block,
