@@ -10,9 +10,7 @@ Threads: all methods may be called from any thread.
 
 from __future__ import annotations
 
-import hashlib
 import os
-import struct
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,6 +31,7 @@ from kvshelf.engine.base import (
     Phase,
 )
 from kvshelf.errors import EngineClosedError
+from kvshelf.format import geometry_digest
 
 try:
     from kvshelf import _native
@@ -48,13 +47,6 @@ _KINDS = (JobKind.STORE, JobKind.LOAD, JobKind.LOOKUP)
 _PHASES = (Phase.RELEASED, Phase.FINISHED)
 _DIRECT = {Direct.OFF: 0, Direct.AUTO: 1, Direct.ON: 2}
 _DURABILITY = {Durability.NONE: 0, Durability.DATA: 1, Durability.FULL: 2}
-
-
-def geometry_of(group: GroupMemory) -> int:
-    """The digest of a group's page sizes (docs/format.md, ``geometry``)."""
-    sizes = [page.page_bytes for page in group.pages]
-    digest = hashlib.sha256(struct.pack(f"<{len(sizes)}Q", *sizes)).digest()
-    return int.from_bytes(digest[:8], "little")
 
 
 class NativeEngine:
@@ -92,7 +84,7 @@ class NativeEngine:
                 (
                     [(page.address, page.stride_bytes, page.page_bytes) for page in group.pages],
                     group.num_blocks,
-                    geometry_of(group),
+                    geometry_digest([page.page_bytes for page in group.pages]),
                 )
                 for group in groups
             ],

@@ -1,0 +1,188 @@
+"""The header page of a chunk file in Python, for tools and tests; see docs/format.md.
+
+Pure functions: no I/O, no threads. The hot path is the native core's; both read the test vectors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import anycrc
+
+from kvshelf.errors import ChunkFormatError
+from kvshelf.keys import KEY_BYTES_MAX
+
+MAGIC = b"KVSHELF\n"
+VERSION = 1
+HEADER_BYTES = 4096
+PAGE_BYTES = 4096
+PIECES_MAX = 448
+KEY_BYTES_MIN = 12
+
+# magic, version, header_bytes, header_checksum, payload_bytes, piece_bytes, piece_count,
+# block_bytes, first_block, block_count, geometry, namespace, key_bytes, reserved, rank, key
+_FIELDS = struct.Struct("<8sIIQQIIQIIQ32sHHI128s")
+_CHECKSUM_OFFSET = 16
+_CHECKSUMS_OFFSET = 512
+
+
+def checksum(data: bytes | memoryview) -> int:
+    """CRC-64/NVME."""
+    return int(anycrc.Model("CRC64-NVME").calc(data))
+
+
+def geometry_digest(page_bytes: Sequence[int]) -> int:
+    """Digest of the page sizes of one block, in layer order."""
+    packed = struct.pack(f"<{len(page_bytes)}Q", *page_bytes)
+    return int.from_bytes(hashlib.sha256(packed).digest()[:8], "little")
+
+
+def file_bytes(payload_bytes: int) -> int:
+    """Size of a chunk file with so much payload."""
+    return HEADER_BYTES + -(-payload_bytes // PAGE_BYTES) * PAGE_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkHeader:
+    """The fields of a header page; ``payload_bytes`` follows from the blocks."""
+
+    key: bytes
+    namespace: bytes
+    rank: int
+    geometry: int
+    block_bytes: int
+    first_block: int
+    block_count: int
+    piece_bytes: int
+    piece_checksums: tuple[int, ...]
+    version: int = VERSION
+
+    @property
+    def payload_bytes(self) -> int:
+        return self.block_bytes * self.block_count
+
+
+def encode(header: ChunkHeader) -> bytes:
+    """The 4096 bytes of a header page, sealed with its checksum.
+
+    Raises:
+        ValueError: a field does not fit.
+    """
+    if not KEY_BYTES_MIN <= len(header.key) <= KEY_BYTES_MAX or len(header.namespace) != 32:
+        raise ValueError("key must have 12 to 128 bytes and namespace 32")
+    if len(header.piece_checksums) > PIECES_MAX:
+        raise ValueError(f"more than {PIECES_MAX} pieces")
+    page = bytearray(HEADER_BYTES)
+    try:
+        _FIELDS.pack_into(
+            page,
+            0,
+            MAGIC,
+            header.version,
+            HEADER_BYTES,
+            0,
+            header.payload_bytes,
+            header.piece_bytes,
+            len(header.piece_checksums),
+            header.block_bytes,
+            header.first_block,
+            header.block_count,
+            header.geometry,
+            header.namespace,
+            len(header.key),
+            0,
+            header.rank,
+            header.key,
+        )
+        struct.pack_into(
+            f"<{len(header.piece_checksums)}Q", page, _CHECKSUMS_OFFSET, *header.piece_checksums
+        )
+    except struct.error as error:
+        raise ValueError(f"a field does not fit: {error}") from error
+    return seal(page)
+
+
+def seal(page: bytes | bytearray) -> bytes:
+    """The page with its checksum field made right."""
+    blank = bytearray(page)
+    blank[_CHECKSUM_OFFSET : _CHECKSUM_OFFSET + 8] = bytes(8)
+    blank[_CHECKSUM_OFFSET : _CHECKSUM_OFFSET + 8] = checksum(bytes(blank)).to_bytes(8, "little")
+    return bytes(blank)
+
+
+def decode(page: bytes) -> ChunkHeader:
+    """The fields of a header page whose magic, size, checksum and own sizes are right.
+
+    The version is not judged: a sound header of another version is for the caller to refuse.
+
+    Raises:
+        ChunkFormatError: it is no sound header.
+    """
+    if len(page) < HEADER_BYTES:
+        raise ChunkFormatError(f"{len(page)} bytes are no header")
+    page = bytes(page[:HEADER_BYTES])
+    (
+        magic,
+        version,
+        header_bytes,
+        _,
+        payload_bytes,
+        piece_bytes,
+        piece_count,
+        block_bytes,
+        first_block,
+        block_count,
+        geometry,
+        namespace,
+        key_bytes,
+        _,
+        rank,
+        key,
+    ) = _FIELDS.unpack_from(page)
+    if magic != MAGIC or header_bytes != HEADER_BYTES:
+        raise ChunkFormatError("not a chunk file")
+    if seal(page) != page:
+        raise ChunkFormatError("the header checksum is wrong")
+    sizes_agree = (
+        KEY_BYTES_MIN <= key_bytes <= KEY_BYTES_MAX
+        and payload_bytes == block_bytes * block_count > 0
+        and piece_bytes > 0
+        and piece_bytes % PAGE_BYTES == 0
+        and piece_count == -(-payload_bytes // piece_bytes) <= PIECES_MAX
+    )
+    if version == VERSION and not sizes_agree:
+        raise ChunkFormatError("the sizes in the header contradict each other")
+    checksums = struct.unpack_from(f"<{min(piece_count, PIECES_MAX)}Q", page, _CHECKSUMS_OFFSET)
+    return ChunkHeader(
+        key=key[:key_bytes],
+        namespace=namespace,
+        rank=rank,
+        geometry=geometry,
+        block_bytes=block_bytes,
+        first_block=first_block,
+        block_count=block_count,
+        piece_bytes=piece_bytes,
+        piece_checksums=checksums,
+        version=version,
+    )
+
+
+def piece_checksums(payload: bytes | memoryview, piece_bytes: int) -> tuple[int, ...]:
+    """One checksum a piece of a whole payload."""
+    view = memoryview(payload)
+    return tuple(
+        checksum(bytes(view[start : start + piece_bytes]))
+        for start in range(0, len(view), piece_bytes)
+    )
+
+
+def bad_pieces(header: ChunkHeader, payload: bytes | memoryview) -> list[int]:
+    """Indices of the pieces whose checksum is wrong; all of them if the payload is too short."""
+    found = piece_checksums(memoryview(payload)[: header.payload_bytes], header.piece_bytes)
+    if len(payload) < header.payload_bytes:
+        return list(range(len(header.piece_checksums)))
+    pairs = zip(header.piece_checksums, found, strict=True)
+    return [index for index, (wanted, got) in enumerate(pairs) if wanted != got]
