@@ -15,11 +15,20 @@ CHUNK_SUFFIX = ".kv"
 # Three hex digits: 4,096 folders keep each below 3,000 files at 10 million chunks.
 FOLDER_DIGITS = 3
 
-_CHUNK = re.compile(r"r(\d{1,9})/([0-9a-f]{3})/([0-9a-f]{16,248})-g(\d{1,10})\.kv")
+# What kvshelf.namespace.Identity.folder makes: no first dot, a digest at the end.
+_FOLDER = re.compile(r"(?!\.)[A-Za-z0-9._]{1,64}-[0-9a-f]{12}")
+# ASCII digits: \d alone also matches those of other scripts.
+_CHUNK = re.compile(r"r(\d{1,9})/([0-9a-f]{3})/([0-9a-f]{16,248})-g(\d{1,10})\.kv", flags=re.ASCII)
 _TEMP = re.compile(
     r"(?P<host>[A-Za-z0-9._-]{1,64})-(?P<boot>[0-9a-f]{8})-(?P<pid>\d{1,9})-"
-    r"(?P<start>\d{1,20})-(?P<count>\d{1,20})\.tmp"
+    r"(?P<start>\d{1,20})-(?P<count>\d{1,20})\.tmp",
+    flags=re.ASCII,
 )
+
+
+def is_namespace_folder(name: str) -> bool:
+    """Whether a folder of the root may be a namespace's, by its name."""
+    return _FOLDER.fullmatch(name) is not None
 
 
 def chunk_path(folder: str, rank: int, key: bytes) -> str:
@@ -41,7 +50,12 @@ def parse_chunk_path(path: str) -> ChunkName | None:
     """The inverse of ``chunk_path``; None for a path that it could not have made."""
     folder, _, rest = path.partition("/")
     match = _CHUNK.fullmatch(rest)
-    if not folder or match is None or not match[3].startswith(match[2]) or len(match[3]) % 2:
+    if (
+        not is_namespace_folder(folder)
+        or match is None
+        or not match[3].startswith(match[2])
+        or len(match[3]) % 2
+    ):
         return None
     rank, group = int(match[1]), int(match[4])
     if group >= 2**32:
@@ -66,14 +80,18 @@ def safe_host(host: str) -> str:
 
 
 def temp_name(owner: TempOwner, count: int) -> str:
+    """Name of a temp file in a namespace's ``tmp`` folder."""
     return f"{owner.host}-{owner.boot}-{owner.pid}-{owner.start_ticks}-{count}.tmp"
 
 
 def parse_temp_name(name: str) -> TempOwner | None:
+    """The inverse of ``temp_name``; None for a name that it could not have made."""
     match = _TEMP.fullmatch(name)
     if match is None:
         return None
-    return TempOwner(match["host"], match["boot"], int(match["pid"]), int(match["start"]))
+    owner = TempOwner(match["host"], match["boot"], int(match["pid"]), int(match["start"]))
+    # Numbers with leading zeros are not ours: their owner would be judged by a guess.
+    return owner if temp_name(owner, int(match["count"])) == name else None
 
 
 def owner_is_dead(
@@ -100,6 +118,7 @@ __all__ = [
     "ChunkName",
     "TempOwner",
     "chunk_path",
+    "is_namespace_folder",
     "owner_is_dead",
     "parse_chunk_path",
     "parse_temp_name",
