@@ -29,8 +29,8 @@ from kvshelf.engine.base import (
     Phase,
 )
 from kvshelf.engine.native import NativeEngine
-from kvshelf.format import geometry_digest
 from kvshelf.errors import EngineClosedError
+from kvshelf.format import geometry_digest
 
 PAGE_BYTES = 6000
 BLOCKS = 64
@@ -100,11 +100,14 @@ def test_a_file_is_laid_out_as_the_page_says(setup: Setup) -> None:
     assert not any(data[4096 + len(payload) :])
     crc = anycrc.Model("CRC64-NVME")
     header = bytearray(data[:4096])
-    assert int.from_bytes(header[56:64], "little") == geometry_digest([page.page_bytes for page in setup.group.pages])
-    assert int.from_bytes(header[16:24], "little") == crc.calc(bytes(header[:16] + bytes(8) + header[24:]))
+    geometry = geometry_digest([page.page_bytes for page in setup.group.pages])
+    assert int.from_bytes(header[56:64], "little") == geometry
+    assert int.from_bytes(header[16:24], "little") == crc.calc(
+        bytes(header[:16] + bytes(8) + header[24:])
+    )
     assert int.from_bytes(header[512:520], "little") == crc.calc(payload[:32768])
     assert header[:] == _native.encode_header(
-        b"key of a chunk 0", NAMESPACE, 5, geometry_digest([page.page_bytes for page in setup.group.pages]), 3 * PAGE_BYTES, 0, 4, 32768,
+        b"key of a chunk 0", NAMESPACE, 5, geometry, 3 * PAGE_BYTES, 0, 4, 32768,
         [crc.calc(payload[at : at + 32768]) for at in range(0, len(payload), 32768)],
     )  # fmt: skip
 
