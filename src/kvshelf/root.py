@@ -5,27 +5,42 @@ File-system calls at start only, never on a hot path. Nothing here follows a sym
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import json
 import os
 import socket
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kvshelf.errors import ConfigError, NotAShelfError
-from kvshelf.layout import MARKER, NAMESPACE_FILE, TEMP_FOLDER, TempOwner, safe_host, temp_name
+from kvshelf.layout import (
+    MARKER,
+    NAMESPACE_FILE,
+    TEMP_FOLDER,
+    TempOwner,
+    parse_temp_name,
+    safe_host,
+    temp_name,
+)
 from kvshelf.namespace import Identity
 
 SETTING = "shared_storage_path"
 FORMAT_VERSION = 1
-# Entries that a file system or its operator puts into an empty directory.
-_IGNORED = frozenset({"lost+found"})
+# Entries that a file system puts into an empty directory: ext4, NetApp, Storage Scale, ZFS,
+# GlusterFS, JuiceFS. Any other entry, hidden or not, is somebody's data.
+_IGNORED = frozenset(
+    {"lost+found", ".snapshot", ".snapshots", ".zfs", ".glusterfs", ".trashcan", ".trash"}
+)
 _MARKER_BYTES_MAX = 1 << 20
 
 
-def open_root(path: str | os.PathLike[str], *, dir_mode: int = 0o2770) -> Path:
+def open_root(
+    path: str | os.PathLike[str], *, dir_mode: int = 0o2770, file_mode: int = 0o640
+) -> Path:
     """Make sure that ``path`` is a shelf, and return it. Several processes may do so at once.
 
     An absent directory is made (its parent must exist); an empty one becomes a shelf; one with our
@@ -33,25 +48,25 @@ def open_root(path: str | os.PathLike[str], *, dir_mode: int = 0o2770) -> Path:
 
     Raises:
         ConfigError: not absolute, a file, not writable, on a read-only or full file system.
-        NotAShelfError: it holds data but no marker, or the marker of a later version.
+        NotAShelfError: it holds data but no marker, or a marker that is damaged, a link or of
+            another version.
     """
     root = Path(path)
-    if not str(path) or not root.is_absolute():
+    if not root.is_absolute() or not _is_encodable(root):
         raise ConfigError(SETTING, str(path), "must be an absolute path")
     try:
-        root.mkdir(mode=dir_mode, exist_ok=True)
-    except FileExistsError:
-        raise ConfigError(SETTING, str(path), "is not a directory") from None
-    except OSError as error:
-        raise _unusable(path, error) from error
-    if not root.is_dir():
-        raise ConfigError(SETTING, str(path), "is not a directory")
-    try:
-        if not (root / MARKER).exists():
-            _claim(root)
+        _make_folder(root, dir_mode)
+        if not root.is_dir():
+            raise ConfigError(SETTING, str(path), "is not a directory")
+        if not os.path.lexists(root / MARKER):
+            _claim(root, file_mode)
         marker = _read_json(root / MARKER)
     except OSError as error:
         raise _unusable(path, error) from error
+    except ValueError as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise NotAShelfError(f"{root}/{MARKER} is damaged: {error}") from error
     version = marker.get("kvshelf") if isinstance(marker, dict) else None
     if version != FORMAT_VERSION:
         raise NotAShelfError(
@@ -63,32 +78,37 @@ def open_root(path: str | os.PathLike[str], *, dir_mode: int = 0o2770) -> Path:
 
 
 def is_shelf(path: str | os.PathLike[str]) -> bool:
-    """Whether the directory carries a marker that we know. Writes nothing."""
+    """Whether the directory carries a marker that we know. Writes nothing, raises nothing."""
     try:
         marker = _read_json(Path(path) / MARKER)
-    except OSError:
+    except (OSError, ValueError):
         return False
     return isinstance(marker, dict) and marker.get("kvshelf") == FORMAT_VERSION
 
 
-def open_namespace(root: Path, identity: Identity, *, dir_mode: int = 0o2770) -> Path:
+def open_namespace(
+    root: Path, identity: Identity, *, dir_mode: int = 0o2770, file_mode: int = 0o640
+) -> Path:
     """Make the namespace's folder if it is not there, and check that it is this identity's.
 
     Raises:
-        NotAShelfError: the folder's namespace.json says another digest, or is damaged.
+        NotAShelfError: the folder is a link, or its namespace.json says another digest, is damaged
+            or a link.
         ConfigError: it cannot be made.
     """
     folder = root / identity.folder
     try:
         for directory in (folder, folder / TEMP_FOLDER):
-            directory.mkdir(mode=dir_mode, exist_ok=True)
-        if not (folder / NAMESPACE_FILE).exists():
-            _publish(folder / NAMESPACE_FILE, identity.to_json(), folder / TEMP_FOLDER)
+            _make_folder(directory, dir_mode)
+            if not stat.S_ISDIR(directory.lstat().st_mode):
+                raise NotAShelfError(f"{directory} is not a directory of its own, or a link")
+        if not os.path.lexists(folder / NAMESPACE_FILE):
+            _publish(folder / NAMESPACE_FILE, identity.to_json(), folder / TEMP_FOLDER, file_mode)
         found = Identity.from_json(_read_json(folder / NAMESPACE_FILE))
     except OSError as error:
         raise _unusable(folder, error) from error
     except ValueError as error:
-        raise NotAShelfError(f"{folder}/{NAMESPACE_FILE}: {error}") from error
+        raise NotAShelfError(f"{folder}/{NAMESPACE_FILE} is damaged: {error}") from error
     if found.digest != identity.digest:
         raise NotAShelfError(f"{folder} belongs to another namespace ({found.digest12})")
     return folder
@@ -96,7 +116,13 @@ def open_namespace(root: Path, identity: Identity, *, dir_mode: int = 0o2770) ->
 
 @dataclass(frozen=True, slots=True)
 class NamespaceEntry:
-    """A folder of a shelf: its identity, or what is wrong with its namespace.json."""
+    """A folder of a shelf.
+
+    Attributes:
+        folder: its name.
+        identity: what its namespace.json says; None if that cannot be read.
+        problem: what is wrong with it, in words; "" if nothing is.
+    """
 
     folder: str
     identity: Identity | None
@@ -104,18 +130,26 @@ class NamespaceEntry:
 
 
 def list_namespaces(root: Path) -> list[NamespaceEntry]:
-    """Every folder that has a namespace.json, by name. Links are not followed."""
+    """Every folder that has a namespace.json, by name. Links are not followed; writes nothing.
+
+    Raises:
+        OSError: the root cannot be listed.
+    """
     entries = []
     with os.scandir(root) as scan:
         folders = sorted(entry.name for entry in scan if entry.is_dir(follow_symlinks=False))
     for name in folders:
-        path = root / name / NAMESPACE_FILE
         try:
-            entries.append(NamespaceEntry(name, Identity.from_json(_read_json(path))))
+            identity = Identity.from_json(_read_json(root / name / NAMESPACE_FILE))
         except FileNotFoundError:
             continue
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            entries.append(NamespaceEntry(name, None, error.strerror or str(error)))
+        except ValueError as error:
             entries.append(NamespaceEntry(name, None, str(error)))
+        else:
+            moved = "" if name == identity.folder else f"it is of the folder {identity.folder}"
+            entries.append(NamespaceEntry(name, identity, moved))
     return entries
 
 
@@ -124,18 +158,21 @@ def this_host() -> str:
 
 
 def this_boot() -> str:
-    """First 8 hex digits of the kernel's boot id (random(4))."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").replace("-", "")[:8]
+    """First 8 hex digits of the kernel's boot id (random(4)); zeros where a sandbox hides it."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").replace("-", "")[:8]
+    except OSError:
+        return "0" * 8
 
 
 def start_ticks_of(pid: int) -> int | None:
     """Start time of a process in clock ticks since boot (proc_pid_stat(5), field 22), or None."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
+        fields = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
     except OSError:
         return None
     # The second field is the name in parentheses, which may itself hold spaces and parentheses.
-    return int(stat.rpartition(")")[2].split()[19])
+    return int(fields.rpartition(")")[2].split()[19])
 
 
 def this_owner() -> TempOwner:
@@ -144,25 +181,44 @@ def this_owner() -> TempOwner:
     return TempOwner(this_host(), this_boot(), pid, start_ticks_of(pid) or 0)
 
 
-def _claim(root: Path) -> None:
+def _make_folder(path: Path, mode: int) -> None:
+    """mkdir that lets a folder be there, and that sets setgid and sticky bits, as mkdir(2) may not.
+
+    A path that is there and no folder is left alone, for the caller to judge.
+    """
+    try:
+        path.mkdir(mode=mode)
+    except FileExistsError:
+        return
+    if mode & 0o7000:
+        # A mount that refuses decides itself whose group files get; the folder works without.
+        with contextlib.suppress(OSError):
+            path.chmod(stat.S_IMODE(path.stat().st_mode) | mode & 0o7000)
+
+
+def _claim(root: Path, file_mode: int) -> None:
     """Write the marker into an empty directory; losing the race to another process is fine."""
-    for name in sorted(entry.name for entry in root.iterdir()):
-        if name not in _IGNORED and not name.startswith("."):
-            raise NotAShelfError(
-                f"{SETTING}={str(root)!r}: the directory holds other data ({name!r}) and no "
-                f"{MARKER}; give kvshelf an empty directory of its own"
-            )
-    _publish(root / MARKER, {"kvshelf": FORMAT_VERSION}, root)
+    for name in sorted(os.listdir(root)):  # noqa: PTH208 - names are all that is needed
+        if name in _IGNORED or name.startswith(".nfs") or parse_temp_name(name.removeprefix(".")):
+            continue
+        if os.path.lexists(root / MARKER):
+            return  # another process was faster, and what lies here may be its namespace
+        raise NotAShelfError(
+            f"{SETTING}={str(root)!r}: the directory holds other data ({name!r}) and no "
+            f"{MARKER}; give kvshelf an empty directory of its own"
+        )
+    _publish(root / MARKER, {"kvshelf": FORMAT_VERSION}, root, file_mode)
 
 
-def _publish(path: Path, value: Any, temp_folder: Path) -> None:
+def _publish(path: Path, value: Any, temp_folder: Path, file_mode: int) -> None:
     """Write JSON under a temp name and link it into place; a file that is there stays."""
     owner = this_owner()
     for count in itertools.count(int.from_bytes(os.urandom(4), "big")):
         # A dot in front: another process may be looking whether the directory is empty.
         temp = temp_folder / f".{temp_name(owner, count)}"
         try:
-            descriptor = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            descriptor = os.open(temp, flags, file_mode)
             break
         except FileExistsError:
             continue
@@ -189,20 +245,43 @@ def _read_json(path: Path) -> Any:
     """Parse a small JSON file that is no link.
 
     Raises:
-        OSError: it cannot be read. ValueError: it is not JSON, or larger than 1 MiB.
+        OSError: it cannot be read.
+        ValueError: it is not JSON, larger than 1 MiB, a link or no regular file.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-    with os.fdopen(descriptor, "rb") as file:
-        data = file.read(_MARKER_BYTES_MAX + 1)
+    try:
+        # O_NONBLOCK: opening a pipe must not wait for its writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise ValueError("a symbolic link") from error
+        raise
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ValueError("not a regular file")
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            data = file.read(_MARKER_BYTES_MAX + 1)
+    finally:
+        os.close(descriptor)
     if len(data) > _MARKER_BYTES_MAX:
         raise ValueError("larger than 1 MiB")
-    return json.loads(data)
+    try:
+        return json.loads(data)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def _is_encodable(path: Path) -> bool:
+    try:
+        return b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
 
 
 def _unusable(path: str | os.PathLike[str], error: OSError) -> ConfigError:
-    return ConfigError(
-        SETTING,
-        str(path),
-        f"cannot be used ({error.strerror}): it must be a writable directory, or one whose parent "
-        "directory exists",
-    )
+    if error.errno == errno.ENOENT:
+        advice = "its parent directory must exist"
+    elif error.errno in (errno.ENOSPC, errno.EDQUOT):
+        advice = "it needs room for a few small files at least"
+    else:
+        advice = "it must be a directory that this process may write to"
+    return ConfigError(SETTING, str(path), f"cannot be used ({error.strerror}): {advice}")

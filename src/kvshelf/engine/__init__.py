@@ -16,6 +16,7 @@ from kvshelf.engine.base import (
     Pages,
     Phase,
 )
+from kvshelf.engine.memory import MemoryEngine
 
 __all__ = [
     "Batch",
@@ -30,6 +31,7 @@ __all__ = [
     "JobId",
     "JobKind",
     "JobResult",
+    "MemoryEngine",
     "Pages",
     "Phase",
 ]

@@ -212,7 +212,9 @@ class Engine(Protocol):
         """Queue a store of ``batch`` from block memory. A path that exists already is OK, unread.
 
         On a GPU, copies begin after what is queued on ``stream`` (a CUstream as a number, 0 for
-        the default stream) at the time of the call: the kernels that write the blocks. Reports RELEASED once no file needs block memory any more (each file's bytes taken, or
+        the default stream) at the time of the call: the kernels that write the blocks.
+
+        Reports RELEASED once no file needs block memory any more (each file's bytes taken, or
         DROPPED), then FINISHED once every taken file is published or given up. Without
         ``write_behind`` both come together, RELEASED first.
 

@@ -1,0 +1,8 @@
+"""For tests of engines and of what stands on them; imports pytest."""
+
+from kvshelf.testing.engines import EngineTests
+from kvshelf.testing.faulty import FaultyEngine
+from kvshelf.testing.files import FileEngineTests
+from kvshelf.testing.memory import Blocks, Setup
+
+__all__ = ["Blocks", "EngineTests", "FaultyEngine", "FileEngineTests", "Setup"]

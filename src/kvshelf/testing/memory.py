@@ -1,0 +1,128 @@
+"""Block memory with guard bytes, and batches over it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvshelf.engine import (
+    Batch,
+    BatchBuilder,
+    Engine,
+    EngineConfig,
+    FileStatus,
+    GroupMemory,
+    JobResult,
+    Pages,
+    Phase,
+)
+
+NAMESPACE = bytes(range(32))
+GUARD = 0xA5
+GAP_BYTES = 64
+
+
+@dataclass
+class Blocks:
+    """Block memory of one group: layers of odd page sizes, with guard bytes between all pages."""
+
+    page_bytes: Sequence[int]
+    num_blocks: int
+    seed: int = 1
+    layers: list[NDArray[np.uint8]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.layers = [
+            np.full((self.num_blocks, size + GAP_BYTES), GUARD, dtype=np.uint8)
+            for size in self.page_bytes
+        ]
+        self.randomise(self.seed)
+
+    def randomise(self, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        for layer, size in zip(self.layers, self.page_bytes, strict=True):
+            layer[:, :size] = rng.integers(0, 256, (self.num_blocks, size), dtype=np.uint8)
+
+    def clear(self) -> None:
+        for layer, size in zip(self.layers, self.page_bytes, strict=True):
+            layer[:, :size] = 0
+
+    def describe(self) -> GroupMemory:
+        pages = tuple(
+            Pages(layer.ctypes.data, layer.strides[0], size)
+            for layer, size in zip(self.layers, self.page_bytes, strict=True)
+        )
+        return GroupMemory(pages, self.num_blocks)
+
+    def block(self, index: int) -> bytes:
+        """A block's bytes in the order of the file."""
+        return b"".join(
+            layer[index, :size].tobytes()
+            for layer, size in zip(self.layers, self.page_bytes, strict=True)
+        )
+
+    def blocks(self, ids: Sequence[int]) -> list[bytes]:
+        return [self.block(index) for index in ids]
+
+    def guards_are_whole(self) -> bool:
+        return all(
+            bool((layer[:, size:] == GUARD).all())
+            for layer, size in zip(self.layers, self.page_bytes, strict=True)
+        )
+
+
+@dataclass
+class Setup:
+    """An engine under test with its block memory, and short ways to use it."""
+
+    make: Callable[..., Engine]
+    root: Path
+    memory: list[Blocks]
+    config: EngineConfig
+    engine: Engine = field(init=False)
+    next_job: int = 1
+
+    def __post_init__(self) -> None:
+        self.engine = self.open()
+
+    def open(self, **changes: Any) -> Engine:
+        """Another engine on the same files; ``namespace``, ``rank``, ``config`` or ``groups``."""
+        groups = changes.pop("groups", [blocks.describe() for blocks in self.memory])
+        config = changes.pop("config", self.config)
+        arguments = {"namespace": NAMESPACE, "rank": 0, **changes}
+        return self.make(str(self.root), groups, config, **arguments)
+
+    @staticmethod
+    def path(index: int, group: int = 0) -> str:
+        return f"ns/r0/abc/{index:064x}-g{group}.kv"
+
+    @staticmethod
+    def key(index: int, group: int = 0) -> bytes:
+        return index.to_bytes(32, "big") + group.to_bytes(4, "big")
+
+    def batch(
+        self, *rows: tuple[int, Sequence[int], int] | tuple[int, Sequence[int], int, int]
+    ) -> Batch:
+        """Rows of (chunk index, block ids, first block[, group])."""
+        builder = BatchBuilder()
+        for index, ids, first, *rest in rows:
+            group = rest[0] if rest else 0
+            array = np.asarray(ids, dtype=np.int32)
+            builder.add(self.path(index, group), self.key(index, group), group, first, array)
+        return builder.build()
+
+    def finish(self, kind: str, work: Any, engine: Engine | None = None) -> list[JobResult]:
+        """Submit, wait until FINISHED, and return the job's reports."""
+        engine = engine or self.engine
+        job, self.next_job = self.next_job, self.next_job + 1
+        getattr(engine, f"submit_{kind}")(job, work)
+        assert engine.wait([job], Phase.FINISHED, 30)
+        return [report for report in engine.poll() if report.job_id == job]
+
+    def statuses(self, kind: str, work: Any, engine: Engine | None = None) -> list[FileStatus]:
+        return list(self.finish(kind, work, engine)[-1].statuses)
