@@ -34,7 +34,8 @@ from kvshelf.errors import EngineClosedError
 from kvshelf.format import geometry_digest
 
 try:
-    import kvshelf._native as _native  # its stub is made by the build, so mypy may not see it
+    # The stub is made by the build, so mypy may not see it: `from kvshelf import` would not check.
+    import kvshelf._native as _native  # noqa: PLR0402
 except ImportError as error:  # pragma: no cover - depends on how kvshelf was installed
     raise ImportError(
         "the native core of kvshelf is missing or was built for another Python; "
