@@ -149,6 +149,7 @@ def decode(page: bytes) -> ChunkHeader:
     sizes_agree = (
         KEY_BYTES_MIN <= key_bytes <= KEY_BYTES_MAX
         and payload_bytes == block_bytes * block_count > 0
+        and first_block + block_count < 2**32
         and piece_bytes > 0
         and piece_bytes % PAGE_BYTES == 0
         and piece_count == -(-payload_bytes // piece_bytes) <= PIECES_MAX
