@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +27,7 @@ import numpy as np
 import torch
 
 from kvshelf import Chunk, EngineConfig, FileStatus, Identity, make_key
-from kvshelf.engine import Direct, GroupMemory, Pages, Phase
+from kvshelf.engine import CopyMethod, Direct, GroupMemory, Pages, Phase
 from kvshelf.shelf import Shelf
 
 GB = 1e9
@@ -52,15 +53,17 @@ class Bench:
     chunks: int
     threads: int
     rounds: int
+    device: str = "cuda:0"
+    copy_method: str = "auto"
     figures: dict[str, list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         blocks = 2 * self.chunks * self.shape.blocks_per_chunk
         self.tensors = [
-            torch.empty((blocks, self.shape.page_bytes), dtype=torch.uint8, device="cuda")
+            torch.empty((blocks, self.shape.page_bytes), dtype=torch.uint8, device=self.device)
             for _ in range(self.shape.layers)
         ]
-        generator = torch.Generator(device="cuda").manual_seed(1)
+        generator = torch.Generator(device=self.device).manual_seed(1)
         for tensor in self.tensors:
             tensor.random_(0, 256, generator=generator)
         self.total = self.chunks * self.shape.chunk_bytes
@@ -78,7 +81,7 @@ class Bench:
             Identity({"model": name}),
             groups=[memory],
             config=config,
-            device="cuda:0",
+            device=self.device,
         )
 
     def chunk_list(self, ids: np.ndarray[Any, Any], count: int, salt: int = 0) -> list[Chunk]:
@@ -94,9 +97,18 @@ class Bench:
         self.figures.setdefault(name, []).append((total or self.total) / seconds / GB)
 
 
+def rows(bench: Bench, ids: np.ndarray[Any, Any]) -> torch.Tensor:
+    return torch.from_numpy(ids.astype(np.int64)).to(bench.device)
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        synchronize()
+
+
 def run_job(shelf: Shelf, kind: str, chunks: Sequence[Chunk], job_id: int, phase: Phase) -> float:
     """Seconds from submission until the job reached ``phase``; fails unless every file is OK."""
-    torch.cuda.synchronize()
+    synchronize()
     start = time.perf_counter()
     getattr(shelf, f"submit_{kind}")(job_id, chunks)
     assert shelf.wait([job_id], phase, 120)
@@ -115,16 +127,16 @@ def plain(threads: int, work: Callable[[int], None], count: int) -> float:
         return time.perf_counter() - start
 
 
-def pinned_copy() -> tuple[float, float]:
+def pinned_copy(name: str) -> tuple[float, float]:
     """GB/s of one large copy each way, the limit of the bus."""
-    pinned = torch.empty(1 << 30, dtype=torch.uint8, pin_memory=True)
-    device = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
+    pinned = torch.empty(1 << 30, dtype=torch.uint8, pin_memory=name != "cpu")
+    device = torch.empty(1 << 30, dtype=torch.uint8, device=name)
     out = []
     for target, source in ((device, pinned), (pinned, device)):
-        torch.cuda.synchronize()
+        synchronize()
         start = time.perf_counter()
         target.copy_(source, non_blocking=True)
-        torch.cuda.synchronize()
+        synchronize()
         out.append(pinned.numel() / (time.perf_counter() - start) / GB)
     return out[0], out[1]
 
@@ -157,8 +169,8 @@ def plain_io(bench: Bench) -> None:
 
 def check_bytes(bench: Bench) -> None:
     for tensor in bench.tensors:
-        source = tensor[torch.from_numpy(bench.source.astype(np.int64)).cuda()]
-        target = tensor[torch.from_numpy(bench.target.astype(np.int64)).cuda()]
+        source = tensor[rows(bench, bench.source)]
+        target = tensor[rows(bench, bench.target)]
         assert torch.equal(source, target)
 
 
@@ -168,6 +180,7 @@ def measure(bench: Bench, one_request: int) -> dict[str, Any]:
         load_only_threads=0,
         write_buffer_bytes=512 << 20,
         store_queue_seconds=120,
+        copy_method=CopyMethod(bench.copy_method),
     )
     verified = bench.shelf("m", config)
     unverified = bench.shelf("m", replace(config, verify=False))
@@ -176,7 +189,7 @@ def measure(bench: Bench, one_request: int) -> dict[str, Any]:
         if round_number == 1:
             bench.figures.clear()  # the first round warms up
         plain_io(bench)
-        h2d, d2h = pinned_copy()
+        h2d, d2h = pinned_copy(bench.device)
         bench.figures.setdefault("pinned H2D", []).append(h2d)
         bench.figures.setdefault("pinned D2H", []).append(d2h)
         stored = bench.chunk_list(bench.source, bench.chunks, round_number)
@@ -185,7 +198,7 @@ def measure(bench: Bench, one_request: int) -> dict[str, Any]:
         bench.note("store, checksummed", seconds)
         wanted = bench.chunk_list(bench.target, bench.chunks, round_number)
         for tensor in bench.tensors:
-            tensor[torch.from_numpy(bench.target.astype(np.int64)).cuda()] = 0
+            tensor[rows(bench, bench.target)] = 0
         for name, shelf in (("verified", verified), ("unverified", unverified)):
             job += 1
             bench.note(f"load, {name}", run_job(shelf, "load", wanted, job, Phase.FINISHED))
@@ -223,7 +236,7 @@ def cold(bench: Bench) -> None:
             pass
         os.close(fd)
 
-    for round_number in range(3):
+    for round_number in range(2):
         bench.note("plain O_DIRECT read()", plain(bench.threads, read, len(paths)))
         before = cached_bytes()
         seconds = run_job(shelf, "load", wanted, 10 + round_number, Phase.FINISHED)
@@ -288,19 +301,29 @@ def main() -> None:
     parser.add_argument("--page-bytes", type=int, default=65536)
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--blocks-per-chunk", type=int, default=16)
+    parser.add_argument("--device", default="cuda:0")
+    parser.add_argument("--copy-method", default="auto")
     parser.add_argument("--cold", action="store_true")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     args.directory.mkdir(parents=True, exist_ok=True)
     shape = Shape(args.layers, args.page_bytes, args.blocks_per_chunk)
-    bench = Bench(args.directory, shape, args.chunks, args.threads, args.rounds)
+    bench = Bench(
+        args.directory.resolve(),
+        shape,
+        args.chunks,
+        args.threads,
+        args.rounds,
+        args.device,
+        args.copy_method,
+    )
     facts = measure(bench, args.one_request)
     if args.cold:
         cold(bench)
     medians = summary(bench.figures)
     result = {
-        "command": " ".join(["python", "benchmarks/gpu/transfer.py", *os.sys.argv[1:]]),
-        "card": torch.cuda.get_device_name(),
+        "command": " ".join(["python", "benchmarks/gpu/transfer.py", *sys.argv[1:]]),
+        "card": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "date": time.strftime("%Y-%m-%d"),
         "shape": vars(args) | {"directory": "DIR", "out": None},
         "GB/s, medians": medians,

@@ -78,7 +78,7 @@ NamespaceDigest ReadNamespace(const nb::bytes& bytes) {
 
 void MakeEngine(Engine* self, std::string root, nb::sequence groups, nb::handle config, int direct,
                 int durability, nb::bytes namespace_digest, std::uint32_t rank,
-                std::string temp_prefix, int cuda_ordinal) {
+                std::string temp_prefix, int cuda_ordinal, int copy_method) {
   EngineSetup setup;
   setup.root = std::move(root);
   for (const nb::handle group : groups) setup.groups.push_back(ReadGroup(group));
@@ -88,7 +88,8 @@ void MakeEngine(Engine* self, std::string root, nb::sequence groups, nb::handle 
   setup.namespace_digest = ReadNamespace(namespace_digest);
   setup.rank = rank;
   setup.temp_prefix = std::move(temp_prefix);
-  if (cuda_ordinal >= 0) setup.device = MakeCudaDevice(cuda_ordinal, "", CopyMethod::kAuto);
+  if (cuda_ordinal >= 0)
+    setup.device = MakeCudaDevice(cuda_ordinal, "", static_cast<CopyMethod>(copy_method));
   new (self) Engine(std::move(setup));
 }
 
@@ -209,7 +210,7 @@ NB_MODULE(_native, m) {
 
   nb::class_<Engine>(m, "Engine", "See kvshelf.engine.base.Engine.")
       .def("__init__", MakeEngine, "root"_a, "groups"_a, "config"_a, "direct"_a, "durability"_a,
-           "namespace"_a, "rank"_a, "temp_prefix"_a, "cuda_ordinal"_a)
+           "namespace"_a, "rank"_a, "temp_prefix"_a, "cuda_ordinal"_a, "copy_method"_a)
       .def("submit_store", SubmitBatch<&Engine::SubmitStore>, "job_id"_a, "paths"_a, "keys"_a,
            "groups"_a, "first_blocks"_a, "block_counts"_a, "block_ids"_a, "stream"_a)
       .def("submit_load", SubmitBatch<&Engine::SubmitLoad>, "job_id"_a, "paths"_a, "keys"_a,

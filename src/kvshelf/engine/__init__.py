@@ -3,6 +3,7 @@
 from kvshelf.engine.base import (
     Batch,
     BatchBuilder,
+    CopyMethod,
     Direct,
     Durability,
     Engine,
@@ -21,6 +22,7 @@ from kvshelf.engine.memory import MemoryEngine
 __all__ = [
     "Batch",
     "BatchBuilder",
+    "CopyMethod",
     "Direct",
     "Durability",
     "Engine",

@@ -62,6 +62,14 @@ class Direct(Enum):
     ON = "on"
 
 
+class CopyMethod(Enum):
+    """How a piece goes to the CUDA driver. AUTO is the batch copy if the driver has it."""
+
+    AUTO = "auto"
+    BATCH = "batch"
+    SINGLE = "single"
+
+
 class Durability(Enum):
     """What is synced before a store counts as done: nothing, the file, the file and its folder."""
 
@@ -173,6 +181,8 @@ class EngineConfig:
     remove_bad: bool = True
     direct: Direct = Direct.OFF
     durability: Durability = Durability.NONE
+    # For measurement only: AUTO chose the faster one wherever both were measured.
+    copy_method: CopyMethod = CopyMethod.AUTO
     # Permissions of new files and folders, before the umask.
     file_mode: int = 0o640
     dir_mode: int = 0o2770

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from kvshelf.engine.base import (
     Batch,
+    CopyMethod,
     Direct,
     Durability,
     EngineConfig,
@@ -47,6 +48,7 @@ _STATUSES = tuple(FileStatus)
 _KINDS = (JobKind.STORE, JobKind.LOAD, JobKind.LOOKUP)
 _PHASES = (Phase.RELEASED, Phase.FINISHED)
 _DIRECT = {Direct.OFF: 0, Direct.AUTO: 1, Direct.ON: 2}
+_COPY_METHOD = {CopyMethod.AUTO: 0, CopyMethod.BATCH: 1, CopyMethod.SINGLE: 2}
 _DURABILITY = {Durability.NONE: 0, Durability.DATA: 1, Durability.FULL: 2}
 
 
@@ -96,6 +98,7 @@ class NativeEngine:
             rank,
             "",
             _cuda_ordinal(device),
+            _COPY_METHOD[config.copy_method],
         )
 
     def submit_store(self, job_id: JobId, batch: Batch, stream: int = 0) -> None:
