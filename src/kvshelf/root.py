@@ -56,16 +56,12 @@ def open_root(
         raise ConfigError(SETTING, str(path), "must be an absolute path")
     try:
         _make_folder(root, dir_mode)
-        if not root.is_dir():
-            raise ConfigError(SETTING, str(path), "is not a directory")
         if not os.path.lexists(root / MARKER):
             _claim(root, file_mode)
         marker = _read_json(root / MARKER)
     except OSError as error:
         raise _unusable(path, error) from error
     except ValueError as error:
-        if isinstance(error, ConfigError):
-            raise
         raise NotAShelfError(f"{root}/{MARKER} is damaged: {error}") from error
     version = marker.get("kvshelf") if isinstance(marker, dict) else None
     if version != FORMAT_VERSION:
