@@ -1,14 +1,17 @@
-"""The engine's contract in a hundred lines: chunks in a dict, no threads, no files.
+"""The engine's contract in plain Python: chunks in a dict, no files, no threads of its own.
 
 It states what ``Engine`` (base.py) promises, and serves tests that need no storage. Jobs are done
-when submitted; their reports wait for ``poll``.
+when submitted; their reports wait for ``poll``. All methods may be called from any thread.
 """
 
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
 
 from kvshelf.engine.base import (
     Batch,
@@ -22,11 +25,15 @@ from kvshelf.engine.base import (
     Phase,
 )
 from kvshelf.errors import EngineClosedError
+from kvshelf.format import KEY_BYTES_MIN, PIECES_MAX
 from kvshelf.keys import KEY_BYTES_MAX
 
+# What Linux allows for one name and for a whole path with its end.
+_NAME_BYTES_MAX = 255
+_PATH_BYTES_MAX = 4095
 
-@dataclass(frozen=True, slots=True)
-class _Stored:
+
+class _Stored(NamedTuple):
     """What a chunk file holds, in effect."""
 
     identity: tuple[object, ...]
@@ -34,10 +41,25 @@ class _Stored:
     blocks: tuple[bytes, ...]
 
 
-class MemoryEngine:
-    """``Engine`` without storage. One thread at a time.
+class _Row(NamedTuple):
+    """One file of a batch; ``identity`` is what its header says or must say."""
 
-    Args: as ``Engine``; ``files`` may be shared by engines that stand for replicas.
+    path: str
+    identity: tuple[object, ...]
+    memory: GroupMemory
+    first_block: int
+    block_ids: list[int]
+
+
+class MemoryEngine:
+    """``Engine`` without storage.
+
+    Args: as ``Engine``, and
+        files: path -> what is stored there; share it between engines that stand for replicas.
+            Anything that no engine put there reads as a damaged file.
+
+    Raises:
+        ValueError: a group or the namespace is out of range.
     """
 
     def __init__(
@@ -51,118 +73,164 @@ class MemoryEngine:
         device: str = "cpu",
         files: dict[str, object] | None = None,
     ) -> None:
-        del root, config, device
+        del root, device
+        if len(namespace) != 32:
+            raise ValueError("namespace must have 32 bytes")
+        for page in (page for group in groups for page in group.pages):
+            if not 0 < page.page_bytes <= page.stride_bytes:
+                raise ValueError(f"{page}: allowed are 0 < page_bytes <= stride_bytes")
+        if not all(group.pages for group in groups):
+            raise ValueError("a group needs at least one layer")
         self._groups = tuple(groups)
+        self._config = config
         self._who = (namespace, rank)
         self._files: dict[str, object] = {} if files is None else files
+        self._lock = threading.Lock()  # guards all below, and the files as far as they are ours
         self._reports: list[JobResult] = []
+        self._removed_bad = 0
         self._closed = False
 
     def submit_store(self, job_id: JobId, batch: Batch, stream: int = 0) -> None:
+        """See ``Engine.submit_store``."""
         del stream
-        rows = self._rows(job_id, batch)
-        moved = 0
-        for path, identity, memory, first, ids in rows:
-            if path not in self._files:
-                blocks = tuple(_read(memory, block) for block in ids)
-                self._files[path] = _Stored(identity, first, blocks)
-                moved += sum(map(len, blocks))
-        for phase in Phase:
-            self._report(job_id, JobKind.STORE, phase, [FileStatus.OK] * len(rows), moved)
+        rows = self._rows(batch)
+        for row in rows:
+            if "/" not in row.path:
+                raise ValueError(f"path {row.path!r} of a store needs a namespace folder")
+            payload_bytes = len(row.block_ids) * row.memory.block_bytes
+            if payload_bytes > PIECES_MAX * self._config.piece_bytes:
+                raise ValueError(f"{row.path} needs more than {PIECES_MAX} pieces")
+        with self._lock:
+            self._begin(job_id)
+            moved = 0
+            for path, identity, memory, first_block, block_ids in rows:
+                if path not in self._files:  # what is there is never replaced
+                    blocks = tuple(_read(memory, block) for block in block_ids)
+                    self._files[path] = _Stored(identity, first_block, blocks)
+                    moved += len(block_ids) * memory.block_bytes
+            for phase in (Phase.RELEASED, Phase.FINISHED):
+                self._report(job_id, JobKind.STORE, phase, [FileStatus.OK] * len(rows), moved)
 
     def submit_load(self, job_id: JobId, batch: Batch, stream: int = 0) -> None:
+        """See ``Engine.submit_load``."""
         del stream
-        statuses, moved = [], 0
-        for path, identity, memory, first, ids in self._rows(job_id, batch):
-            stored = self._files.get(path)
-            status = _judge(stored, identity, first, len(ids))
-            if status is FileStatus.OK and isinstance(stored, _Stored):
-                start = first - stored.first_block
-                for block, data in zip(ids, stored.blocks[start:], strict=False):
-                    _write(memory, block, data)
-                    moved += len(data)
-            statuses.append(status)
-        self._report(job_id, JobKind.LOAD, Phase.FINISHED, statuses, moved)
+        rows = self._rows(batch)
+        with self._lock:
+            self._begin(job_id)
+            statuses = [self._load(row) for row in rows]
+            moved = sum(
+                len(row.block_ids) * row.memory.block_bytes
+                for row, status in zip(rows, statuses, strict=True)
+                if status is FileStatus.OK
+            )
+            self._report(job_id, JobKind.LOAD, Phase.FINISHED, statuses, moved)
 
     def submit_lookup(self, job_id: JobId, paths: Sequence[str]) -> None:
-        self._open(job_id)
+        """See ``Engine.submit_lookup``."""
         if not paths:
             raise ValueError("a lookup needs at least one path")
-        found = [FileStatus.OK if p in self._files else FileStatus.NOT_FOUND for p in paths]
-        self._report(job_id, JobKind.LOOKUP, Phase.FINISHED, found, 0)
+        _check_paths(paths)
+        with self._lock:
+            self._begin(job_id)
+            found = [FileStatus.OK if p in self._files else FileStatus.NOT_FOUND for p in paths]
+            self._report(job_id, JobKind.LOOKUP, Phase.FINISHED, found, 0)
 
     def touch(self, paths: Sequence[str]) -> None:
-        del paths
+        """See ``Engine.touch``. There is nobody here who would look at access times."""
+        _check_paths(paths)
         if self._closed:
             raise EngineClosedError("the engine is closed")
 
     def poll(self) -> list[JobResult]:
-        reports, self._reports = self._reports, []
+        """See ``Engine.poll``."""
+        with self._lock:
+            reports, self._reports = self._reports, []
         return reports
 
     def wait(self, job_ids: Sequence[JobId], phase: Phase, timeout_seconds: float) -> bool:
+        """See ``Engine.wait``: jobs are done when submitted."""
         del job_ids, phase, timeout_seconds
-        return True  # jobs are done when submitted
+        return True
 
     def release(self, job_ids: Sequence[JobId]) -> None:
-        del job_ids
+        """See ``Engine.release``: bytes are taken when submitted."""
 
     def cancel(self, job_ids: Sequence[JobId]) -> None:
-        del job_ids
+        """See ``Engine.cancel``: nothing ever waits to begin."""
 
     def drain(self, timeout_seconds: float) -> bool:
+        """See ``Engine.drain``."""
         del timeout_seconds
         return True
 
     def stats(self) -> EngineStats:
-        return EngineStats()
+        """See ``Engine.stats``."""
+        return EngineStats(removed_bad=self._removed_bad)
 
     def close(self, timeout_seconds: float = 5.0) -> bool:
+        """See ``Engine.close``. Reports that were not polled may still be."""
         del timeout_seconds
-        self._closed = True
+        with self._lock:
+            self._closed = True
         return True
 
-    def _open(self, job_id: JobId) -> None:
+    def _begin(self, job_id: JobId) -> None:
         if self._closed:
             raise EngineClosedError("the engine is closed")
         if any(report.job_id == job_id for report in self._reports):
             raise ValueError(f"job id {job_id} is in use")
 
-    def _rows(
-        self, job_id: JobId, batch: Batch
-    ) -> list[tuple[str, tuple[object, ...], GroupMemory, int, list[int]]]:
+    def _load(self, row: _Row) -> FileStatus:
+        """What a reader finds, in the order of docs/format.md."""
+        stored = self._files.get(row.path)
+        if stored is None:
+            return FileStatus.NOT_FOUND
+        status = FileStatus.OK
+        if not isinstance(stored, _Stored):
+            status = FileStatus.CORRUPT
+        elif stored.identity != row.identity:
+            status = FileStatus.FOREIGN
+        else:
+            start = row.first_block - stored.first_block
+            wanted = stored.blocks[start : start + len(row.block_ids)] if start >= 0 else ()
+            if len(wanted) == len(row.block_ids):
+                for block, data in zip(row.block_ids, wanted, strict=True):
+                    _write(row.memory, block, data)
+                return FileStatus.OK
+            status = FileStatus.NOT_FOUND
+        if self._config.remove_bad:  # so that the chunk can be stored again
+            del self._files[row.path]
+            self._removed_bad += 1
+        return status
+
+    def _rows(self, batch: Batch) -> list[_Row]:
         """The batch, checked before anything of it is done."""
-        self._open(job_id)
-        counts = batch.block_counts.tolist()
-        columns = (batch.keys, batch.groups, batch.first_blocks, batch.block_counts)
-        if not batch.paths or any(len(column) != len(batch.paths) for column in columns):
+        rows = len(batch.paths)
+        columns = (batch.groups, batch.first_blocks, batch.block_counts, batch.block_ids)
+        if any(column.dtype != np.int32 or column.ndim != 1 for column in columns):
+            raise ValueError("columns must be one-dimensional int32 arrays")
+        if rows == 0 or any(len(column) != rows for column in (batch.keys, *columns[:3])):
             raise ValueError("columns are empty or of different lengths")
-        if min(counts) < 1 or sum(counts) != len(batch.block_ids):
+        if batch.block_counts.min() < 1 or batch.block_counts.sum() != len(batch.block_ids):
             raise ValueError("block_counts are below 1 or do not add up to block_ids")
-        rows: list[tuple[str, tuple[object, ...], GroupMemory, int, list[int]]] = []
-        start = 0
-        for path, key, group, first, count in zip(
-            batch.paths,
-            batch.keys,
-            batch.groups.tolist(),
-            batch.first_blocks.tolist(),
-            counts,
-            strict=True,
-        ):
-            ids = batch.block_ids[start : start + count].tolist()
-            start += count
-            if path.startswith("/") or not path or ".." in path.split("/"):
-                raise ValueError(f"path {path!r} is not beneath the root")
-            if not 12 <= len(key) <= KEY_BYTES_MAX or first < 0:
-                raise ValueError("a key has 12 to 128 bytes, and first blocks start at 0")
-            if not 0 <= group < len(self._groups):
-                raise ValueError(f"group {group} is out of range")
-            memory = self._groups[group]
-            if min(ids) < 0 or max(ids) >= memory.num_blocks:
-                raise ValueError("a block id is out of range")
-            geometry = tuple(page.page_bytes for page in memory.pages)
-            rows.append((path, (self._who, key, geometry), memory, first, ids))
-        return rows
+        if batch.first_blocks.min() < 0:
+            raise ValueError("a first block is negative")
+        if batch.groups.min() < 0 or batch.groups.max() >= len(self._groups):
+            raise ValueError("a group is out of range")
+        if not all(KEY_BYTES_MIN <= len(key) <= KEY_BYTES_MAX for key in batch.keys):
+            raise ValueError(f"keys must have {KEY_BYTES_MIN} to {KEY_BYTES_MAX} bytes")
+        _check_paths(batch.paths)
+        ends = np.cumsum(batch.block_counts)
+        return [self._row(batch, index, int(end)) for index, end in enumerate(ends)]
+
+    def _row(self, batch: Batch, index: int, end: int) -> _Row:
+        memory = self._groups[batch.groups[index]]
+        ids = batch.block_ids[end - batch.block_counts[index] : end].tolist()
+        if min(ids) < 0 or max(ids) >= memory.num_blocks:
+            raise ValueError(f"row {index}: a block id is out of range")
+        geometry = tuple(page.page_bytes for page in memory.pages)
+        identity = (self._who, batch.keys[index], geometry)
+        return _Row(batch.paths[index], identity, memory, int(batch.first_blocks[index]), ids)
 
     def _report(
         self, job_id: JobId, kind: JobKind, phase: Phase, statuses: list[FileStatus], moved: int
@@ -171,17 +239,16 @@ class MemoryEngine:
         self._reports.append(JobResult(job_id, kind, phase, tuple(statuses), zeros, moved, 0.0))
 
 
-def _judge(stored: object, identity: tuple[object, ...], first: int, count: int) -> FileStatus:
-    """What a reader finds, in the order of docs/format.md."""
-    if stored is None:
-        return FileStatus.NOT_FOUND
-    if not isinstance(stored, _Stored):
-        return FileStatus.CORRUPT
-    if stored.identity != identity:
-        return FileStatus.FOREIGN
-    start = first - stored.first_block
-    whole = start >= 0 and start + count <= len(stored.blocks)
-    return FileStatus.OK if whole else FileStatus.NOT_FOUND
+def _check_paths(paths: Sequence[str]) -> None:
+    for path in paths:
+        names = path.split("/")
+        if (
+            "\0" in path
+            or any(name in ("", ".", "..") for name in names)
+            or max(len(name.encode()) for name in names) > _NAME_BYTES_MAX
+            or len(path.encode()) > _PATH_BYTES_MAX
+        ):
+            raise ValueError(f"path {path[:80]!r} is not that of a file beneath the root")
 
 
 def _read(memory: GroupMemory, block: int) -> bytes:
