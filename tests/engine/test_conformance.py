@@ -1,4 +1,4 @@
-"""The shipped conformance suite on our own engines."""
+"""The shipped conformance suite on the native engine; test_memory.py has it on the memory one."""
 
 from __future__ import annotations
 
@@ -7,15 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from kvshelf.engine import Engine, MemoryEngine
+from kvshelf.engine import Engine
 from kvshelf.engine.native import NativeEngine
-from kvshelf.testing import EngineTests, FileEngineTests
-
-
-class TestMemoryEngine(EngineTests):
-    @pytest.fixture
-    def engine_factory(self) -> Callable[..., Engine]:
-        return MemoryEngine
+from kvshelf.testing import FileEngineTests
 
 
 class TestNativeEngine(FileEngineTests):

@@ -3,51 +3,78 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from kvshelf.engine import Batch, Engine, FileStatus, JobId, JobKind, JobResult, Phase
+from kvshelf.engine import Batch, Engine, EngineStats, FileStatus, JobId, JobKind, JobResult, Phase
+
+Faults = Mapping[tuple[JobKind, str], tuple[FileStatus, int]]
 
 
 class FaultyEngine:
-    """Replaces the statuses of chosen paths in FINISHED reports. All else goes to ``inner``.
+    """Replaces the statuses of chosen paths in FINISHED reports. All else is ``inner``'s.
+
+    The work itself is done: a load that is said to have failed has written its blocks, which the
+    contract allows (their contents are undefined), and a store that is said to have failed is
+    there. Thread-safe if ``inner`` is.
 
     Args:
-        inner: does the work.
-        faults: (kind, path) -> status to report, and its errno if it is IO_ERROR. May be changed
-            at any time by its owner.
+        inner: does the work. Must have no unpolled jobs.
+        faults: (kind, path) -> status to report, and its errno if it is IO_ERROR. Its owner may
+            change it at any time; it is read when a report is polled.
     """
 
-    def __init__(
-        self, inner: Engine, faults: Mapping[tuple[JobKind, str], tuple[FileStatus, int]]
-    ) -> None:
+    def __init__(self, inner: Engine, faults: Faults) -> None:
         self._inner = inner
         self._faults = faults
+        self._lock = threading.Lock()  # guards _paths, and keeps poll from overtaking a submission
         self._paths: dict[JobId, tuple[str, ...]] = {}
 
     def submit_store(self, job_id: JobId, batch: Batch, stream: int = 0) -> None:
-        self._inner.submit_store(job_id, batch, stream)
-        self._paths[job_id] = tuple(batch.paths)
+        with self._lock:
+            self._inner.submit_store(job_id, batch, stream)
+            self._paths[job_id] = tuple(batch.paths)
 
     def submit_load(self, job_id: JobId, batch: Batch, stream: int = 0) -> None:
-        self._inner.submit_load(job_id, batch, stream)
-        self._paths[job_id] = tuple(batch.paths)
+        with self._lock:
+            self._inner.submit_load(job_id, batch, stream)
+            self._paths[job_id] = tuple(batch.paths)
 
     def submit_lookup(self, job_id: JobId, paths: Sequence[str]) -> None:
-        self._inner.submit_lookup(job_id, paths)
-        self._paths[job_id] = tuple(paths)
+        with self._lock:
+            self._inner.submit_lookup(job_id, paths)
+            self._paths[job_id] = tuple(paths)
+
+    def touch(self, paths: Sequence[str]) -> None:
+        self._inner.touch(paths)
 
     def poll(self) -> list[JobResult]:
-        return [self._changed(report) for report in self._inner.poll()]
+        with self._lock:
+            return [self._changed(report) for report in self._inner.poll()]
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
+    def wait(self, job_ids: Sequence[JobId], phase: Phase, timeout_seconds: float) -> bool:
+        return self._inner.wait(job_ids, phase, timeout_seconds)
+
+    def release(self, job_ids: Sequence[JobId]) -> None:
+        self._inner.release(job_ids)
+
+    def cancel(self, job_ids: Sequence[JobId]) -> None:
+        self._inner.cancel(job_ids)
+
+    def drain(self, timeout_seconds: float) -> bool:
+        return self._inner.drain(timeout_seconds)
+
+    def stats(self) -> EngineStats:
+        return self._inner.stats()
+
+    def close(self, timeout_seconds: float = 5.0) -> bool:
+        return self._inner.close(timeout_seconds)
 
     def _changed(self, report: JobResult) -> JobResult:
         if report.phase is not Phase.FINISHED:
             return report
         statuses, errnos = list(report.statuses), list(report.errnos)
-        for row, path in enumerate(self._paths.pop(report.job_id, ())):
+        for row, path in enumerate(self._paths.pop(report.job_id)):
             fault = self._faults.get((report.kind, path))
             if fault is not None:
                 statuses[row], errnos[row] = fault
