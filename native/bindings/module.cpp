@@ -32,7 +32,11 @@ std::string_view View(const nb::bytes& bytes) { return {bytes.c_str(), bytes.siz
 
 template <typename Field>
 void Read(const nb::handle& config, const char* name, Field& field) {
-  field = nb::cast<Field>(config.attr(name));
+  try {
+    field = nb::cast<Field>(config.attr(name));
+  } catch (const nb::cast_error&) {
+    throw std::invalid_argument(std::string(name) + " has the wrong type or is out of range");
+  }
 }
 
 EngineConfig ReadConfig(const nb::handle& from) {

@@ -1,8 +1,10 @@
 #include "kvshelf/file_ops.h"
 
-#include <linux/openat2.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#if __has_include(<linux/openat2.h>)
+#include <linux/openat2.h>
+#endif
 
 #include <atomic>
 #include <cerrno>
@@ -26,6 +28,8 @@ auto Retry(Call&& call) -> decltype(call()) {
 
 class PosixFileOps final : public FileOps {
  public:
+  explicit PosixFileOps(bool try_openat2) : has_openat2_(try_openat2) {}
+
   int OpenBeneath(int dir, const char* path, int flags, mode_t mode) override {
     if (has_openat2_.load(std::memory_order_relaxed)) {
       const int fd = OpenAt2(dir, path, flags, mode);
@@ -83,6 +87,7 @@ class PosixFileOps final : public FileOps {
 
  private:
   static int OpenAt2(int dir, const char* path, int flags, mode_t mode) {
+#if defined(RESOLVE_BENEATH) && defined(SYS_openat2)
     open_how how{};
     how.flags = static_cast<std::uint64_t>(flags | O_CLOEXEC | O_NOFOLLOW);
     how.mode = (flags & O_CREAT) != 0 ? mode : 0;
@@ -94,6 +99,11 @@ class PosixFileOps final : public FileOps {
           [&] { return static_cast<int>(::syscall(SYS_openat2, dir, path, &how, sizeof(how))); });
     }
     return fd;
+#else  // kernel headers older than 5.6
+    static_cast<void>(dir), static_cast<void>(path), static_cast<void>(flags);
+    static_cast<void>(mode);
+    return -ENOSYS;
+#endif
   }
 
   // One openat a component: O_NOFOLLOW covers the last component only.
@@ -117,11 +127,13 @@ class PosixFileOps final : public FileOps {
     }
   }
 
-  std::atomic<bool> has_openat2_{true};
+  std::atomic<bool> has_openat2_;
 };
 
 }  // namespace
 
-std::shared_ptr<FileOps> MakePosixFileOps() { return std::make_shared<PosixFileOps>(); }
+std::shared_ptr<FileOps> MakePosixFileOps(bool try_openat2) {
+  return std::make_shared<PosixFileOps>(try_openat2);
+}
 
 }  // namespace kvshelf

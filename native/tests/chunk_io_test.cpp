@@ -172,6 +172,27 @@ void OnlyRegularFilesAreReadAndNoLinkIsFollowed() {
   CHECK(f.dir.CountFiles("ns/tmp") == 0);
 }
 
+void PathsAreWalkedSafelyWithoutOpenat2() {
+  for (const bool openat2 : {true, false}) {
+    TempDir dir;
+    const auto ops = MakePosixFileOps(openat2);
+    const UniqueFd root(::open(dir.path().c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    dir.Write("ns/r0/file", "x");
+    std::filesystem::create_symlink("file", dir / "ns/r0/link");
+    std::filesystem::create_symlink("r0", dir / "ns/folder");
+    auto open = [&](const char* path, int flags) {
+      const UniqueFd fd(ops->OpenBeneath(root.get(), path, flags, 0600));
+      CHECK(!fd || (::fcntl(fd.get(), F_GETFD) & FD_CLOEXEC) != 0);
+      return fd.get() < 0 ? fd.get() : 0;
+    };
+    CHECK(open("ns/r0/file", O_RDONLY) == 0 && open("ns", O_RDONLY | O_DIRECTORY) == 0);
+    CHECK(open("ns/r0/new", O_WRONLY | O_CREAT | O_EXCL) == 0 && dir.Exists("ns/r0/new"));
+    CHECK(open("ns/r0/absent", O_RDONLY) == -ENOENT && open("ns/r0/link", O_RDONLY) == -ELOOP);
+    CHECK(open("ns/folder/file", O_RDONLY) < 0);
+    CHECK(open("../outside", O_RDONLY) == -EXDEV);
+  }
+}
+
 void AFileThatExistsIsLeftAlone() {
   Fixture f;
   const std::string other(3 * kPageBytes, 'x');
@@ -302,6 +323,7 @@ int main() {
       {"others' files are foreign or not there", OthersFilesAreForeignOrNotThere},
       {"only regular files are read and no link is followed",
        OnlyRegularFilesAreReadAndNoLinkIsFollowed},
+      {"paths are walked safely without openat2", PathsAreWalkedSafelyWithoutOpenat2},
       {"a file that exists is left alone", AFileThatExistsIsLeftAlone},
       {"publication falls back where calls are missing", PublicationFallsBackWhereCallsAreMissing},
       {"failures are reported and leave nothing", FailuresAreReportedAndLeaveNothing},

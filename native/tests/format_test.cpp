@@ -91,10 +91,9 @@ void SizesMustAgreeAndMayNotOverflow() {
   refused([](ChunkHeader& h) { h.block_bytes = 0; });
   refused([](ChunkHeader& h) { h.first_block = std::numeric_limits<std::uint32_t>::max(); });
   refused([](ChunkHeader& h) {
-    // 2^63 x 2 wraps around to 0.
-    h.block_bytes = std::uint64_t{1} << 63;
+    // (2^63 + 25000) x 2 wraps around to the 50000 bytes that the file has.
+    h.block_bytes = (std::uint64_t{1} << 63) + 25000;
     h.block_count = 2;
-    h.payload_bytes = 0;
   });
 }
 

@@ -178,7 +178,12 @@ def test_arguments_are_checked(setup: Setup) -> None:
 
 
 def test_bad_settings_are_refused(tmp_path: Path) -> None:
-    for settings in ({"io_threads": 0}, {"piece_bytes": 5000}, {"step_bytes": 100}):
+    for settings in (
+        {"io_threads": 0},
+        {"piece_bytes": 5000},
+        {"step_bytes": 100},
+        {"queue_files": -1},
+    ):
         with pytest.raises(ValueError):
             Setup(tmp_path, **settings)
     with pytest.raises(FileNotFoundError):

@@ -39,6 +39,7 @@ class FileOps {
   virtual int TouchAt(int dir, const char* path) = 0;
 };
 
-std::shared_ptr<FileOps> MakePosixFileOps();
+// Without `try_openat2`, paths are walked component by component, as on kernels before 5.6.
+std::shared_ptr<FileOps> MakePosixFileOps(bool try_openat2 = true);
 
 }  // namespace kvshelf
