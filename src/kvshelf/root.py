@@ -58,28 +58,40 @@ def open_root(
         _make_folder(root, dir_mode)
         if not os.path.lexists(root / MARKER):
             _claim(root, file_mode)
-        marker = _read_json(root / MARKER)
+        check_root(root)
     except OSError as error:
         raise _unusable(path, error) from error
-    except ValueError as error:
-        raise NotAShelfError(f"{root}/{MARKER} is damaged: {error}") from error
-    version = marker.get("kvshelf") if isinstance(marker, dict) else None
-    if version != FORMAT_VERSION:
-        raise NotAShelfError(
-            f"{root}/{MARKER} says version {version!r}; this kvshelf knows {FORMAT_VERSION}"
-        )
     if not os.access(root, os.W_OK | os.X_OK, effective_ids=True):
         raise ConfigError(SETTING, str(path), "is not writable")
     return root
 
 
+def check_root(path: str | os.PathLike[str]) -> None:
+    """Make sure that the directory carries a marker that we know. Writes nothing.
+
+    Raises:
+        NotAShelfError: its marker is damaged, a link or of another version.
+        OSError: it has none, or it cannot be read.
+    """
+    marker_path = Path(path) / MARKER
+    try:
+        marker = _read_json(marker_path)
+    except ValueError as error:
+        raise NotAShelfError(f"{marker_path} is damaged: {error}") from error
+    version = marker.get("kvshelf") if isinstance(marker, dict) else None
+    if version != FORMAT_VERSION:
+        raise NotAShelfError(
+            f"{marker_path} says version {version!r}; this kvshelf knows {FORMAT_VERSION}"
+        )
+
+
 def is_shelf(path: str | os.PathLike[str]) -> bool:
     """Whether the directory carries a marker that we know. Writes nothing, raises nothing."""
     try:
-        marker = _read_json(Path(path) / MARKER)
-    except (OSError, ValueError):
+        check_root(path)
+    except (OSError, ValueError, NotAShelfError):
         return False
-    return isinstance(marker, dict) and marker.get("kvshelf") == FORMAT_VERSION
+    return True
 
 
 def open_namespace(

@@ -1,0 +1,1 @@
+"""The ``kvshelf`` command: looks at shelves. One module a command; needs neither vLLM nor torch."""

@@ -1,0 +1,86 @@
+"""What all commands share: exit statuses, errors, and text that is safe to print."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+from kvshelf.errors import NotAShelfError
+from kvshelf.root import check_root
+
+
+class Exit(IntEnum):
+    """Exit statuses of every command; ``EXIT_HELP`` says them to users."""
+
+    FINE = 0
+    FINDINGS = 1
+    USAGE = 2
+    NO_SHELF = 10
+    INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+    CLOSED_PIPE = 141  # 128 + SIGPIPE
+
+
+EXIT_HELP = """\
+exit status:
+  0   fine
+  1   differences or findings
+  2   wrong usage
+  10  no such shelf
+"""
+
+
+class CommandError(Exception):
+    """Ends the command with a message on stderr.
+
+    Attributes:
+        status: the exit status.
+    """
+
+    def __init__(self, status: Exit, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def existing_shelf(path: str) -> Path:
+    """The shelf at a path that a user gave. Writes nothing.
+
+    Raises:
+        CommandError: there is none.
+    """
+    root = Path(path)
+    try:
+        check_root(root)
+    except NotAShelfError as error:
+        raise CommandError(Exit.NO_SHELF, str(error)) from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        reason = "has no kvshelf.json, so it is no shelf" if root.is_dir() else "is no directory"
+        raise CommandError(Exit.NO_SHELF, f"{path} {reason}") from error
+    except (OSError, ValueError) as error:
+        raise CommandError(Exit.NO_SHELF, f"{path}: {error}") from error
+    return root
+
+
+def safe(text: str) -> str:
+    """Text of a shared directory as a terminal may have it: control characters as escapes."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()
+        for char in text
+    )
+
+
+def shortened(names: Sequence[str], most: int = 20) -> str:
+    """A list for a message, one name a line, cut after ``most``."""
+    lines = [f"  {safe(name)}" for name in names[:most]]
+    if len(names) > most:
+        lines.append(f"  ... and {len(names) - most} more")
+    return "\n".join(lines)
+
+
+def print_json(value: Any) -> None:
+    """ASCII, so that it is the same in every locale."""
+    json.dump(value, sys.stdout, indent=1)
+    print()

@@ -1,0 +1,67 @@
+"""The ``kvshelf`` command: arguments, and how a command ends."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from kvshelf.cli import cmd_namespaces
+from kvshelf.cli.common import EXIT_HELP, CommandError, Exit
+
+# Name -> module with HELP, DESCRIPTION, add_arguments(parser) and run(options).
+COMMANDS = {"namespaces": cmd_namespaces}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments of all commands; every command has ``--json`` and says the exit statuses."""
+    top = argparse.ArgumentParser(
+        prog="kvshelf",
+        description="Look at the KV cache that vLLM keeps on a shared file system.",
+        epilog=EXIT_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    top.add_argument("--version", action="version", version=f"kvshelf {version('kvshelf')}")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, module in COMMANDS.items():
+        command = commands.add_parser(
+            name,
+            help=module.HELP,
+            description=module.DESCRIPTION,
+            epilog=EXIT_HELP,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        module.add_arguments(command)
+        command.add_argument("--json", action="store_true", help="print JSON, complete")
+        command.set_defaults(run=module.run)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status; arguments are the process's own by default.
+
+    Raises:
+        SystemExit: argparse has printed help, the version or what is wrong with the usage.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            # In a locale without UTF-8 a model's name is shown with escapes, not a traceback.
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        options = parser().parse_args(arguments)
+        status: Exit = options.run(options)
+        sys.stdout.flush()
+    except CommandError as error:
+        print(f"kvshelf: {error}", file=sys.stderr)
+        return error.status
+    except KeyboardInterrupt:
+        return Exit.INTERRUPTED
+    except BrokenPipeError:
+        # The interpreter flushes stdout once more at its end, and would complain then.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.CLOSED_PIPE
+    return status
