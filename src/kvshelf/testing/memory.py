@@ -24,22 +24,32 @@ from kvshelf.engine import (
 
 NAMESPACE = bytes(range(32))
 GUARD = 0xA5
-GAP_BYTES = 64
+GUARD_BYTES = 64
 
 
 @dataclass
 class Blocks:
-    """Block memory of one group: layers of odd page sizes, with guard bytes between all pages."""
+    """Block memory of one group, with guard bytes around all that an engine may write.
+
+    Attributes:
+        page_bytes: size of a page, one a layer.
+        gap_bytes: guard bytes behind each page; 0 makes consecutive blocks one run of bytes.
+        layers: uint8[num_blocks, page_bytes + gap_bytes], one a layer.
+    """
 
     page_bytes: Sequence[int]
     num_blocks: int
     seed: int = 1
+    gap_bytes: int = GUARD_BYTES
     layers: list[NDArray[np.uint8]] = field(init=False)
+    _buffers: list[NDArray[np.uint8]] = field(init=False)
 
     def __post_init__(self) -> None:
+        sizes = [self.num_blocks * (size + self.gap_bytes) for size in self.page_bytes]
+        self._buffers = [np.full(size + 2 * GUARD_BYTES, GUARD, np.uint8) for size in sizes]
         self.layers = [
-            np.full((self.num_blocks, size + GAP_BYTES), GUARD, dtype=np.uint8)
-            for size in self.page_bytes
+            buffer[GUARD_BYTES:-GUARD_BYTES].reshape(self.num_blocks, -1)
+            for buffer in self._buffers
         ]
         self.randomise(self.seed)
 
@@ -70,10 +80,11 @@ class Blocks:
         return [self.block(index) for index in ids]
 
     def guards_are_whole(self) -> bool:
-        return all(
-            bool((layer[:, size:] == GUARD).all())
-            for layer, size in zip(self.layers, self.page_bytes, strict=True)
-        )
+        """Whether every byte that is no page's is as it was."""
+        ends = [part for b in self._buffers for part in (b[:GUARD_BYTES], b[-GUARD_BYTES:])]
+        pairs = zip(self.layers, self.page_bytes, strict=True)
+        gaps = [layer[:, size:] for layer, size in pairs]
+        return all(bool((part == GUARD).all()) for part in (*ends, *gaps))
 
 
 @dataclass
