@@ -60,7 +60,10 @@ void EngineCore::CheckBatch(JobKind kind, const Batch& batch) const {
   for (std::size_t row = 0; row < rows; ++row) {
     CheckRow(kind, batch, row);
     const auto count = static_cast<std::uint64_t>(batch.block_counts[row]);
-    if (count > batch.block_ids.size() - next_id) break;  // reported below
+    // At once: a count further down may be negative and make the sum right again.
+    if (count > batch.block_ids.size() - next_id) {
+      Refuse(row, "block_counts add up to more than block_ids has");
+    }
     const auto num_blocks = static_cast<std::int64_t>(
         groups_[static_cast<std::size_t>(batch.groups[row])].num_blocks());
     for (const std::int32_t id : batch.block_ids.subspan(next_id, count)) {
@@ -70,11 +73,9 @@ void EngineCore::CheckBatch(JobKind kind, const Batch& batch) const {
     }
     next_id += count;
   }
-  std::uint64_t total = 0;
-  for (const std::int32_t count : batch.block_counts) total += static_cast<std::uint64_t>(count);
-  if (total != batch.block_ids.size()) {
+  if (next_id != batch.block_ids.size()) {
     throw std::invalid_argument("block_ids has " + std::to_string(batch.block_ids.size()) +
-                                " entries, block_counts add up to " + std::to_string(total));
+                                " entries, block_counts add up to " + std::to_string(next_id));
   }
 }
 

@@ -131,6 +131,10 @@ void BadArgumentsAreRefusedBeforeAnythingIsQueued() {
   refused([](Files& files) { files.first_blocks[1] = -1; });
   refused([](Files& files) { files.block_counts[1] = 0; });
   refused([](Files& files) { files.block_counts[1] = 5; });
+  refused([](Files& files) {
+    files.block_counts[1] = 13;  // with the next one the sum is right
+    files.block_counts[2] = -5;
+  });
   refused([](Files& files) { files.block_ids[11] = 256; });
   refused([](Files& files) { files.block_ids[0] = -1; });
   refused([](Files& files) { files.batch.block_ids = files.batch.block_ids.first(11); });
