@@ -8,7 +8,6 @@ from the fields below.
 from __future__ import annotations
 
 import difflib
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -30,8 +29,11 @@ VLLM_KEYS = frozenset(
         "sync_load_budget_bytes",
     }
 )
+# Settings of the llm-d FS backend for what kvshelf does not have. Their neutral values may stay in
+# a configuration that moves here; with any other, a user expects what would not happen.
+LLMD_NEUTRAL = {"backend": "POSIX", "gds_mode": "disabled"}
 INTERNAL_PREFIX = "kvshelf."
-_DAY_SECONDS = 86_400.0
+_DAY_SECONDS = 86_400
 
 
 def _default_threads() -> int:
@@ -63,9 +65,9 @@ def _setting(
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a user may set. Names without a comment of their own are ours.
+    """What a user may set. The first five have the names and the meaning of the llm-d FS backend.
 
-    The first five are those of the llm-d FS backend, with their meaning.
+    The constructor does not check: users' values come through ``from_mapping``.
     """
 
     shared_storage_path: str = _setting(
@@ -90,8 +92,8 @@ class Settings:
     )
     max_write_queued_seconds: float = _setting(
         30.0,
-        "Seconds that a store may wait for staging memory before it is dropped.",
-        low=0.01,
+        "Seconds that a store may wait for staging memory before it is dropped; 0: no limit.",
+        low=0,
         high=_DAY_SECONDS,
     )
     piece_mib: int = _setting(
@@ -150,16 +152,22 @@ class Settings:
         "What is synced before a chunk is published: none, its data, or full (folders too).",
         choices=("none", "data", "full"),
     )
-    verify: bool = _setting(True, "Whether loads verify checksums. False is for measurement only.")
+    verify: bool = _setting(
+        True, "Whether loads verify checksums; false is for measurement only.", shown="true"
+    )
     file_mode: int = _setting(
-        0o640, "Permission bits of files, octal, before the umask.", low=0, high=0o777, shown="0640"
+        0o640,
+        "Permission bits of files, before the umask.",
+        low=0o400,
+        high=0o777,
+        shown='"0640"',
     )
     dir_mode: int = _setting(
         0o2770,
-        "Permission bits of folders, octal; the 2 makes them inherit the root's group.",
+        "Permission bits of folders, before the umask; the 2 makes them inherit the root's group.",
         low=0o700,
         high=0o7777,
-        shown="2770",
+        shown='"2770"',
     )
     identity_salt: str = _setting(
         "",
@@ -176,6 +184,8 @@ class Settings:
         Args:
             given: settings by name, together with those that vLLM reads itself.
             environment: where KVSHELF_ variables are looked up, the process's own by default.
+                Empty ones count as not set. Unknown ones are let pass: Kubernetes makes
+                KVSHELF_PORT and its like for a Service of the name kvshelf.
 
         Raises:
             ConfigError: the first setting that is unknown, malformed or contradicts another.
@@ -183,14 +193,16 @@ class Settings:
         environment = os.environ if environment is None else environment
         known = {f.name: f for f in fields(cls)}
         for name in given:
-            if name not in known and name not in VLLM_KEYS and not _is_internal(name):
+            if name in LLMD_NEUTRAL:
+                _check_neutral(name, given[name])
+            elif name not in known and name not in VLLM_KEYS and not _is_internal(name):
                 raise _unknown(name, given[name], sorted([*known, *VLLM_KEYS]))
         values: dict[str, Any] = {}
         for name, spec in known.items():
             variable = ENV_PREFIX + name.upper()
             if name in given:
                 values[name] = _convert(name, given[name], spec)
-            elif variable in environment:
+            elif environment.get(variable):
                 values[name] = _convert(name, environment[variable], spec, shown_as=variable)
         settings = cls(**values)
         settings._check(given)
@@ -209,6 +221,12 @@ class Settings:
                 "lookup_timeout_seconds",
                 self.lookup_timeout_seconds,
                 f"at most load_timeout_seconds ({self.load_timeout_seconds})",
+            )
+        if self.max_staging_memory_gb * 1e9 < self.piece_mib << 20:
+            raise ConfigError(
+                "max_staging_memory_gb",
+                self.max_staging_memory_gb,
+                f"room for one piece at least (piece_mib={self.piece_mib})",
             )
 
     @property
@@ -230,33 +248,48 @@ def _unknown(name: str, value: Any, known: list[str]) -> ConfigError:
     return ConfigError(name, value, f"unknown setting; {hint}known are {', '.join(known)}")
 
 
+def _check_neutral(name: str, value: Any) -> None:
+    neutral = LLMD_NEUTRAL[name]
+    if str(value).lower() != neutral.lower():
+        raise ConfigError(name, value, f"kvshelf has no such choice: leave it out, or {neutral}")
+
+
 def _convert(name: str, value: Any, spec: Any, shown_as: str | None = None) -> Any:
-    """One value, by the type of its field's default."""
+    """One value, by the type of its field."""
     label, meta = shown_as or name, spec.metadata
     kind = str(spec.type)
     if kind == "bool":
         return _bool(label, value)
     if kind == "str":
         if not isinstance(value, str) or (meta["choices"] and value not in meta["choices"]):
-            raise ConfigError(label, value, _allowed(kind, meta))
+            raise ConfigError(label, value, _allowed(name, kind, meta))
         return value
     try:
         if isinstance(value, bool):
             raise ValueError
-        if kind == "int":
-            number: float = _octal(value) if name.endswith("_mode") else int(str(value).strip())
+        if _is_mode(name):
+            number: float = _octal(value)
+        elif kind == "int":
+            number = int(str(value).strip())
         else:
             number = float(value)
-    except (TypeError, ValueError):
-        raise ConfigError(label, value, _allowed(kind, meta)) from None
-    if not math.isfinite(number) or not meta["low"] <= number <= meta["high"]:
-        raise ConfigError(label, value, _allowed(kind, meta))
+    except (TypeError, ValueError, OverflowError):
+        raise ConfigError(label, value, _allowed(name, kind, meta)) from None
+    if not meta["low"] <= number <= meta["high"]:  # never true of NaN
+        raise ConfigError(label, value, _allowed(name, kind, meta))
     return number
 
 
+def _is_mode(name: str) -> bool:
+    return name.endswith("_mode")
+
+
 def _octal(value: Any) -> int:
-    """File modes: text is octal, as chmod(1) reads it; a number is taken as it is."""
-    return int(value.strip().removeprefix("0o"), 8) if isinstance(value, str) else int(str(value))
+    """Permission bits, as chmod(1) reads them. Text only: of the JSON number 2770 nobody could say
+    whether it means 0o2770, as its writer thinks, or 2770, as JSON does."""
+    if not isinstance(value, str):
+        raise TypeError
+    return int(value.strip(), 8)
 
 
 def _bool(name: str, value: Any) -> bool:
@@ -270,13 +303,15 @@ def _bool(name: str, value: Any) -> bool:
     raise ConfigError(name, value, "true or false")
 
 
-def _allowed(kind: str, meta: Mapping[str, Any]) -> str:
+def _allowed(name: str, kind: str, meta: Mapping[str, Any]) -> str:
     if meta["choices"]:
         return f"one of {', '.join(meta['choices'])}"
     if kind == "str":
         return "a text"
+    if _is_mode(name):
+        return f'octal digits as text, "{meta["low"]:04o}" to "{meta["high"]:04o}"'
     noun = "a whole number" if kind == "int" else "a number"
-    return f"{noun} from {meta['low']:g} to {meta['high']:g}"
+    return f"{noun} from {meta['low']:,} to {meta['high']:,}"
 
 
 def settings_table() -> str:
@@ -284,7 +319,7 @@ def settings_table() -> str:
     lines = ["| setting | default | allowed | meaning |", "|---|---|---|---|"]
     for spec in fields(Settings):
         kind = str(spec.type)
-        allowed = "true or false" if kind == "bool" else _allowed(kind, spec.metadata)
+        allowed = "true or false" if kind == "bool" else _allowed(spec.name, kind, spec.metadata)
         help_text, shown = spec.metadata["help"], spec.metadata["shown"]
         lines.append(f"| `{spec.name}` | {shown} | {allowed} | {help_text} |")
     return "\n".join(lines) + "\n"

@@ -40,6 +40,9 @@ from kvshelf.root import open_namespace, open_root
 
 EngineFactory = Callable[..., Engine]
 
+# Longer than any engine runs; the engine's clock counts in nanoseconds and would end at 292 years.
+_NO_LIMIT_SECONDS = 10 * 365 * 86_400.0
+
 
 class Chunk(NamedTuple):
     """A chunk, or a part of one, and where its blocks lie in block memory.
@@ -63,7 +66,7 @@ def engine_config(settings: Settings) -> EngineConfig:
         lookup_threads=settings.lookup_threads,
         piece_bytes=settings.piece_mib << 20,
         write_buffer_bytes=int(settings.max_staging_memory_gb * 1e9),
-        store_queue_seconds=settings.max_write_queued_seconds,
+        store_queue_seconds=settings.max_write_queued_seconds or _NO_LIMIT_SECONDS,
         store_timeout_seconds=settings.store_timeout_seconds,
         load_timeout_seconds=settings.load_timeout_seconds,
         lookup_timeout_seconds=settings.lookup_timeout_seconds,
