@@ -149,3 +149,14 @@ def engine_gauges(stats: EngineGauges) -> Iterator[tuple[str, tuple[str, ...], f
     yield WRITE_BUFFER_BYTES, (), stats.write_buffer_used_bytes
     yield HUNG_THREADS, (), stats.hung_threads
     yield REMOVED_BAD, (), stats.removed_bad
+
+
+def metrics_table() -> str:
+    """All metrics as a Markdown table, for docs/metrics.md. Names as Prometheus shows them."""
+    lines = ["| metric | kind | unit | labels | meaning |", "|---|---|---|---|---|"]
+    for metric in METRICS:
+        name = f"{metric.name}_total" if metric.kind is Kind.COUNTER else metric.name
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        cells = (f"`{name}`", metric.kind.value, metric.unit, labels, metric.help)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"

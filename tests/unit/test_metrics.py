@@ -1,0 +1,65 @@
+"""The metrics' definitions, without vLLM and Prometheus."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from kvshelf import metrics
+from kvshelf.engine import EngineStats
+from kvshelf.metrics import METRICS, Kind, Metric, engine_gauges, metrics_table
+
+BY_NAME = {metric.name: metric for metric in METRICS}
+
+
+def test_names_are_unique_also_as_prometheus_shows_them() -> None:
+    assert len(BY_NAME) == len(METRICS)
+    suffixes = {
+        Kind.COUNTER: ("_total", "_created"),
+        Kind.GAUGE: ("",),
+        Kind.HISTOGRAM: ("_bucket", "_count", "_sum", "_created"),
+    }
+    series = [metric.name + suffix for metric in METRICS for suffix in suffixes[metric.kind]]
+    assert len(set(series)) == len(series)
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
+def test_each_definition_is_sound(metric: Metric) -> None:
+    assert re.fullmatch(r"kvshelf:[a-z]+(_[a-z]+)*", metric.name)
+    assert not metric.name.endswith(("_total", "_count", "_sum", "_bucket"))
+    assert metric.unit and metric.help.endswith(".") and "|" not in metric.help
+    assert all(re.fullmatch(r"[a-z]+", label) for label in metric.labels)
+    assert len(set(metric.labels)) == len(metric.labels)
+    assert (metric.buckets is not None) == (metric.kind is Kind.HISTOGRAM)
+    if metric.buckets is not None:
+        assert list(metric.buckets) == sorted(set(metric.buckets)) and metric.buckets[0] > 0
+
+
+def test_every_name_in_the_module_is_defined() -> None:
+    names = {value for name, value in vars(metrics).items() if str(value).startswith("kvshelf:")}
+    assert names == set(BY_NAME)
+
+
+def test_an_engine_gives_every_gauge() -> None:
+    stats = EngineStats(1, 2, 3, 4, 5, 6, removed_bad=7)
+    gauges = {(name, labels): value for name, labels, value in engine_gauges(stats)}
+    assert gauges == {
+        ("kvshelf:queue_files", ("load",)): 1,
+        ("kvshelf:queue_files", ("store",)): 2,
+        ("kvshelf:queue_files", ("lookup",)): 3,
+        ("kvshelf:queue_files", ("touch",)): 4,
+        ("kvshelf:write_buffer_used_bytes", ()): 5,
+        ("kvshelf:hung_threads", ()): 6,
+        ("kvshelf:removed_bad_chunks", ()): 7,
+    }
+    assert {name for name, _ in gauges} == {m.name for m in METRICS if m.kind is Kind.GAUGE}
+    assert all(len(labels) == len(BY_NAME[name].labels) for name, labels in gauges)
+
+
+def test_the_table_has_a_row_a_metric() -> None:
+    head, rule, *rows = metrics_table().splitlines()
+    assert len(rows) == len(METRICS)
+    assert {row.count("|") for row in (head, rule, *rows)} == {6}
+    assert "| `kvshelf:lookups_total` | counter | keys | `result` |" in metrics_table()
+    assert "| `kvshelf:load_seconds` | histogram | seconds |  |" in metrics_table()
