@@ -101,6 +101,8 @@ void HungThreadsAreReplacedAndComeBack() {
   CHECK(f.Eventually([&] { return f.engine->Stats().hung_threads == 0; }));
   f.Load(6, 0, 4);
   CHECK(f.All(6, FileStatus::kOk));
+  // Those that came back too many have left.
+  CHECK(f.Eventually([] { return testing::CountThreads("kvs-io-") == 1; }));
   CHECK(f.engine->Close(5));
 }
 
@@ -222,6 +224,23 @@ void AFullBufferQueuesStoresAndThenDropsThem() {
   CHECK(f.engine->Close(5) && f.dir.CountFiles("ns/tmp") == 0);
 }
 
+void HalfTakenStoresThatAreReleasedLeaveNoTempFile() {
+  EngineFixture f;
+  f.config.io_threads = 8;  // so that two copiers compete for two buffers
+  f.config.write_buffer_bytes = 2 * f.config.piece_bytes;
+  f.Open();
+  for (JobId id = 1; id <= 300; ++id) {
+    f.Store(id, 0, 8);
+    std::this_thread::sleep_for(std::chrono::microseconds(3 * id));
+    f.engine->Release(std::vector<JobId>{id});
+    CHECK(f.engine->Wait(std::vector<JobId>{id}, Phase::kFinished, 10));
+    f.engine->Poll();
+    std::filesystem::remove_all(f.dir / "ns/r0");
+  }
+  CHECK(f.Eventually([&] { return f.dir.CountFiles("ns/tmp") == 0; }));
+  CHECK(f.engine->Close(5) && f.engine->Stats().write_buffer_used_bytes == 0);
+}
+
 void AHungStoreTimesOutAndIsNotPublishedLater() {
   for (const bool write_behind : {false, true}) {
     EngineFixture f;
@@ -305,6 +324,8 @@ int main() {
       {"hung touches do not stop lookups or drain", HungTouchesDoNotStopLookupsOrDrain},
       {"release returns while storage hangs", ReleaseReturnsWhileStorageHangs},
       {"a full buffer queues stores and then drops them", AFullBufferQueuesStoresAndThenDropsThem},
+      {"half-taken stores that are released leave no temp file",
+       HalfTakenStoresThatAreReleasedLeaveNoTempFile},
       {"a hung store times out and is not published later",
        AHungStoreTimesOutAndIsNotPublishedLater},
       {"failures are data, not exceptions", FailuresAreDataNotExceptions},

@@ -55,7 +55,11 @@ struct EngineFixture {
     config.write_buffer_bytes = 8 * 32768;
     blocks.FillRandom(7);
   }
-  ~EngineFixture() { trap.Open(); }
+  ~EngineFixture() {
+    trap.Open();
+    engine.reset();
+    CHECK(ops->unlinks_by_callers() == 0);
+  }
 
   std::uint64_t file_bytes() const { return kBlocksPerFile * blocks.block_bytes(); }
 

@@ -190,6 +190,8 @@ void LoadOnlyThreadsTakeNoStores() {
   CHECK(f.trap.AwaitCaught(2));  // both threads that may store hang in a write
   f.Load(2, 0, 4);
   CHECK(f.All(2, FileStatus::kOk));
+  f.Load(3, 0, 4);  // by a thread that has seen the waiting stores
+  CHECK(f.All(3, FileStatus::kOk));
 }
 
 void CancelGivesUpWhatNobodyBegan() {
