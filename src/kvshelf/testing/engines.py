@@ -283,6 +283,7 @@ class EngineTests(RefusalTests):
                     job = 1000 * thread + 3 * turn
                     engine.submit_store(job, setup.batch(*rows))
                     assert engine.wait([job], Phase.FINISHED, 20)
+                    blocks.clear([16 + i for i in mine])
                     rows = [(chunk, [16 + i], 0) for chunk, (i,), _ in rows]
                     batch = setup.batch(*rows)
                     engine.submit_lookup(job + 1, batch.paths)

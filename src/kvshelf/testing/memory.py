@@ -58,9 +58,11 @@ class Blocks:
         for layer, size in zip(self.layers, self.page_bytes, strict=True):
             layer[:, :size] = rng.integers(0, 256, (self.num_blocks, size), dtype=np.uint8)
 
-    def clear(self) -> None:
+    def clear(self, ids: Sequence[int] | None = None) -> None:
+        """Zero these blocks, or all: what is right afterwards was loaded."""
+        rows = range(self.num_blocks) if ids is None else ids
         for layer, size in zip(self.layers, self.page_bytes, strict=True):
-            layer[:, :size] = 0
+            layer[list(rows), :size] = 0
 
     def describe(self) -> GroupMemory:
         pages = tuple(
