@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -49,7 +50,8 @@ class Chunk(NamedTuple):
 
     Attributes:
         key: from ``kvshelf.make_key``; its group selects the group memory.
-        block_ids: int32[n], rows of block memory for n consecutive blocks of the chunk.
+        block_ids: int32[n], rows of block memory for n consecutive blocks of the chunk; other
+            integers, also a range or a list, are converted.
         first_block: index within the chunk of the first of them.
     """
 
@@ -104,6 +106,7 @@ class Shelf:
 
     Raises:
         ConfigError, NotAShelfError: the root or the namespace's folder cannot be used.
+        ValueError: rank, world_size or group_ids are impossible, or the engine refuses a setting.
     """
 
     def __init__(
@@ -120,16 +123,22 @@ class Shelf:
         engine: EngineFactory = native_engine,
         keep_alive: object = None,
     ) -> None:
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank {rank} of world_size {world_size}")
+        ids = tuple(range(len(groups)) if group_ids is None else group_ids)
+        if len(ids) != len(groups) or len(set(ids)) != len(ids):
+            raise ValueError(
+                f"group_ids {ids}: one a group, each its own, for {len(groups)} groups"
+            )
         self._config = config or EngineConfig()
-        self._root = open_root(root, dir_mode=self._config.dir_mode)
-        open_namespace(self._root, identity, dir_mode=self._config.dir_mode)
+        modes = {"dir_mode": self._config.dir_mode, "file_mode": self._config.file_mode}
+        self._root = open_root(root, **modes)
+        open_namespace(self._root, identity, **modes)
         self._folder = identity.folder
         self._rank = rank
         self._ranks = range(world_size)
         self._touched_ranks = (rank,) if groups else tuple(self._ranks)
-        ids = range(len(groups)) if group_ids is None else group_ids
         self._position = {group: position for position, group in enumerate(ids)}
-        self._keep_alive = keep_alive
         self._own_jobs = itertools.count(-1, -1)
         self._engine = engine(
             str(self._root),
@@ -139,6 +148,9 @@ class Shelf:
             rank=rank,
             device=device,
         )
+        # Assigned last, so that it goes last when the shelf is collected without close(): the
+        # engine's threads use the memory until the engine is gone.
+        self._keep_alive = keep_alive
 
     @classmethod
     def of_arrays(
@@ -153,9 +165,15 @@ class Shelf:
         Each array is [num_blocks, ...] with every block contiguous. Arrays are kept alive.
 
         Raises:
-            ValueError: an array has no blocks, or blocks that are not contiguous.
+            ValueError: an array has no blocks, or blocks that are not contiguous, overlap, are
+                read-only or hold Python objects; a group has no layers; a list of arrays is not
+                nested in a list of groups.
         """
         nested = [[arrays]] if isinstance(arrays, np.ndarray) else arrays
+        if any(isinstance(layers, np.ndarray) or not layers for layers in nested):
+            raise ValueError(
+                "give one array, or a list of groups, each a list of one array a layer"
+            )
         groups = [
             GroupMemory(
                 pages=tuple(_pages_of(layer) for layer in layers),
@@ -217,16 +235,22 @@ class Shelf:
 
     def store(self, chunks: Sequence[Chunk]) -> list[FileStatus]:
         """Store and wait until every chunk is on the shelf or given up. Drops other reports."""
+        if not chunks:
+            return []
         limit = self._config.store_queue_seconds + self._config.store_timeout_seconds
         return self._run(lambda job: self.submit_store(job, chunks), limit)
 
     def load(self, chunks: Sequence[Chunk]) -> list[FileStatus]:
         """Load and wait. Drops other reports."""
+        if not chunks:
+            return []
         limit = self._config.load_timeout_seconds
         return self._run(lambda job: self.submit_load(job, chunks), limit)
 
     def lookup(self, keys: Sequence[bytes]) -> list[FileStatus]:
         """Look up and wait: OK or NOT_FOUND a key. Drops other reports."""
+        if not keys:
+            return []
         limit = self._config.lookup_timeout_seconds
         return self._run(lambda job: self.submit_lookup(job, keys), limit)
 
@@ -245,7 +269,7 @@ class Shelf:
         builder = BatchBuilder()
         folder, rank, position = self._folder, self._rank, self._position
         for key, block_ids, first_block in chunks:
-            ids = np.asarray(block_ids, dtype=np.int32)
+            ids = _as_int32(block_ids)
             # A group that this shelf has no memory for is refused by the engine, as any bad index.
             group = position.get(group_of(key), -1)
             builder.add(chunk_path(folder, rank, key), key, group, first_block, ids)
@@ -265,22 +289,44 @@ class Shelf:
         if report.kind is not JobKind.LOOKUP:
             return report
         ranks = len(self._ranks)
-        rows = [report.statuses[i : i + ranks] for i in range(0, len(report.statuses), ranks)]
-        worst = [next((s for s in row if s is not FileStatus.OK), FileStatus.OK) for row in rows]
-        return JobResult(
-            report.job_id,
-            report.kind,
-            report.phase,
-            tuple(worst),
-            tuple(max(report.errnos[i : i + ranks]) for i in range(0, len(report.errnos), ranks)),
-            report.payload_bytes,
-            report.seconds,
-        )
+        everywhere = (FileStatus.OK,) * ranks
+        keys = len(report.statuses) // ranks
+        statuses, errnos = [FileStatus.OK] * keys, [0] * keys
+        for key in range(keys):
+            row = report.statuses[key * ranks : (key + 1) * ranks]
+            if row == everywhere:  # thousands of keys come by on a scheduler's thread
+                continue
+            # That a file is not there is known; that a probe failed or came too late says nothing.
+            worst = FileStatus.NOT_FOUND if FileStatus.NOT_FOUND in row else max(row)
+            statuses[key] = worst
+            errnos[key] = report.errnos[key * ranks + row.index(worst)]
+        return replace(report, statuses=tuple(statuses), errnos=tuple(errnos))
+
+
+def _as_int32(block_ids: Any) -> NDArray[np.int32]:
+    """Block ids for the engine, which checks their range; only int32 comes without a copy.
+
+    Raises:
+        ValueError: they are no integers, or do not fit: NumPy itself would cut them.
+    """
+    if isinstance(block_ids, np.ndarray) and block_ids.dtype == np.int32:
+        return block_ids
+    ids = np.asarray(block_ids)
+    if ids.size == 0:
+        return np.empty(0, dtype=np.int32)
+    if ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= 2**31:
+        raise ValueError("block ids must be integers from 0 to 2**31 - 1")
+    return ids.astype(np.int32)
 
 
 def _pages_of(array: NDArray[Any]) -> Pages:
     if array.ndim < 1 or not len(array) or not array[0].flags.c_contiguous or not array[0].nbytes:
         raise ValueError("an array must be [num_blocks, ...] with each block contiguous")
-    return Pages(
-        address=array.ctypes.data, stride_bytes=array.strides[0], page_bytes=array[0].nbytes
-    )
+    if not array.flags.writeable or array.dtype.hasobject:
+        raise ValueError("an array must be writeable, and hold numbers")
+    page_bytes = array[0].nbytes
+    # The stride of a single block is never used, and NumPy may say anything.
+    stride_bytes = array.strides[0] if len(array) > 1 else page_bytes
+    if stride_bytes < page_bytes:
+        raise ValueError("the blocks of an array must not overlap or run backwards")
+    return Pages(address=array.ctypes.data, stride_bytes=stride_bytes, page_bytes=page_bytes)
