@@ -1,0 +1,58 @@
+"""Writes the tables of docs/configuration.md and docs/metrics.md from the code that they describe.
+
+    python scripts/make_docs.py           write them
+    python scripts/make_docs.py --check   exit status 1 if one of them is stale
+
+A table stands between two marks, which this script looks for; all else on a page is written by hand.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from kvshelf.config import settings_table
+from kvshelf.metrics import metrics_table
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+BEGIN = "<!-- made by scripts/make_docs.py: change the code instead -->\n"
+END = "<!-- end -->\n"
+TABLES: dict[str, Callable[[], str]] = {
+    "configuration.md": settings_table,
+    "metrics.md": metrics_table,
+}
+
+
+def with_table(page: str, table: str) -> str:
+    """The page with its table replaced.
+
+    Raises:
+        ValueError: the page has not exactly one pair of marks.
+    """
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end or BEGIN in rest or END in after:
+        raise ValueError("a page needs one pair of marks for its table")
+    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+
+
+def main(arguments: list[str]) -> int:
+    stale = 0
+    for name, table in TABLES.items():
+        path = DOCS / name
+        page = path.read_text(encoding="utf-8")
+        made = with_table(page, table())
+        if made == page:
+            continue
+        stale += 1
+        if arguments == ["--check"]:
+            print(f"{path} is stale: python scripts/make_docs.py")
+        else:
+            path.write_text(made, encoding="utf-8")
+            print(f"wrote {path}")
+    return 1 if stale and arguments == ["--check"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
