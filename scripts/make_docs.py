@@ -3,7 +3,7 @@
     python scripts/make_docs.py           write them
     python scripts/make_docs.py --check   exit status 1 if one of them is stale
 
-A table stands between two marks, which this script looks for; all else on a page is written by hand.
+A table stands between two marks; everything else on a page is written by hand.
 """
 
 from __future__ import annotations

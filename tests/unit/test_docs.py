@@ -1,0 +1,100 @@
+"""The documentation says what the code does: tables, the README's example, links."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from kvshelf.config import Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+PAGES = [*sorted(DOCS.glob("*.md")), ROOT / "README.md"]
+
+
+@pytest.fixture
+def make_docs(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    import make_docs
+
+    return make_docs
+
+
+@pytest.mark.parametrize("name", ["configuration.md", "metrics.md"])
+def test_the_table_is_up_to_date(name: str, make_docs: ModuleType) -> None:
+    page = (DOCS / name).read_text(encoding="utf-8")
+    assert page == make_docs.with_table(page, make_docs.TABLES[name]()), (
+        f"docs/{name} is stale: python scripts/make_docs.py"
+    )
+
+
+def test_a_stale_page_is_noticed_and_written(
+    tmp_path: Path,
+    make_docs: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in make_docs.TABLES:
+        page = (DOCS / name).read_text(encoding="utf-8")
+        (tmp_path / name).write_text(page.replace("seconds", "minutes"), encoding="utf-8")
+    monkeypatch.setattr(make_docs, "DOCS", tmp_path)
+    assert make_docs.main(["--check"]) == 1
+    assert capsys.readouterr().out.count("is stale") == 2
+    assert make_docs.main([]) == 0
+    assert make_docs.main(["--check"]) == 0
+
+
+@pytest.mark.parametrize("page", ["", "{begin}", "{end}{begin}", "{begin}{begin}{end}"])
+def test_a_page_without_marks_is_refused(page: str, make_docs: ModuleType) -> None:
+    with pytest.raises(ValueError, match="marks"):
+        make_docs.with_table(page.format(begin=make_docs.BEGIN, end=make_docs.END), "table\n")
+
+
+def python_block() -> str:
+    [block] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    return str(block)
+
+
+def test_the_example_is_the_readmes() -> None:
+    docstring, _, code = (ROOT / "examples/quickstart.py").read_text("utf-8").partition("\n\n")
+    assert docstring.startswith('"""') and code == python_block()
+
+
+def test_the_readmes_example_runs(tmp_path: Path) -> None:
+    code = python_block().replace("/tmp/shelf", str(tmp_path / "shelf"))
+    assert str(tmp_path) in code
+    for _ in range(2):  # a second run finds the first one's chunk
+        done = subprocess.run(
+            [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60
+        )
+        assert done.stdout.splitlines()[-1] == "True"
+        assert "NOT_FOUND" not in done.stdout and "CORRUPT" not in done.stdout
+    assert len(list((tmp_path / "shelf").rglob("*.kv"))) == 1
+
+
+def test_configurations_in_the_documentation_are_accepted() -> None:
+    text = (DOCS / "configuration.md").read_text("utf-8")
+    found = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", text, re.DOTALL)]
+    found += [json.loads(block) for block in re.findall(r"'(\{.*?\})'", text, re.DOTALL)]
+    found += [
+        json.loads(block)
+        for block in re.findall(r"'(\{.*?\})'", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    ]
+    assert len(found) >= 3
+    for config in found:
+        assert Settings.from_mapping(config["kv_connector_extra_config"], {}).shared_storage_path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
+    for path in re.findall(r"`(docs/[a-z_]+\.md)`", text):
+        assert (ROOT / path).exists(), path
