@@ -202,6 +202,11 @@ class Settings:
             variable = ENV_PREFIX + name.upper()
             if name in given:
                 values[name] = _convert(name, given[name], spec)
+            elif environment.get(variable) and name == "identity_salt":
+                # It decides who shares with whom, and a worker's environment may be another one.
+                raise ConfigError(
+                    variable, environment[variable], "give identity_salt in the configuration"
+                )
             elif environment.get(variable):
                 values[name] = _convert(name, environment[variable], spec, shown_as=variable)
         settings = cls(**values)
