@@ -108,10 +108,27 @@ class EngineTests(RefusalTests):
         setup.statuses("store", setup.batch((1, [6, 7], 2)))
         assert setup.statuses("load", setup.batch((1, [20, 21], 2))) == [OK]
         assert blocks.blocks([20, 21]) == wanted
-        before = blocks.blocks(range(32))
+        others = [i for i in range(32) if not 22 <= i < 22 + count]
+        before = blocks.blocks(others)
         batch = setup.batch((1, list(range(22, 22 + count)), first))
         assert setup.statuses("load", batch) == [NOT_FOUND]
-        assert blocks.blocks(range(32)) == before
+        assert blocks.blocks(others) == before
+
+    @pytest.mark.parametrize("remove_bad", [True, False])
+    def test_a_chunk_that_lacked_blocks_can_be_stored_in_full(
+        self, setup: Setup, remove_bad: bool
+    ) -> None:
+        """Otherwise it would be stored in vain, and missed, for ever."""
+        config = dataclasses.replace(self.config, remove_bad=remove_bad)
+        engine = setup.open(config=config)
+        wanted = setup.memory[0].blocks([4, 5])
+        assert setup.statuses("store", setup.batch((1, [5], 1)), engine) == [OK]
+        rows = setup.batch((1, [20, 21], 0))
+        assert setup.statuses("load", rows, engine) == [NOT_FOUND]
+        assert setup.statuses("store", setup.batch((1, [4, 5], 0)), engine) == [OK]
+        assert setup.statuses("load", rows, engine) == [OK if remove_bad else NOT_FOUND]
+        assert not remove_bad or setup.memory[0].blocks([20, 21]) == wanted
+        assert engine.close()
 
     def test_a_stored_chunk_is_never_replaced(self, setup: Setup) -> None:
         blocks = setup.memory[0]
@@ -139,10 +156,10 @@ class EngineTests(RefusalTests):
             assert blocks.block(20) in blocks.blocks([2 * job, 2 * job + 1])
         assert other.close()
 
-    def test_a_missing_chunk_leaves_memory_alone(self, setup: Setup) -> None:
-        before = setup.memory[0].blocks(range(32))
-        assert setup.statuses("load", setup.batch((1, [1, 2], 0))) == [NOT_FOUND]
-        assert setup.memory[0].blocks(range(32)) == before
+    def test_a_missing_chunk_leaves_others_blocks_alone(self, setup: Setup) -> None:
+        before = setup.memory[0].blocks(range(2, 32))
+        assert setup.statuses("load", setup.batch((1, [0, 1], 0))) == [NOT_FOUND]
+        assert setup.memory[0].blocks(range(2, 32)) == before
 
     def test_each_file_has_its_own_status(self, setup: Setup) -> None:
         blocks = setup.memory[0]
