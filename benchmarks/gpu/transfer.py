@@ -103,7 +103,7 @@ def rows(bench: Bench, ids: np.ndarray[Any, Any]) -> torch.Tensor:
 
 def synchronize() -> None:
     if torch.cuda.is_available():
-        synchronize()
+        torch.cuda.synchronize()
 
 
 def run_job(shelf: Shelf, kind: str, chunks: Sequence[Chunk], job_id: int, phase: Phase) -> float:
@@ -146,12 +146,12 @@ def plain_io(bench: Bench) -> None:
     folder = bench.directory / "plain"
     folder.mkdir(exist_ok=True)
     size = bench.shape.chunk_bytes
-    data = np.random.default_rng(3).integers(0, 256, size, dtype=np.uint8)
-    buffers = [np.empty(size, dtype=np.uint8) for _ in range(bench.chunks)]
+    # A buffer a file: one for all would be written from the processor's cache.
+    buffers = [np.full(size, i % 251, dtype=np.uint8) for i in range(bench.chunks)]
 
     def write(i: int) -> None:
         fd = os.open(folder / f"w{i}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.write(fd, data)
+        assert os.write(fd, buffers[i]) == size
         os.close(fd)
 
     def read(i: int) -> None:

@@ -41,8 +41,9 @@ FileResult ChunkReader::Load(CopyGate& gate, bool* removed) {
   if (result.ok()) result = ReadPieces(gate);
   const bool bad = result.status == FileStatus::kCorrupt || result.status == FileStatus::kForeign ||
                    lacks_blocks_;
-  // A revoked load may have failed for no fault of the file.
-  if (bad && options_.remove_bad && !gate.revoked()) *removed = RemoveBad();
+  // A load that was given up may have failed for no fault of the file. Other threads that read
+  // parts of the same file must not find it gone before they know why.
+  if (bad && options_.remove_bad && gate.Revoke()) *removed = RemoveBad();
   return result;
 }
 
@@ -99,8 +100,7 @@ FileResult ChunkReader::ReadPieces(CopyGate& gate) {
     result = ahead ? ReadPieceAhead(gate, begin, end, header.piece_checksums[piece])
                    : ReadPiece(gate, begin, end, header.piece_checksums[piece]);
   }
-  if (!result.ok()) return result;
-  return gate.Finish() ? FileResult{} : FileResult::IoError(EIO);
+  return result;
 }
 
 // Steps are small so that each is hashed and copied while it is in L2. Bytes reach block memory
@@ -116,7 +116,9 @@ FileResult ChunkReader::ReadPiece(CopyGate& gate, std::uint64_t begin, std::uint
     const FileResult result = ReadFully(context_.step.data(), read_bytes, kPageBytes + at);
     if (!result.ok()) return result;
     if (options_.verify) crc = Crc64(crc, context_.step.data(), bytes);
-    if (!CopyWanted(gate, at, at + bytes)) return FileResult::IoError(EIO);
+    if (!CopyWanted(gate, at, at + bytes)) {
+      return FileResult::IoError(gate.revoked() ? ECANCELED : EIO);
+    }
     at += bytes;
   }
   if (options_.verify && crc != checksum) return {FileStatus::kCorrupt, 0};
@@ -152,7 +154,7 @@ FileResult ChunkReader::ReadPieceAhead(CopyGate& gate, std::uint64_t begin, std:
   });
   // Also after a failure: part of the copy may be under way.
   context_.last_copy[turn] = context_.stream->begun();
-  return begun ? FileResult{} : FileResult::IoError(EIO);
+  return begun ? FileResult{} : FileResult::IoError(gate.revoked() ? ECANCELED : EIO);
 }
 
 FileResult ChunkReader::ReadFully(std::byte* data, std::uint64_t bytes, std::uint64_t offset) {

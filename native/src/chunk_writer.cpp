@@ -29,8 +29,8 @@ ChunkWriter::ChunkWriter(RootDir& root, const ChunkIoOptions& options,
     : root_(root),
       options_(options),
       request_(request),
-      header_(
-          MakeHeader(identity, request.first_block, request.block_count(), options.piece_bytes)) {}
+      header_(MakeHeader(identity, request.first_block, request.block_count(),
+                         PieceBytesFor(identity.block_bytes, options.piece_bytes))) {}
 
 ChunkWriter::~ChunkWriter() { RemoveTemp(); }
 

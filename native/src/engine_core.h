@@ -71,6 +71,7 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
   void CheckBatch(JobKind kind, const Batch& batch) const;
   void CheckRow(JobKind kind, const Batch& batch, std::size_t row) const;
   void AddJob(const std::shared_ptr<Job>& job);  // locked
+  void EnqueueParts(const TransferRef& file);
   void EnqueueLoads(const std::shared_ptr<Job>& job);
   void EnqueueStores(const std::shared_ptr<Job>& job);
   void EnqueueMeta(const std::shared_ptr<Job>& job);
@@ -105,7 +106,10 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
   ChunkIdentity IdentityOf(const Transfer& file) const;
   static bool AwaitEvent(const Transfer& file, ThreadContext& context);
   TransferRef PopUnsettled(std::deque<TransferRef>& queue);  // locked
-  void Load(Transfer& file, ThreadContext& context);
+  bool PopLoad(LoadPart& part);                              // locked
+  void Load(LoadPart part, LoadPart& copying, ThreadContext& context);
+  void FinishLoad(LoadPart& copying, ThreadContext& context);
+  void EndPart(Transfer& file, FileResult result, bool removed);
   void StoreThrough(Transfer& file, ThreadContext& context);
   FileResult WriteFromBlocks(Transfer& file, ChunkWriter& writer, ThreadContext& context);
   void TakeBytes(Lock& lock, const TransferRef& file, StagingBuffer buffer, ThreadContext& context);
@@ -159,7 +163,7 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
   std::size_t unfinished_jobs_ = 0;
   std::vector<Report> reports_;
 
-  std::deque<TransferRef> loads_;
+  std::deque<LoadPart> loads_;
   std::deque<TransferRef> stores_;  // to be written: whole files, or those with staged parts
   std::deque<TransferRef> copies_;  // write-behind: bytes to be taken
   std::vector<std::unique_ptr<ChunkWriter>> leftovers_;  // of files given up; I/O threads end them

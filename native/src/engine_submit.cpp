@@ -43,8 +43,10 @@ void EngineCore::CheckRow(JobKind kind, const Batch& batch, std::size_t row) con
   if (first < 0) Refuse(row, "first block is negative");
   if (count < 1) Refuse(row, "block count must be at least 1");
   const std::uint64_t block_bytes = groups_[static_cast<std::size_t>(group)].block_bytes();
+  const std::uint64_t piece_bytes =
+      PieceBytesFor(block_bytes, static_cast<std::uint32_t>(config_.piece_bytes));
   if (kind == JobKind::kStore &&
-      static_cast<std::uint64_t>(count) > kPieceCountMax * config_.piece_bytes / block_bytes) {
+      static_cast<std::uint64_t>(count) > kPieceCountMax * piece_bytes / block_bytes) {
     Refuse(row, "needs more than 448 pieces; piece_bytes is too small for such chunks");
   }
 }
@@ -151,19 +153,42 @@ void EngineCore::AddJob(const std::shared_ptr<Job>& job) {
   ++unfinished_jobs_;
 }
 
+// A device that copies on its own gets a file in parts of two pieces, so that all threads share the
+// work of one request. Host copies hold the file's gate, so there a file has one part.
+void EngineCore::EnqueueParts(const TransferRef& file) {
+  const ChunkRequest& request = file->request;
+  const std::uint32_t count = request.block_count();
+  const std::uint64_t block_bytes = request.memory->block_bytes();
+  const std::uint64_t piece_bytes =
+      PieceBytesFor(block_bytes, static_cast<std::uint32_t>(config_.piece_bytes));
+  std::uint32_t blocks = count;
+  if (!device_->host_accessible() && piece_bytes % block_bytes == 0) {
+    blocks = static_cast<std::uint32_t>(std::max<std::uint64_t>(1, 2 * piece_bytes / block_bytes));
+  }
+  std::uint32_t begin = 0;
+  // The first part ends where a piece of the file does.
+  std::uint32_t end = std::min(count, blocks - request.first_block % blocks);
+  while (begin < count) {
+    loads_.push_back({file, begin, end});
+    ++file->parts_left;
+    begin = end;
+    end = std::min(count, end + blocks);
+  }
+}
+
 void EngineCore::EnqueueLoads(const std::shared_ptr<Job>& job) {
-  while (!loads_.empty() && Settled(*loads_.front())) loads_.pop_front();
+  while (!loads_.empty() && Settled(*loads_.front().file)) loads_.pop_front();
   for (std::size_t i = 0; i < job->size(); ++i) {
     ++stats_.queued_loads;
     if (stats_.queued_loads > config_.queue_files) {
       Settle(*job, i, FileResult::IoError(EAGAIN), 0);
     } else {
-      loads_.push_back(Ref(job, i));
+      EnqueueParts(Ref(job, i));
     }
   }
   load_deadlines_.push_back({job->submitted + ToDuration(config_.load_timeout_seconds), job});
   Arm(load_deadlines_.back().time);
-  if (job->size() == 1) {
+  if (loads_.size() == 1) {
     io_work_.notify_one();
     load_work_.notify_one();
   } else {

@@ -27,18 +27,61 @@ bool EngineCore::AwaitEvent(const Transfer& file, ThreadContext& context) {
   return context.stream->After(file.job->after.get());
 }
 
-void EngineCore::Load(Transfer& file, ThreadContext& context) {
+bool EngineCore::PopLoad(LoadPart& part) {
+  while (!loads_.empty()) {
+    part = std::move(loads_.front());
+    loads_.pop_front();
+    if (!GivenUp(*part.file)) return true;
+  }
+  part.file.reset();
+  return false;
+}
+
+// Reads `part`. Its last copies may still be under way afterwards: it is then in `copying`, and
+// ends when the thread has read its next part, whose pieces needed the same buffers, or runs out
+// of work.
+void EngineCore::Load(LoadPart part, LoadPart& copying, ThreadContext& context) {
+  Transfer& file = *part.file;
+  ChunkRequest request = file.request;
+  request.first_block += part.begin;
+  request.block_ids = request.block_ids.subspan(part.begin, part.end - part.begin);
   const ChunkIdentity identity = IdentityOf(file);
   FileResult result = FileResult::IoError(EIO);
   bool removed = false;
   if (AwaitEvent(file, context)) {
-    ChunkReader reader(root_, io_options_, identity, file.request, context);
+    ChunkReader reader(root_, io_options_, identity, request, context);
     result = reader.Load(file.gate, &removed);
   }
+  FinishLoad(copying, context);
+  if (result.ok() && !device_->host_accessible()) {
+    context.part_copies = context.stream->begun();
+    copying = std::move(part);
+  } else {
+    EndPart(file, result, removed);
+  }
+}
+
+void EngineCore::FinishLoad(LoadPart& copying, ThreadContext& context) {
+  if (copying.file == nullptr) return;
+  const bool copied = context.stream->WaitFor(context.part_copies);
+  EndPart(*copying.file, copied ? FileResult{} : FileResult::IoError(EIO), false);
+  copying.file.reset();
+}
+
+// The file is done with its last part, or with the first that fails: then the copies of the others
+// have to end before anybody hears of it.
+void EngineCore::EndPart(Transfer& file, FileResult result, bool removed) {
+  // ECANCELED: the gate was revoked meanwhile, and whoever did so says what became of the file.
+  const bool given_up = result.error == ECANCELED && file.gate.revoked();
+  if (!result.ok() && !given_up) file.gate.Revoke();
   std::lock_guard lock(mutex_);
   if (removed) ++stats_.removed_bad;
-  if (GivenUp(file)) return;
-  Settle(*file.job, file.index, result, result.ok() ? file.request.payload_bytes() : 0);
+  if (given_up) return;
+  if (!result.ok()) {
+    Settle(*file.job, file.index, result, 0);
+  } else if (--file.parts_left == 0 && !GivenUp(file)) {
+    Settle(*file.job, file.index, result, file.request.payload_bytes());
+  }
 }
 
 // Without write-behind: the whole file at once.

@@ -169,19 +169,25 @@ bool EngineCore::EndCall(Worker& worker) {
 
 void EngineCore::IoLoop(Worker& worker, ThreadContext& context) {
   const bool stores_too = worker.role == Role::kIo;
+  LoadPart part, copying;
   Lock lock(mutex_);
   do {
+    if (copying.file != nullptr && loads_.empty()) {
+      lock.unlock();
+      FinishLoad(copying, context);
+      lock.lock();
+    }
     WorkCondition(worker.role).wait(lock, [&] {
       return stopping_ || !loads_.empty() ||
              (stores_too && (!stores_.empty() || !leftovers_.empty()));
     });
-    if (const TransferRef load = PopUnsettled(loads_)) {
-      LeaveQueue(*load->job, load->index);
+    if (PopLoad(part)) {
+      LeaveQueue(*part.file->job, part.file->index);
       const auto deadline =
-          load->job->submitted + ToDuration(config_.load_timeout_seconds) - Clock::now();
+          part.file->job->submitted + ToDuration(config_.load_timeout_seconds) - Clock::now();
       BeginCall(worker, deadline);
       lock.unlock();
-      Load(*load, context);
+      Load(std::move(part), copying, context);
       lock.lock();
     } else if (stores_too && !leftovers_.empty()) {
       std::unique_ptr<ChunkWriter> leftover = std::move(leftovers_.back());

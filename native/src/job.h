@@ -27,6 +27,7 @@ struct Transfer {
   ChunkRequest request;
   std::uint32_t group = 0;
   CopyGate gate;
+  std::size_t parts_left = 0;  // of a load: queued or under way
 
   // Write-behind only.
   std::deque<StagedPart>& ready() {
@@ -41,6 +42,13 @@ struct Transfer {
 
  private:
   std::unique_ptr<std::deque<StagedPart>> ready_;  // made on use: an empty deque has a heap block
+};
+
+// A run of blocks of a load, [begin, end) of its block ids: what one thread reads at a time.
+struct LoadPart {
+  std::shared_ptr<Transfer> file;
+  std::uint32_t begin = 0;
+  std::uint32_t end = 0;
 };
 
 enum class FileState : std::uint8_t {

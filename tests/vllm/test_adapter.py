@@ -164,6 +164,16 @@ def test_the_first_answer_never_waits(replicas: tuple[Replica, Replica]) -> None
     assert one.manager.lookup(A, CONTEXT) is LookupResult.RETRY
 
 
+def test_keys_asked_for_early_are_answered_at_once(replicas: tuple[Replica, Replica]) -> None:
+    one, two = replicas
+    one.store([A], IDS[:4])
+    two.manager.prefetch([A, B])
+    two.manager.prefetch([A, B])  # the second request with this prefix asks nothing
+    assert len(two.manager._in_flight) == 1
+    time.sleep(0.1)
+    assert [two.manager.lookup(k, CONTEXT) for k in (A, B)] == [LookupResult.HIT, LookupResult.MISS]
+
+
 def test_what_is_stored_is_not_stored_again(replicas: tuple[Replica, Replica]) -> None:
     one, two = replicas
     one.store([A], IDS[:4])
@@ -201,6 +211,7 @@ def test_a_damaged_chunk_is_recomputed_missed_and_healed(
     two.presence.not_stored(A)
     assert two.store([A], there[:4]) == [A]
     assert two.manager.lookup(A, CONTEXT) is LookupResult.HIT
+    assert f"'{metrics.HEALED_CHUNKS}': 1" in str(two.manager.get_stats().reduce())
 
 
 def test_blocks_before_the_damage_are_kept(replicas: tuple[Replica, Replica]) -> None:

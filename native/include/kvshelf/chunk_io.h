@@ -50,6 +50,7 @@ struct ThreadContext {
   std::array<StagingBuffer, 2> pieces;
   std::array<std::uint64_t, 2> last_copy{};
   std::size_t next_piece = 0;
+  std::uint64_t part_copies = 0;  // the copies that end the part read last
   std::vector<Segment> segments;  // scratch
   std::vector<iovec> parts;       // scratch
 };
@@ -63,7 +64,8 @@ class ChunkReader {
       : root_(root), options_(options), identity_(identity), request_(request), context_(context) {}
 
   // Reads what the request wants into its block memory, through `gate`. If the gate is revoked
-  // meanwhile the result means nothing. Sets `*removed` if a bad file was removed.
+  // meanwhile the result means nothing. Copies of a device that copies on its own may still be
+  // under way. Sets `*removed` if a bad file was removed.
   FileResult Load(CopyGate& gate, bool* removed);
 
  private:

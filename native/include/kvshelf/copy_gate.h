@@ -4,6 +4,7 @@
 #include <atomic>
 #include <memory>
 #include <mutex>
+#include <vector>
 
 #include "kvshelf/device.h"
 
@@ -27,8 +28,9 @@ class CopyGate {
   template <typename BeginCopy>
   bool Copy(const std::shared_ptr<CopyStream>& stream, BeginCopy&& begin_copy) {
     return Run([&] {
-      stream_ = stream;
-      return begin_copy(*stream);
+      const bool begun = begin_copy(*stream);
+      Remember(stream);  // also after a failure: part of a copy may be under way
+      return begun;
     });
   }
 
@@ -41,11 +43,12 @@ class CopyGate {
     return copied;
   }
 
-  // Waits for the copies begun and lets no more begin.
-  void Revoke() {
+  // Waits for the copies begun and lets no more begin. True for the first who does.
+  bool Revoke() {
     std::lock_guard lock(mutex_);
-    revoked_.store(true, std::memory_order_release);
+    const bool first = !revoked_.exchange(true, std::memory_order_acq_rel);
     Wait();
+    return first;
   }
 
   // Likewise, unless block memory is needed no more anyway; then false.
@@ -69,14 +72,31 @@ class CopyGate {
   bool revoked() const { return revoked_.load(std::memory_order_acquire); }
 
  private:
+  // Copies of this file on one stream: the first `copies` of it are to be waited for.
+  struct Begun {
+    std::shared_ptr<CopyStream> stream;
+    std::uint64_t copies;
+  };
+
+  void Remember(const std::shared_ptr<CopyStream>& stream) {
+    for (Begun& begun : begun_) {
+      if (begun.stream == stream) {
+        begun.copies = stream->begun();
+        return;
+      }
+    }
+    begun_.push_back({stream, stream->begun()});
+  }
+
   bool Wait() {
-    const bool copied = stream_ == nullptr || stream_->Wait();
-    stream_.reset();
+    bool copied = true;
+    for (const Begun& begun : begun_) copied &= begun.stream->WaitFor(begun.copies);
+    begun_.clear();
     return copied;
   }
 
-  std::mutex mutex_;  // guards stream_ and taken_, and is held while block memory is used
-  std::shared_ptr<CopyStream> stream_;
+  std::mutex mutex_;          // guards begun_ and taken_, and is held while block memory is used
+  std::vector<Begun> begun_;  // one for each thread that has copied a part of this file
   bool taken_ = false;
   std::atomic<bool> revoked_{false};
 };

@@ -5,6 +5,7 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <numeric>
 #include <optional>
 #include <span>
 #include <string_view>
@@ -79,6 +80,14 @@ constexpr std::uint64_t RoundUpToPage(std::uint64_t bytes) {
 constexpr std::uint64_t AlignedEnd(std::uint64_t begin, std::uint64_t unit, std::uint64_t payload) {
   const std::uint64_t end = ((kPageBytes + begin) / unit + 1) * unit - kPageBytes;
   return end < payload ? end : payload;
+}
+
+// The piece size of a file: the most whole blocks that fit into `piece_bytes` and make whole pages,
+// so that a part of a chunk is read without the rest; `piece_bytes` itself where there is no such
+// size.
+constexpr std::uint32_t PieceBytesFor(std::uint64_t block_bytes, std::uint32_t piece_bytes) {
+  const std::uint64_t unit = std::lcm(block_bytes, kPageBytes);
+  return unit > piece_bytes ? piece_bytes : static_cast<std::uint32_t>(piece_bytes / unit * unit);
 }
 
 // A header for `block_count` blocks from `first_block`, without checksums.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import stat
@@ -124,7 +125,7 @@ class FileEngineTests(EngineTests):
         elif what == "fifo":
             os.mkfifo(path)
         else:
-            path.symlink_to(moved if what == "link to a file" else path)
+            path.symlink_to(moved.name if what == "link to a file" else path.name)
         others = [i for i in range(32) if i not in (20, 21, 22)]
         before = setup.memory[0].blocks(others)
         (status,) = setup.statuses("load", setup.batch((1, [20, 21, 22], 0)))
@@ -138,11 +139,12 @@ class FileEngineTests(EngineTests):
         assert moved.read_bytes() == content
         assert list((setup.root / "ns" / "tmp").iterdir()) == []
 
-    def test_a_folder_that_is_a_link_is_not_followed(self, setup: Setup) -> None:
+    @pytest.mark.parametrize("absolute", [True, False])
+    def test_a_folder_that_is_a_link_is_not_followed(self, setup: Setup, absolute: bool) -> None:
         path = self.stored(setup)
-        outside = setup.root / "outside"
+        outside = path.parent.with_name("outside")
         path.parent.rename(outside)
-        path.parent.symlink_to(outside, target_is_directory=True)
+        path.parent.symlink_to(outside if absolute else outside.name)
         (status,) = setup.statuses("load", setup.batch((1, [20, 21, 22], 0)))
         assert status is not OK
         (status,) = setup.statuses("store", setup.batch((9, [1], 0)))
@@ -206,6 +208,27 @@ class FileEngineTests(EngineTests):
                 assert status is NOT_FOUND or blocks.block(8 + i) == wanted[i]
             (setup.root / batch.paths[-1]).unlink()
             (setup.root / batch.paths[-1]).parent.rmdir()
+
+    def test_a_chunk_that_somebody_publishes_meanwhile_stays(self, setup: Setup) -> None:
+        """Its readers may have it open: a store that comes second drops its own file."""
+        theirs = self.stored(setup, 99)
+        temp = setup.root / "ns" / "tmp"
+        planted = 0
+        for index in range(50):
+            path = setup.root / setup.path(index)
+            job = 1000 + index
+            setup.engine.submit_store(job, setup.batch((index, [1] * 250, 0)))  # takes a while
+            while not any(temp.iterdir()) and not setup.engine.wait([job], Phase.FINISHED, 0):
+                pass
+            with contextlib.suppress(FileExistsError):
+                os.link(theirs, path)
+                planted += 1
+            first = path.stat().st_ino
+            assert setup.engine.wait([job], Phase.FINISHED, 20)
+            assert setup.engine.poll()[-1].statuses == (OK,)
+            assert path.stat().st_ino == first
+            assert list(temp.iterdir()) == []
+        assert planted > 0
 
     def test_no_temp_file_is_left(self, setup: Setup) -> None:
         self.stored(setup)

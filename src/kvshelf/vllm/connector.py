@@ -18,6 +18,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import Of
 from vllm.logger import init_logger
 
 from kvshelf.errors import ConfigError
+from kvshelf.vllm import compat
 from kvshelf.vllm.identity import build_identity
 from kvshelf.vllm.manager import KvshelfManager
 from kvshelf.vllm.report import KvshelfWorkerMetadata
@@ -53,9 +54,21 @@ class KvshelfConnector(OffloadingConnector):
         self._load_requests: dict[int, str] = {}
 
     @property
+    def _manager(self) -> KvshelfManager:
+        manager = self.connector_scheduler.manager
+        assert isinstance(manager, KvshelfManager)
+        return manager
+
+    @property
     def _worker(self) -> KvshelfWorker | None:
         side = self.connector_worker
         return side.worker if self._ours and side is not None else None
+
+    @override
+    def on_new_request(self, request: Any) -> None:
+        super().on_new_request(request)
+        if self._ours and not request.skip_reading_prefix_cache:
+            self._manager.prefetch(compat.request_keys(self.connector_scheduler, request))
 
     @override
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
@@ -118,10 +131,8 @@ class KvshelfConnector(OffloadingConnector):
     def update_connector_output(self, connector_output: Any) -> None:
         meta = connector_output.kv_connector_worker_meta
         if self._ours and isinstance(meta, KvshelfWorkerMetadata):
-            manager = self.connector_scheduler.manager
-            assert isinstance(manager, KvshelfManager)
             # First, so that a lookup after this step already knows what failed.
-            manager.absorb(meta.report)
+            self._manager.absorb(meta.report)
         super().update_connector_output(connector_output)
 
     @classmethod

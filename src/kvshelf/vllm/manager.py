@@ -26,7 +26,7 @@ from vllm.v1.kv_offload.base import (
 )
 
 from kvshelf import metrics
-from kvshelf.engine import FileStatus, JobKind, JobResult
+from kvshelf.engine import FileStatus, JobKind, JobResult, Phase
 from kvshelf.shelf import Shelf
 from kvshelf.vllm import compat
 from kvshelf.vllm.presence import Answer, Presence
@@ -39,6 +39,10 @@ _RESULT = {
     Answer.MISS: LookupResult.MISS,
     Answer.PENDING: LookupResult.RETRY,
 }
+
+# Where lookups are usually answered sooner than this, the first question of a step waits for them
+# so long, once: a request then starts to load in its first step instead of its second.
+PROMPT_ANSWER_SECONDS = 0.0005
 
 
 class KvshelfManager(OffloadingManager):
@@ -63,8 +67,10 @@ class KvshelfManager(OffloadingManager):
         self._in_flight: dict[int, tuple[bytes, ...]] = {}
         self._next_job_id = 0
         self._polled = False  # results were fetched in this step
+        self._usual_seconds = 0.0  # of the last lookups
         self._publishing: dict[bytes, int] = {}  # key -> workers that have published it
         self._published: list[bytes] = []  # for events
+        self._to_heal: set[bytes] = set()  # keys that failed to load and are not stored anew yet
         self._stats = StatsSink()
 
     @override
@@ -78,6 +84,16 @@ class KvshelfManager(OffloadingManager):
             self._fetch_answers()
             answer = self._answers.get(key, Answer.PENDING)
         return _RESULT[answer]
+
+    def prefetch(self, keys: Iterable[bytes]) -> None:
+        """Ask for a new request's keys before the scheduler does."""
+        answers = self._answers
+        wanted = [key for key in keys if key not in answers]
+        if wanted:
+            for key in wanted:
+                answers[key] = Answer.PENDING
+            self._wanted += wanted
+            self._submit_lookup()
 
     @override
     def prepare_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> ChunkKeysSpec:
@@ -122,6 +138,7 @@ class KvshelfManager(OffloadingManager):
         now = time.monotonic()
         for key in report.failed:
             self._presence.failed(key, now)
+            self._to_heal.add(key)
         for key in report.not_stored:
             self._presence.not_stored(key)
             self._publishing.pop(key, None)
@@ -131,6 +148,9 @@ class KvshelfManager(OffloadingManager):
                 self._publishing[key] = workers
                 continue
             self._presence.found(key, now)
+            if key in self._to_heal:
+                self._to_heal.remove(key)
+                self._stats.count(metrics.HEALED_CHUNKS)
             if self._emit_events:
                 self._published.append(key)
         self._stats.absorb(report)
@@ -148,6 +168,7 @@ class KvshelfManager(OffloadingManager):
         self._wanted.clear()
         self._publishing.clear()
         self._published.clear()
+        self._to_heal.clear()
 
     @override
     def get_stats(self) -> Any:
@@ -165,12 +186,15 @@ class KvshelfManager(OffloadingManager):
 
     def _fetch_answers(self) -> None:
         self._polled = True
+        if self._usual_seconds < PROMPT_ANSWER_SECONDS:
+            self._shelf.wait(tuple(self._in_flight), Phase.FINISHED, PROMPT_ANSWER_SECONDS)
         for result in self._shelf.poll():
             if result.kind is JobKind.LOOKUP:
                 self._apply(self._in_flight.pop(result.job_id), result)
 
     def _apply(self, keys: tuple[bytes, ...], result: JobResult) -> None:
         now = time.monotonic()
+        self._usual_seconds += (result.seconds - self._usual_seconds) / 8
         presence, counts = self._presence, dict.fromkeys(metrics.LOOKUP_RESULTS, 0)
         for key, status in zip(keys, result.statuses, strict=True):
             if status is FileStatus.OK:
