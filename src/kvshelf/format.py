@@ -1,6 +1,7 @@
-"""The header page of a chunk file in Python, for tools and tests; see docs/format.md.
+"""The header page of a chunk file in Python, for tools and tests. Source: docs/format.md.
 
-Pure functions: no I/O, no threads. The hot path is the native core's; both read the test vectors.
+Pure functions of bytes: no I/O, any thread. The hot path is the native core's; tests/vectors judges
+both. Sizes are in bytes; numbers in a page are little-endian and unsigned.
 """
 
 from __future__ import annotations
@@ -27,15 +28,16 @@ KEY_BYTES_MIN = 12
 _FIELDS = struct.Struct("<8sIIQQIIQIIQ32sHHI128s")
 _CHECKSUM_OFFSET = 16
 _CHECKSUMS_OFFSET = 512
+_CRC = anycrc.Model("CRC64-NVME")
 
 
-def checksum(data: bytes | memoryview) -> int:
-    """CRC-64/NVME."""
-    return int(anycrc.Model("CRC64-NVME").calc(data))
+def checksum(data: bytes | bytearray | memoryview) -> int:
+    """CRC-64/NVME of contiguous bytes: 0 to 2**64 - 1, and 0 of none."""
+    return int(_CRC.calc(data))
 
 
 def geometry_digest(page_bytes: Sequence[int]) -> int:
-    """Digest of the page sizes of one block, in layer order."""
+    """Digest of the page sizes of one block in layer order, 0 to 2**64 - 1."""
     packed = struct.pack(f"<{len(page_bytes)}Q", *page_bytes)
     return int.from_bytes(hashlib.sha256(packed).digest()[:8], "little")
 
@@ -47,7 +49,20 @@ def file_bytes(payload_bytes: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class ChunkHeader:
-    """The fields of a header page; ``payload_bytes`` follows from the blocks."""
+    """The fields of a header page; those that follow from others are not repeated.
+
+    Attributes:
+        key: 12 to 128 bytes, from ``kvshelf.keys``.
+        namespace: 32 bytes, ``Identity.digest``.
+        rank: the worker whose KV this is.
+        geometry: ``geometry_digest`` of the page sizes.
+        block_bytes: of one block, the sum of its pages.
+        first_block: index within the chunk of the first block in the file.
+        block_count: number of blocks in the file.
+        piece_bytes: that one checksum covers, a multiple of 4096.
+        piece_checksums: one a piece, at most 448.
+        version: of the format; 1 but in a file of another kvshelf.
+    """
 
     key: bytes
     namespace: bytes
@@ -171,19 +186,24 @@ def decode(page: bytes) -> ChunkHeader:
     )
 
 
-def piece_checksums(payload: bytes | memoryview, piece_bytes: int) -> tuple[int, ...]:
-    """One checksum a piece of a whole payload."""
+def piece_checksums(payload: bytes | bytearray | memoryview, piece_bytes: int) -> tuple[int, ...]:
+    """One checksum for each ``piece_bytes`` of a whole payload; the last piece may be shorter."""
     view = memoryview(payload)
     return tuple(
-        checksum(bytes(view[start : start + piece_bytes]))
-        for start in range(0, len(view), piece_bytes)
+        checksum(view[start : start + piece_bytes]) for start in range(0, len(view), piece_bytes)
     )
 
 
-def bad_pieces(header: ChunkHeader, payload: bytes | memoryview) -> list[int]:
-    """Indices of the pieces whose checksum is wrong; all of them if the payload is too short."""
+def bad_pieces(header: ChunkHeader, payload: bytes | bytearray | memoryview) -> list[int]:
+    """Indices of the pieces whose bytes are not there or have another checksum, ascending.
+
+    Args:
+        header: from ``decode``, of this version.
+        payload: what follows the header page; may be short, or longer by padding.
+    """
     found = piece_checksums(memoryview(payload)[: header.payload_bytes], header.piece_bytes)
-    if len(payload) < header.payload_bytes:
-        return list(range(len(header.piece_checksums)))
-    pairs = zip(header.piece_checksums, found, strict=True)
-    return [index for index, (wanted, got) in enumerate(pairs) if wanted != got]
+    return [
+        index
+        for index, wanted in enumerate(header.piece_checksums)
+        if index >= len(found) or found[index] != wanted
+    ]

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvshelf import ChunkFormatError, _native
+from kvshelf.engine import FileStatus
 from kvshelf.format import (
     HEADER_BYTES,
     ChunkHeader,
@@ -20,6 +21,7 @@ from kvshelf.format import (
     file_bytes,
     geometry_digest,
     piece_checksums,
+    seal,
 )
 
 HEADER = ChunkHeader(
@@ -100,6 +102,72 @@ def test_the_native_core_writes_the_same_header() -> None:
     assert page == encode(HEADER)
 
 
+NUMBERS = {
+    "version": (8, 4),
+    "header_bytes": (12, 4),
+    "payload_bytes": (24, 8),
+    "piece_bytes": (32, 4),
+    "piece_count": (36, 4),
+    "block_bytes": (40, 8),
+    "first_block": (48, 4),
+    "block_count": (52, 4),
+    "geometry": (56, 8),
+    "key_bytes": (96, 2),
+    "reserved": (98, 2),
+    "rank": (100, 4),
+}
+
+
+def status_of(page: bytes) -> FileStatus:
+    """What a reader makes of the page who wants HEADER, in a file of the right size."""
+    try:
+        header = decode(page)
+    except ChunkFormatError:
+        return FileStatus.CORRUPT
+    wanted = dataclasses.replace(HEADER, piece_checksums=header.piece_checksums)
+    identity = ("version", "key", "namespace", "rank", "geometry", "block_bytes")
+    if any(getattr(header, name) != getattr(wanted, name) for name in identity):
+        return FileStatus.FOREIGN
+    if header.payload_bytes != HEADER.payload_bytes:
+        return FileStatus.CORRUPT
+    return FileStatus.OK if header.first_block == HEADER.first_block else FileStatus.NOT_FOUND
+
+
+@given(
+    st.sampled_from(sorted(NUMBERS)),
+    st.one_of(
+        st.integers(-3, 3),
+        st.integers(0, 2**64 - 1),
+        st.integers(0, 64).map(lambda bit: 1 << bit),
+    ),
+    st.booleans(),
+)
+@settings(max_examples=500)
+def test_both_codecs_judge_a_changed_number_alike(name: str, value: int, add: bool) -> None:
+    offset, width = NUMBERS[name]
+    page = bytearray(encode(HEADER))
+    old = int.from_bytes(page[offset : offset + width], "little")
+    new = (value + old if add else value) % 2 ** (8 * width)
+    page[offset : offset + width] = new.to_bytes(width, "little")
+    native = _native.check_header(
+        seal(page),
+        file_bytes(HEADER.payload_bytes),
+        HEADER.key,
+        HEADER.namespace,
+        HEADER.rank,
+        HEADER.geometry,
+        HEADER.block_bytes,
+        HEADER.first_block,
+        HEADER.block_count,
+    )
+    expected = status_of(seal(page))
+    if name in ("block_bytes", "key_bytes") and new != old:
+        # Part of what a reader wants, and of what must agree: it asks for the former first.
+        assert expected in (FileStatus.CORRUPT, FileStatus.FOREIGN)
+        expected = FileStatus.FOREIGN
+    assert FileStatus(native) is expected
+
+
 @pytest.mark.parametrize(
     "change",
     [{"key": b"short"}, {"key": b"k" * 129}, {"namespace": b"x"}, {"rank": -1}, {"rank": 2**32}],
@@ -127,7 +195,29 @@ def test_bad_pieces_are_named() -> None:
     damaged = bytearray(payload)
     damaged[9000] ^= 1
     assert bad_pieces(header, damaged) == [1]
-    assert bad_pieces(header, payload[:-1]) == [0, 1, 2]
+    assert bad_pieces(header, payload[:-1]) == [2]
+    assert bad_pieces(header, payload[:8192]) == [1, 2]
+    assert bad_pieces(header, b"") == [0, 1, 2]
+    assert bad_pieces(header, payload + bytes(480)) == []
+
+
+def test_another_version_is_the_callers_to_refuse() -> None:
+    later = dataclasses.replace(HEADER, version=2, piece_checksums=(1,))
+    assert decode(encode(later)) == later
+    page = encode(dataclasses.replace(HEADER, version=2, piece_checksums=(7,) * 448))
+    assert len(decode(page).piece_checksums) == 448
+
+
+@pytest.mark.parametrize("size", [0, 1, 4095])
+def test_less_than_a_page_is_refused(size: int) -> None:
+    with pytest.raises(ChunkFormatError, match="bytes"):
+        decode(encode(HEADER)[:size])
+
+
+@given(st.binary(max_size=5000))
+def test_anything_else_is_refused(data: bytes) -> None:
+    with pytest.raises(ChunkFormatError):
+        decode(data)
 
 
 def test_sizes_of_files() -> None:
