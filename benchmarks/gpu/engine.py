@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -232,20 +233,25 @@ def inter_token(arm: Arm) -> dict[str, Any]:
 
 
 def child(args: argparse.Namespace) -> None:
+    """Measure one arm; what is known is written after every phase."""
     started = time.perf_counter()
     arm = Arm(args.arm, str(args.directory), args.model)
     result: dict[str, Any] = {"start_s": round(time.perf_counter() - started, 1)}
     arm.ttft(4096, 123_456)  # kernels compiled, pools filled
-    result["single"] = arm.single(args.repeats)
-    result["many"] = arm.many()
-    if args.arm == "kvshelf":
-        result["damaged"] = arm.damaged()
-    if args.arm in ("kvshelf", "recompute"):
+    phases = {
+        "single": lambda: arm.single(args.repeats),
+        "damaged": arm.damaged if args.arm == "kvshelf" else None,
+        "inter_token": (lambda: inter_token(arm)) if args.arm != "fs tier" else None,
+        "many": arm.many,
+    }
+    for name, phase in phases.items():
+        if phase is None or name not in args.phases.split(","):
+            continue
         try:
-            result["inter_token"] = inter_token(arm)
+            result[name] = phase()
         except Exception as error:  # the arm's other figures are kept
-            result["inter_token"] = repr(error)
-    args.out.write_text(json.dumps(result))
+            result[name] = repr(error)
+        args.out.write_text(json.dumps(result))
 
 
 def write_model(directory: Path) -> str:
@@ -261,6 +267,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--arm")
     parser.add_argument("--model")
+    parser.add_argument("--phases", default="single,damaged,inter_token,many")
     parser.add_argument("--arm-seconds", type=int, default=240)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
@@ -274,10 +281,13 @@ def main() -> None:
         root.mkdir(exist_ok=True)
         out = args.directory / f"{arm.replace(' ', '-')}.json"
         command = [sys.executable, __file__, str(root), "--arm", arm, "--model", model]
-        command += ["--repeats", str(args.repeats), "--out", str(out)]
+        command += ["--repeats", str(args.repeats), "--out", str(out), "--phases", args.phases]
         with (args.out.parent / f"{arm.replace(' ', '-')}.log").open("w") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-            timer = threading.Timer(args.arm_seconds, process.kill)
+            # A session of its own: the engine's processes end with it, and free the GPU.
+            process = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+            timer = threading.Timer(args.arm_seconds, os.killpg, (process.pid, signal.SIGKILL))
             timer.start()
             code = process.wait()
             timer.cancel()

@@ -45,8 +45,11 @@ class Server:
         self._client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=120)
 
     def launch(self) -> Server:
+        # What "vllm serve" runs; the command itself looks for a distribution named vllm, and that
+        # of the CPU build has another name.
         command = [
-            *(sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(self.model)),
+            *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
+            *("--model", str(self.model)),
             *("--host", "127.0.0.1", "--port", str(self.port)),
             *("--served-model-name", "tiny"),
             *("--dtype", "float32", "--block-size", str(BLOCK_TOKENS)),
