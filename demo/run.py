@@ -238,18 +238,18 @@ class Demo:
             time.sleep(0.02)
         self.files.append(sorted(new))
 
-    def _spoil(self, index: int, kind: str) -> dict[Path, int]:
-        """Damage one in five of a prompt's files; their inodes after that (0: no file)."""
+    def _spoil(self, index: int, kind: str) -> dict[Path, tuple[int, int] | None]:
+        """Damage one in five of a prompt's files; their state after that."""
         files, spoiled = self.files[index], {}
         for path in files[::DAMAGE_EVERY]:
             DAMAGES[kind](path, files)
-            spoiled[path] = inode(path)
+            spoiled[path] = file_state(path)
         return spoiled
 
-    def _await_healing(self, spoiled: dict[Path, int], kind: str) -> None:
+    def _await_healing(self, spoiled: dict[Path, tuple[int, int] | None], kind: str) -> None:
         """Wait until each damaged file was replaced by a new one."""
         deadline = time.monotonic() + STORE_SECONDS
-        while sick := [path for path, was in spoiled.items() if inode(path) in (0, was)]:
+        while sick := [p for p, was in spoiled.items() if file_state(p) in (None, was)]:
             if time.monotonic() > deadline:
                 self.complaints.append(f"{kind}: {len(sick)} chunks were not stored anew")
                 return
@@ -268,11 +268,13 @@ def recomputed_tokens(engine: EngineProcess) -> int:
     return sum(int(tokens) for tokens in re.findall(r"KV load failure: .*\((\d+) tokens", log))
 
 
-def inode(path: Path) -> int:
+def file_state(path: Path) -> tuple[int, int] | None:
+    """Inode and time of change: a file system may give a new file a removed one's inode."""
     try:
-        return path.stat().st_ino
+        stat = path.stat()
     except FileNotFoundError:
-        return 0
+        return None
+    return stat.st_ino, stat.st_ctime_ns
 
 
 def run(work: Path) -> int:

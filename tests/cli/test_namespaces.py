@@ -289,6 +289,11 @@ def test_ctrl_c_ends_quietly(
         return []
 
     monkeypatch.setattr(cmd_namespaces, "list_namespaces", interrupted)
-    assert main(["namespaces", str(shelf)]) == 130
+    # A shell's background job is started with SIGINT ignored, and Python then leaves it so.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert main(["namespaces", str(shelf)]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "")
