@@ -115,6 +115,13 @@ void SubmitBatch(Engine& engine, JobId id, std::vector<std::string> paths, nb::s
   (engine.*kSubmit)(id, batch);
 }
 
+void SubmitLookupKeys(Engine& engine, JobId id, std::vector<std::string> folders,
+                      const nb::sequence& keys) {
+  std::vector<std::string> copies;
+  for (const nb::handle key : keys) copies.emplace_back(View(nb::cast<nb::bytes>(key)));
+  engine.SubmitLookupKeys(id, std::move(folders), std::move(copies));
+}
+
 // Reports as (job id, kind, phase, statuses as bytes, errnos or None, payload bytes, seconds).
 nb::object Poll(Engine& engine) {
   if (!engine.HasReports()) return nb::none();
@@ -220,6 +227,7 @@ NB_MODULE(_native, m) {
       .def("submit_load", SubmitBatch<&Engine::SubmitLoad>, "job_id"_a, "paths"_a, "keys"_a,
            "groups"_a, "first_blocks"_a, "block_counts"_a, "block_ids"_a, "stream"_a)
       .def("submit_lookup", &Engine::SubmitLookup, "job_id"_a, "paths"_a)
+      .def("submit_lookup_keys", SubmitLookupKeys, "job_id"_a, "folders"_a, "keys"_a)
       .def("touch", &Engine::Touch, "paths"_a)
       .def("poll", Poll, nb::sig("def poll(self) -> list | None"))
       .def("wait", Wait, "job_ids"_a, "phase"_a, "timeout_seconds"_a)

@@ -24,6 +24,10 @@ void Engine::SubmitLoad(JobId id, const Batch& batch) {
 void Engine::SubmitLookup(JobId id, std::vector<std::string> paths) {
   core_->SubmitLookup(id, std::move(paths));
 }
+void Engine::SubmitLookupKeys(JobId id, std::vector<std::string> folders,
+                              std::vector<std::string> keys) {
+  core_->SubmitLookupKeys(id, std::move(folders), std::move(keys));
+}
 void Engine::Touch(std::vector<std::string> paths) { core_->Touch(std::move(paths)); }
 std::vector<Report> Engine::Poll() { return core_->Poll(); }
 bool Engine::HasReports() const { return core_->HasReports(); }

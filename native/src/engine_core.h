@@ -52,6 +52,7 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
 
   void SubmitTransfers(JobKind kind, JobId id, const Batch& batch);
   void SubmitLookup(JobId id, std::vector<std::string> paths);
+  void SubmitLookupKeys(JobId id, std::vector<std::string> folders, std::vector<std::string> keys);
   void Touch(std::vector<std::string> paths);
   std::vector<Report> Poll();
   bool HasReports() const { return has_reports_.load(std::memory_order_acquire); }
@@ -71,6 +72,7 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
   void CheckBatch(JobKind kind, const Batch& batch) const;
   void CheckRow(JobKind kind, const Batch& batch, std::size_t row) const;
   void AddJob(const std::shared_ptr<Job>& job);  // locked
+  void AddLookup(const std::shared_ptr<Job>& job);
   void EnqueueParts(const TransferRef& file);
   void EnqueueLoads(const std::shared_ptr<Job>& job);
   void EnqueueStores(const std::shared_ptr<Job>& job);

@@ -55,7 +55,7 @@ void EngineCore::Probe(Lock& lock, const MetaBatch& batch) {
   lock.unlock();
   for (std::size_t i = batch.begin; i < batch.end; ++i) {
     if (!wanted[i - batch.begin]) continue;
-    results[i - batch.begin] = LookUp(root_, store ? job.transfers[i].request.path : job.paths[i]);
+    results[i - batch.begin] = LookUp(root_, store ? job.transfers[i].request.path : job.PathOf(i));
   }
   lock.lock();
   for (std::size_t i = batch.begin; i < batch.end; ++i) {

@@ -131,6 +131,31 @@ void EngineCore::SubmitLookup(JobId id, std::vector<std::string> paths) {
   batch.paths = std::move(paths);
   const std::shared_ptr<Job> job = MakeJob(JobKind::kLookup, id, batch);
   job->paths = std::move(batch.paths);
+  AddLookup(job);
+}
+
+// The lookup threads make the paths: for thousands of keys that is work, and the caller's thread
+// is a scheduler's.
+void EngineCore::SubmitLookupKeys(JobId id, std::vector<std::string> folders,
+                                  std::vector<std::string> keys) {
+  if (folders.empty() || keys.empty()) {
+    throw std::invalid_argument("a lookup needs at least one folder and one key");
+  }
+  for (std::size_t row = 0; row < folders.size(); ++row) CheckPath(row, folders[row]);
+  for (std::size_t row = 0; row < keys.size(); ++row) {
+    if (keys[row].size() < kKeyBytesMin || keys[row].size() > kKeyBytesMax) {
+      Refuse(row, "key must have 12 to 128 bytes");
+    }
+  }
+  Batch batch;
+  batch.paths.resize(folders.size() * keys.size());
+  const std::shared_ptr<Job> job = MakeJob(JobKind::kLookup, id, batch);
+  job->folders = std::move(folders);
+  job->keys = std::move(keys);
+  AddLookup(job);
+}
+
+void EngineCore::AddLookup(const std::shared_ptr<Job>& job) {
   std::lock_guard lock(mutex_);
   AddJob(job);
   const std::uint64_t room =

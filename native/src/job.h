@@ -8,6 +8,7 @@
 
 #include "kvshelf/chunk_io.h"
 #include "kvshelf/engine.h"
+#include "kvshelf/layout.h"
 
 namespace kvshelf {
 
@@ -65,6 +66,9 @@ struct Job {
   TimePoint submitted;
   std::shared_ptr<void> after;     // copies wait for this event of the device, fixed at submission
   std::vector<std::string> paths;  // lookups; a transfer has its own
+  // Or, for lookups by key: each key in each folder, key after key.
+  std::vector<std::string> folders;
+  std::vector<std::string> keys;
   std::vector<std::int32_t> block_ids;
   std::vector<Transfer> transfers;  // stores and loads; never resized, threads point into it
 
@@ -82,6 +86,11 @@ struct Job {
   std::uint64_t taken_bytes = 0;    // likewise, for RELEASED
 
   std::size_t size() const { return states.size(); }
+  // Of a lookup.
+  std::string PathOf(std::size_t index) const {
+    if (folders.empty()) return paths[index];
+    return ChunkPath(folders[index % folders.size()], keys[index / folders.size()]);
+  }
 };
 
 inline std::shared_ptr<Transfer> Ref(const std::shared_ptr<Job>& job, std::size_t index) {

@@ -33,8 +33,18 @@ def is_namespace_folder(name: str) -> bool:
 
 def chunk_path(folder: str, rank: int, key: bytes) -> str:
     """Path of a chunk file relative to the root."""
+    return chunk_path_in(rank_folder(folder, rank), key)
+
+
+def rank_folder(folder: str, rank: int) -> str:
+    """Path of the folder of a rank's chunk files, relative to the root."""
+    return f"{folder}/r{rank}"
+
+
+def chunk_path_in(folder: str, key: bytes) -> str:
+    """Path of a chunk file, given its rank's folder; native layout.h does the same."""
     digits = key[:-4].hex()
-    return f"{folder}/r{rank}/{digits[:FOLDER_DIGITS]}/{digits}-g{group_of(key)}{CHUNK_SUFFIX}"
+    return f"{folder}/{digits[:FOLDER_DIGITS]}/{digits}-g{group_of(key)}{CHUNK_SUFFIX}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ from kvshelf.engine import (
     Phase,
 )
 from kvshelf.keys import group_of
-from kvshelf.layout import chunk_path
+from kvshelf.layout import chunk_path, rank_folder
 from kvshelf.namespace import Identity
 from kvshelf.root import open_namespace, open_root
 
@@ -137,6 +137,7 @@ class Shelf:
         self._folder = identity.folder
         self._rank = rank
         self._ranks = range(world_size)
+        self._rank_folders = [rank_folder(identity.folder, each) for each in self._ranks]
         self._touched_ranks = (rank,) if groups else tuple(self._ranks)
         self._position = {group: position for position, group in enumerate(ids)}
         self._own_jobs = itertools.count(-1, -1)
@@ -197,9 +198,7 @@ class Shelf:
 
     def submit_lookup(self, job_id: JobId, keys: Sequence[bytes]) -> None:
         """Queue a lookup; its result has one status a key, OK only if every rank has the chunk."""
-        folder, ranks = self._folder, self._ranks
-        paths = [chunk_path(folder, rank, key) for key in keys for rank in ranks]
-        self._engine.submit_lookup(job_id, paths)
+        self._engine.submit_lookup_keys(job_id, self._rank_folders, keys)
 
     def touch(self, keys: Sequence[bytes]) -> None:
         """Mark chunks as used now, in the background."""

@@ -272,6 +272,17 @@ def test_an_engine_that_refuses_is_a_miss_not_a_crash(
     assert one.manager.prepare_store([A], CONTEXT).keys_to_store == [A]
 
 
+def test_a_lookup_that_is_refused_is_a_miss_not_a_crash(
+    replicas: tuple[Replica, Replica], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, _ = replicas
+    one.manager._shelf.close()  # every call raises from now on
+    assert one.lookup(A, B) == [LookupResult.MISS] * 2
+    one.manager.prefetch([key(9)])
+    one.manager.touch([A], CONTEXT)
+    assert one.manager.prepare_load([A], CONTEXT).keys == (A,)
+
+
 def test_metrics_tell_what_happened(replicas: tuple[Replica, Replica]) -> None:
     one, two = replicas
     one.store([A], IDS[:4])

@@ -85,6 +85,8 @@ class Engine {
   void SubmitStore(JobId id, const Batch& batch);
   void SubmitLoad(JobId id, const Batch& batch);
   void SubmitLookup(JobId id, std::vector<std::string> paths);
+  // Looks up the chunk file of each key in each folder (layout.h), key after key.
+  void SubmitLookupKeys(JobId id, std::vector<std::string> folders, std::vector<std::string> keys);
   void Touch(std::vector<std::string> paths);
   std::vector<Report> Poll();
   bool HasReports() const;  // one atomic load

@@ -247,6 +247,15 @@ class Engine(Protocol):
     def submit_lookup(self, job_id: JobId, paths: Sequence[str]) -> None:
         """Queue existence probes, in parallel: OK or NOT_FOUND a path. Raises as submit_store."""
 
+    def submit_lookup_keys(
+        self, job_id: JobId, folders: Sequence[str], keys: Sequence[bytes]
+    ) -> None:
+        """The same for the chunk of each key in each rank's folder, key after key.
+
+        Names are those of ``kvshelf.layout.chunk_path_in``; made in the background, so that a
+        lookup of 4,096 keys takes a fraction of a millisecond of the caller's thread.
+        """
+
     def touch(self, paths: Sequence[str]) -> None:
         """Renew access times older than touch_interval_seconds, in the background. No report.
 

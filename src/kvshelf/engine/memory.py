@@ -27,6 +27,7 @@ from kvshelf.engine.base import (
 from kvshelf.errors import EngineClosedError
 from kvshelf.format import KEY_BYTES_MIN, PIECES_MAX
 from kvshelf.keys import KEY_BYTES_MAX
+from kvshelf.layout import chunk_path_in
 
 # What Linux allows for one name and for a whole path with its end.
 _NAME_BYTES_MAX = 255
@@ -134,6 +135,14 @@ class MemoryEngine:
             self._begin(job_id)
             found = [FileStatus.OK if p in self._files else FileStatus.NOT_FOUND for p in paths]
             self._report(job_id, JobKind.LOOKUP, Phase.FINISHED, found, 0)
+
+    def submit_lookup_keys(
+        self, job_id: JobId, folders: Sequence[str], keys: Sequence[bytes]
+    ) -> None:
+        """See ``Engine.submit_lookup_keys``."""
+        if not all(KEY_BYTES_MIN <= len(key) <= KEY_BYTES_MAX for key in keys):
+            raise ValueError("a key has 12 to 128 bytes")
+        self.submit_lookup(job_id, [chunk_path_in(f, key) for key in keys for f in folders])
 
     def touch(self, paths: Sequence[str]) -> None:
         """See ``Engine.touch``. There is nobody here who would look at access times."""

@@ -116,6 +116,15 @@ class NativeEngine:
         except _native.EngineClosed as error:
             raise EngineClosedError(str(error)) from None
 
+    def submit_lookup_keys(
+        self, job_id: JobId, folders: Sequence[str], keys: Sequence[bytes]
+    ) -> None:
+        """See ``Engine.submit_lookup_keys``."""
+        try:
+            self._engine.submit_lookup_keys(job_id, folders, keys)
+        except _native.EngineClosed as error:
+            raise EngineClosedError(str(error)) from None
+
     def touch(self, paths: Sequence[str]) -> None:
         """See ``Engine.touch``."""
         try:

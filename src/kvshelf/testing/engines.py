@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 
 from kvshelf.engine import FileStatus, JobKind, JobResult, Phase
+from kvshelf.keys import make_key
+from kvshelf.layout import chunk_path_in
 from kvshelf.testing.memory import Blocks, Setup
 from kvshelf.testing.refusals import RefusalTests
 
@@ -212,6 +214,25 @@ class EngineTests(RefusalTests):
         assert set(setup.statuses("store", setup.batch(*rows))) == {OK}
         found = setup.statuses("lookup", [setup.path(i) for i in range(200)])
         assert found == [OK if i in there else NOT_FOUND for i in range(200)]
+
+    def test_lookups_by_key_make_the_names_of_the_layout(self, setup: Setup) -> None:
+        keys = [
+            make_key(bytes([i, 255 - i]) * 16, group) for i in range(20) for group in (0, 70_000)
+        ]
+        stored = keys[::3]
+        batch = setup.batch(*((i, [i], 0) for i in range(len(stored))))
+        paths = [chunk_path_in("ns/r0", key) for key in stored]
+        batch = dataclasses.replace(batch, paths=paths, keys=stored)
+        assert set(setup.statuses("store", batch)) == {OK}
+        setup.engine.submit_lookup_keys(900, ["ns/r0", "ns/r1"], keys)
+        assert setup.engine.wait([900], Phase.FINISHED, 20)
+        (report,) = setup.engine.poll()
+        there = [OK if key in stored else NOT_FOUND for key in keys]
+        assert list(report.statuses[::2]) == there
+        assert set(report.statuses[1::2]) == {NOT_FOUND}
+        for folders, wrong in ((["ns/r0"], [b"short"]), (["../x"], keys), ([], keys), (["n"], [])):
+            with pytest.raises(ValueError, match=r"."):
+                setup.engine.submit_lookup_keys(901, folders, wrong)
 
     def test_control_calls_accept_unknown_jobs(self, setup: Setup) -> None:
         setup.engine.release([77])

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Mapping, Sequence
 
 from kvshelf.engine import Batch, Engine, EngineStats, FileStatus, JobId, JobKind, JobResult, Phase
+from kvshelf.layout import chunk_path_in
 
 Faults = Mapping[tuple[JobKind, str], tuple[FileStatus, int]]
 
@@ -44,6 +45,13 @@ class FaultyEngine:
         with self._lock:
             self._inner.submit_lookup(job_id, paths)
             self._paths[job_id] = tuple(paths)
+
+    def submit_lookup_keys(
+        self, job_id: JobId, folders: Sequence[str], keys: Sequence[bytes]
+    ) -> None:
+        with self._lock:
+            self._inner.submit_lookup_keys(job_id, folders, keys)
+            self._paths[job_id] = tuple(chunk_path_in(f, key) for key in keys for f in folders)
 
     def touch(self, paths: Sequence[str]) -> None:
         self._inner.touch(paths)

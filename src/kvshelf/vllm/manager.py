@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from typing_extensions import override
+from vllm.logger import init_logger
 from vllm.v1.kv_offload.base import (
     LookupResult,
     OffloadingManager,
@@ -29,16 +30,17 @@ from kvshelf import metrics
 from kvshelf.engine import FileStatus, JobKind, JobResult, Phase
 from kvshelf.shelf import Shelf
 from kvshelf.vllm import compat
+from kvshelf.vllm.faultlog import FaultLog
 from kvshelf.vllm.presence import Answer, Presence
 from kvshelf.vllm.report import WorkerReport
 from kvshelf.vllm.specs import ChunkKeysSpec
 from kvshelf.vllm.stats import StatsSink
 
-_RESULT = {
-    Answer.HIT: LookupResult.HIT,
-    Answer.MISS: LookupResult.MISS,
-    Answer.PENDING: LookupResult.RETRY,
-}
+logger = init_logger(__name__)
+
+# Names for the hot path of lookups, which runs once a key: an attribute of an enum is slow.
+_HIT, _MISS, _PENDING = Answer.HIT, Answer.MISS, Answer.PENDING
+_FOUND, _ABSENT, _LATER = LookupResult.HIT, LookupResult.MISS, LookupResult.RETRY
 
 # Where lookups are usually answered sooner than this, the first question of a step waits for them
 # so long, once: a request then starts to load in its first step instead of its second.
@@ -72,18 +74,22 @@ class KvshelfManager(OffloadingManager):
         self._published: list[bytes] = []  # for events
         self._to_heal: set[bytes] = set()  # keys that failed to load and are not stored anew yet
         self._stats = StatsSink()
+        self._faults = FaultLog(logger)
 
     @override
     def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
         answer = self._answers.get(key)
-        if answer is None:
-            self._answers[key] = Answer.PENDING
-            self._wanted.append(key)
-            return LookupResult.RETRY
-        if answer is Answer.PENDING and not self._polled:
+        if answer is _PENDING and not self._polled:
             self._fetch_answers()
-            answer = self._answers.get(key, Answer.PENDING)
-        return _RESULT[answer]
+            answer = self._answers.get(key, _PENDING)
+        if answer is _HIT:
+            return _FOUND
+        if answer is _MISS:
+            return _ABSENT
+        if answer is None:
+            self._answers[key] = _PENDING
+            self._wanted.append(key)
+        return _LATER
 
     def prefetch(self, keys: Iterable[bytes]) -> None:
         """Ask for a new request's keys before the scheduler does."""
@@ -97,13 +103,15 @@ class KvshelfManager(OffloadingManager):
 
     @override
     def prepare_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> ChunkKeysSpec:
-        keys = tuple(keys)
-        self._shelf.touch(keys)
-        return ChunkKeysSpec(keys)
+        self.touch(keys, req_context)
+        return ChunkKeysSpec(tuple(keys))
 
     @override
     def touch(self, keys: Collection[OffloadKey], req_context: ReqContext) -> None:
-        self._shelf.touch(tuple(keys))
+        try:
+            self._shelf.touch(tuple(keys))
+        except Exception as error:  # only the order of eviction suffers
+            self._faults.fault("touch", f"{type(error).__name__}: {error}")
 
     @override
     def prepare_store(
@@ -181,8 +189,16 @@ class KvshelfManager(OffloadingManager):
     def _submit_lookup(self) -> None:
         job_id, self._next_job_id = self._next_job_id, self._next_job_id + 1
         keys, self._wanted = tuple(self._wanted), []
+        try:
+            self._shelf.submit_lookup(job_id, keys)
+        except Exception as error:  # whatever it is, it must not end vLLM's scheduler
+            self._faults.fault("submit lookup", f"{type(error).__name__}: {error}")
+            now = time.monotonic()
+            for key in keys:
+                self._presence.unanswered(key, now)
+            self._stats.count(metrics.LOOKUPS, "error", by=len(keys))
+            return
         self._in_flight[job_id] = keys
-        self._shelf.submit_lookup(job_id, keys)
 
     def _fetch_answers(self) -> None:
         self._polled = True
