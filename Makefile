@@ -16,7 +16,7 @@ CMAKE := cmake -S . -G Ninja
 CTEST := ctest --output-on-failure --no-tests=error --test-dir
 
 .DELETE_ON_ERROR:
-.PHONY: FORCE setup tools lint test test-native test-asan test-tsan demo bench clean
+.PHONY: FORCE setup tools lint test test-native test-asan test-tsan test-window demo bench clean
 
 # A registry's hiccup is not a broken set-up: one second try.
 define retry
@@ -89,12 +89,19 @@ test-tsan: $(VENV)/.tools
 test: $(VENV)/.kvshelf test-native
 	python -m pytest $(PYTEST_ARGS)
 
+# The plugin against both ends of the supported vLLM versions (600 MB of wheels, once).
+WINDOW := 0.26.0 0.33.0
+test-window: $(VENV)/.kvshelf
+	python scripts/fetch_window.py build/window $(WINDOW)
+	KVSHELF_VLLM_WHEELS=$(abspath build/window) python -m pytest tests/vllm/test_window.py
+
 demo: $(VENV)/.kvshelf
 	@python demo/run.py
 
 bench: $(VENV)/.kvshelf
 	python benchmarks/bench_engine.py
 	python benchmarks/bench_lookup.py
+	python benchmarks/bench_adapter.py
 
 clean:
 	rm -rf $(VENV) build build-* dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
