@@ -16,6 +16,9 @@ constexpr auto kHungGrace = std::chrono::milliseconds(100);
 // O_DIRECT has no read-ahead, so its steps must be long enough to keep a device busy.
 constexpr std::uint64_t kDirectStepBytes = 1 << 20;
 
+// Buffers of write-behind stores that a GPU's engine pins at its start: 1 GiB of 4 MiB pieces.
+constexpr std::size_t kPinnedAtStart = 256;
+
 // Taking bytes is memory copying; a quarter of the I/O threads keeps up with them.
 int CopierThreads(const EngineConfig& config) { return std::clamp(config.io_threads / 4, 1, 4); }
 
@@ -87,8 +90,10 @@ EngineCore::EngineCore(EngineSetup setup)
   nominal_[IndexOf(Role::kMeta)] = config_.lookup_threads;
   if (config_.write_behind) nominal_[IndexOf(Role::kCopier)] = CopierThreads(config_);
   if (!device_->host_accessible() && config_.write_behind && !groups_.empty()) {
-    // Pinning takes milliseconds a buffer: now, not while a store waits.
-    for (; buffers_made_ < buffers_max_; ++buffers_made_) {
+    // Pinning takes milliseconds a buffer: now, not while a store waits. What a generous setting
+    // allows beyond that is pinned when it is needed.
+    const std::size_t now = std::min<std::size_t>(buffers_max_, kPinnedAtStart);
+    for (; buffers_made_ < now; ++buffers_made_) {
       free_buffers_.push_back(device_->AllocateStaging(config_.piece_bytes));
     }
   }

@@ -56,7 +56,7 @@ class Chunk(NamedTuple):
     """
 
     key: bytes
-    block_ids: NDArray[np.int32]
+    block_ids: NDArray[np.int32] | Sequence[int]
     first_block: int = 0
 
 

@@ -194,7 +194,7 @@ class KvshelfWorker(OffloadingWorker):
                 failed_groups.add(group)
                 self._load_failure(chunk.key, status, error)
             if group in failed_groups:
-                bad_blocks.update(chunk.block_ids.tolist())
+                bad_blocks.update(map(int, chunk.block_ids))
         loaded = sum(status is FileStatus.OK for status in result.statuses)
         self._report.count(metrics.LOAD_CHUNKS, by=loaded)
         self._report.count(metrics.LOAD_BYTES, by=result.payload_bytes)
