@@ -85,8 +85,8 @@ class Settings:
     )
     read_preferring_ratio: float = _setting(
         0.75,
-        "Share of the I/O threads that stores leave free when loads need them; a third of it "
-        "(rounded, at least 1 thread unless 0) never takes stores at all.",
+        "How far loads are preferred to stores: a third of this share of the I/O threads (rounded, "
+        "at least 1 unless it is 0) never takes stores; the others take waiting loads first.",
         low=0,
         high=1,
     )

@@ -112,6 +112,10 @@ def owner_is_dead(
     Args:
         host, boot: of the machine that asks, as they stand in temp names.
         start_ticks_of: start time of a process of this machine, None if there is none.
+
+    A temp name does not say the PID namespace: of a writer in another one with the same host name
+    (containers of one pod, or pods on the host's network) the answer is wrong, as its pid means
+    nothing here. Who removes files must see the writers' processes, or go by age.
     """
     if owner.host != host:
         return None

@@ -345,6 +345,25 @@ def test_a_marker_that_appears_during_the_look_is_no_data(
     assert is_shelf(open_root(tmp_path))
 
 
+def test_what_another_process_published_first_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Replacing it would give readers on other nodes ENOENT or ESTALE, even if it were equal."""
+    link, theirs = os.link, []
+
+    def late_link(source: Any, target: Any, **kwargs: Any) -> None:
+        if not os.path.lexists(target):
+            Path(target).write_bytes(Path(source).read_bytes())
+            theirs.append((Path(target), os.lstat(target).st_ino))
+        link(source, target, **kwargs)
+
+    monkeypatch.setattr(os, "link", late_link)
+    folder = open_namespace(open_root(tmp_path), IDENTITY)
+    assert [path for path, _ in theirs] == [tmp_path / "kvshelf.json", folder / "namespace.json"]
+    assert all(path.lstat().st_ino == inode for path, inode in theirs)
+    assert names(folder / "tmp") == [] and is_shelf(tmp_path)
+
+
 def test_this_process_is_alive_and_its_name_can_be_read() -> None:
     owner = this_owner()
     assert parse_temp_name(temp_name(owner, 1)) == owner
