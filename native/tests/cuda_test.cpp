@@ -216,8 +216,8 @@ void AHungLoadWritesNothingAfterItsTimeOut() {
   CudaFixture f;
   f.config.piece_bytes = 4096;
   f.Prepare(0, 1);
-  f.config.load_timeout_seconds = 0.1;
-  fake_cuda_set_delay_us(200'000);  // the first piece's copy is under way when time is up
+  f.config.load_timeout_seconds = 0.5;
+  fake_cuda_set_delay_us(800'000);  // the first piece's copy is under way when time is up
   f.OpenCuda();
   f.trap.Shut();
   std::atomic<int> reads{0};
@@ -232,7 +232,7 @@ void AHungLoadWritesNothingAfterItsTimeOut() {
   f.trap.Open();
   CHECK(f.trap.AwaitPassed(1));
   CHECK(f.engine->Close(5));
-  std::this_thread::sleep_for(std::chrono::milliseconds(600));  // a stray copy would land now
+  std::this_thread::sleep_for(std::chrono::milliseconds(1500));  // a stray copy would land now
   CHECK(f.blocks.All() == before);
 }
 

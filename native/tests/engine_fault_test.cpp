@@ -20,7 +20,7 @@ using testing::Trap;
 void AHungLoadTimesOutAndWritesNothingLater() {
   EngineFixture f;
   f.Prepare(0, 2);
-  f.config.load_timeout_seconds = 0.1;
+  f.config.load_timeout_seconds = 0.5;
   f.Open();
   f.trap.Shut();
   // A read returns good data after the time-out: the hook runs after the call.
@@ -40,7 +40,7 @@ void AHungLoadTimesOutAndWritesNothingLater() {
 void ALoadHungInItsPayloadWritesNothingLater() {
   EngineFixture f;
   f.Prepare(0, 1);
-  f.config.load_timeout_seconds = 0.1;
+  f.config.load_timeout_seconds = 0.5;
   f.Open();
   std::atomic<int> reads{0};
   f.trap.Shut();
@@ -62,7 +62,7 @@ void HungThreadsAreReplacedAndComeBack() {
   EngineFixture f;
   f.config.io_threads = 1;
   f.Prepare(0, 4);
-  f.config.load_timeout_seconds = 0.2;
+  f.config.load_timeout_seconds = 1.0;
   f.config.replacement_threads = 2;
   f.Open();
   for (int hung = 1; hung <= 2; ++hung) {
