@@ -38,12 +38,10 @@ void BindAll(void* library, const std::string& name, Driver* driver) {
   Bind(library, name, "cuEventCreate", &driver->event_create);
   Bind(library, name, "cuEventDestroy_v2", &driver->event_destroy);
   Bind(library, name, "cuEventRecord", &driver->event_record);
-  Bind(library, name, "cuEventQuery", &driver->event_query);
   Bind(library, name, "cuEventSynchronize", &driver->event_synchronize);
   Bind(library, name, "cuMemHostAlloc", &driver->mem_host_alloc);
   Bind(library, name, "cuMemFreeHost", &driver->mem_free_host);
   Bind(library, name, "cuMemcpyAsync", &driver->memcpy_async);
-  Bind(library, name, "cuMemcpy2DAsync_v2", &driver->memcpy_2d_async);
   Bind(library, name, "cuGetErrorName", &driver->get_error_name);
 }
 

@@ -20,15 +20,11 @@ using Event = struct EventHandle*;
 using DevicePtr = std::uint64_t;  // CUdeviceptr on 64-bit hosts
 
 inline constexpr Result kSuccess = 0;
-inline constexpr Result kErrorNotReady = 600;         // CUDA_ERROR_NOT_READY
 inline constexpr unsigned kEventDisableTiming = 0x2;  // CU_EVENT_DISABLE_TIMING
-inline constexpr unsigned kEventBlockingSync = 0x1;   // CU_EVENT_BLOCKING_SYNC
 inline constexpr unsigned kStreamNonBlocking = 0x1;   // CU_STREAM_NON_BLOCKING
 inline constexpr unsigned kHostAllocPortable = 0x1;   // CU_MEMHOSTALLOC_PORTABLE
 inline constexpr unsigned kSrcAccessOrderStream = 1;  // CU_MEMCPY_SRC_ACCESS_ORDER_STREAM
 inline constexpr unsigned kOverlapWithCompute = 0x1;  // CU_MEMCPY_FLAG_PREFER_OVERLAP_WITH_COMPUTE
-inline constexpr unsigned kMemoryTypeHost = 1;        // CU_MEMORYTYPE_HOST
-inline constexpr unsigned kMemoryTypeDevice = 2;      // CU_MEMORYTYPE_DEVICE
 
 // CUmemLocation and CUmemcpyAttributes: hints are left zero, they matter for managed memory only.
 struct MemLocation {
@@ -42,27 +38,7 @@ struct MemcpyAttributes {
   unsigned flags = 0;
 };
 
-// CUDA_MEMCPY2D, version 2.
-struct Memcpy2D {
-  std::size_t src_x_in_bytes = 0;
-  std::size_t src_y = 0;
-  unsigned src_memory_type = 0;
-  const void* src_host = nullptr;
-  DevicePtr src_device = 0;
-  void* src_array = nullptr;
-  std::size_t src_pitch = 0;
-  std::size_t dst_x_in_bytes = 0;
-  std::size_t dst_y = 0;
-  unsigned dst_memory_type = 0;
-  void* dst_host = nullptr;
-  DevicePtr dst_device = 0;
-  void* dst_array = nullptr;
-  std::size_t dst_pitch = 0;
-  std::size_t width_in_bytes = 0;
-  std::size_t height = 0;
-};
 static_assert(sizeof(MemcpyAttributes) == 24);
-static_assert(sizeof(Memcpy2D) == 128);
 
 // The driver's functions. Thread-safe, as the driver's own are. Every pointer is set, but for the
 // two batch copies: at most one of them is (12.8 and 12.9: batch_v1; 13.0 and later: batch_v2).
@@ -80,12 +56,10 @@ struct Driver {
   Result (*event_create)(Event* event, unsigned flags) = nullptr;
   Result (*event_destroy)(Event event) = nullptr;
   Result (*event_record)(Event event, Stream stream) = nullptr;
-  Result (*event_query)(Event event) = nullptr;
   Result (*event_synchronize)(Event event) = nullptr;
   Result (*mem_host_alloc)(void** memory, std::size_t bytes, unsigned flags) = nullptr;
   Result (*mem_free_host)(void* memory) = nullptr;
   Result (*memcpy_async)(DevicePtr dst, DevicePtr src, std::size_t bytes, Stream stream) = nullptr;
-  Result (*memcpy_2d_async)(const Memcpy2D* copy, Stream stream) = nullptr;
   Result (*get_error_name)(Result error, const char** name) = nullptr;
   Result (*batch_v1)(DevicePtr* dsts, DevicePtr* srcs, std::size_t* sizes, std::size_t count,
                      MemcpyAttributes* attributes, std::size_t* attribute_indices,

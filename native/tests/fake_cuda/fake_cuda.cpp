@@ -13,6 +13,7 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
@@ -26,7 +27,6 @@ namespace {
 
 constexpr int kSuccess = 0;
 constexpr int kErrorInvalidValue = 1;
-constexpr int kErrorNotReady = 600;
 
 // One mutex guards all of the fake's state: it is for tests, not for speed.
 struct State {
@@ -245,13 +245,6 @@ int cuEventRecord(EventHandle* event, StreamHandle* stream) {
   return kSuccess;
 }
 
-int cuEventQuery(EventHandle* event) {
-  if (const int code = Enter("cuEventQuery"); code != kSuccess) return code;
-  State& state = TheState();
-  const std::lock_guard lock(state.mutex);
-  return event->completed >= event->recorded ? kSuccess : kErrorNotReady;
-}
-
 int cuEventSynchronize(EventHandle* event) {
   if (const int code = Enter("cuEventSynchronize"); code != kSuccess) return code;
   State& state = TheState();
@@ -277,22 +270,6 @@ int cuMemcpyAsync(std::uint64_t dst, std::uint64_t src, std::size_t bytes, Strea
   if (const int code = Enter("cuMemcpyAsync"); code != kSuccess) return code;
   if (stream == nullptr) return kErrorInvalidValue;
   Copy(stream, dst, src, bytes);
-  return kSuccess;
-}
-
-int cuMemcpy2DAsync_v2(const FakeMemcpy2D* copy, StreamHandle* stream) {
-  if (const int code = Enter("cuMemcpy2DAsync"); code != kSuccess) return code;
-  if (stream == nullptr || copy->width > copy->src_pitch || copy->width > copy->dst_pitch) {
-    return kErrorInvalidValue;
-  }
-  // Memory type 1 is the host's: its pointer is in another field than the device's.
-  const auto src =
-      copy->src_type == 1 ? reinterpret_cast<std::uint64_t>(copy->src_host) : copy->src_device;
-  const auto dst =
-      copy->dst_type == 1 ? reinterpret_cast<std::uint64_t>(copy->dst_host) : copy->dst_device;
-  for (std::size_t row = 0; row < copy->height; ++row) {
-    Copy(stream, dst + row * copy->dst_pitch, src + row * copy->src_pitch, copy->width);
-  }
   return kSuccess;
 }
 

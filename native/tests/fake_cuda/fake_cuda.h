@@ -3,27 +3,9 @@
 #pragma once
 
 #include <cstddef>
-#include <cstdint>
 
 struct StreamHandle;
 struct EventHandle;
-
-// CUDA_MEMCPY2D as the fake reads it; the layout is that of cuda_driver.h's Memcpy2D.
-struct FakeMemcpy2D {
-  std::size_t src_x, src_y;
-  unsigned src_type;
-  const void* src_host;
-  std::uint64_t src_device;
-  void* src_array;
-  std::size_t src_pitch;
-  std::size_t dst_x, dst_y;
-  unsigned dst_type;
-  void* dst_host;
-  std::uint64_t dst_device;
-  void* dst_array;
-  std::size_t dst_pitch;
-  std::size_t width, height;
-};
 
 extern "C" {
 // Version that cuDriverGetVersion claims: below 12080 there is no batch copy, from 13000 the new

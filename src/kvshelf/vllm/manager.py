@@ -96,8 +96,7 @@ class KvshelfManager(OffloadingManager):
         answers = self._answers
         wanted = [key for key in keys if key not in answers]
         if wanted:
-            for key in wanted:
-                answers[key] = Answer.PENDING
+            self._presence.pending(wanted)
             self._wanted += wanted
             self._submit_lookup()
 
