@@ -22,10 +22,10 @@ FileResult FromReadError(int error) {
 }  // namespace
 
 ThreadContext MakeThreadContext(Device& device, std::uint64_t step_bytes,
-                                std::uint64_t piece_bytes) {
+                                std::uint64_t ring_bytes) {
   ThreadContext context;
   if (!device.host_accessible()) {
-    for (StagingBuffer& piece : context.pieces) piece = device.AllocateStaging(piece_bytes);
+    for (StagingBuffer& buffer : context.ring) buffer = device.AllocateStaging(ring_bytes);
   }
   context.step = device.AllocateStaging(step_bytes);
   context.page = AllocateAligned(kPageBytes);
@@ -96,9 +96,9 @@ FileResult ChunkReader::ReadPieces(CopyGate& gate) {
       begin = std::max(begin, wanted_begin_ & ~(kPageBytes - 1));
       end = std::min(end, wanted_end_);
     }
-    const bool ahead = context_.pieces[0].size() >= RoundUpToPage(end - begin);
-    result = ahead ? ReadPieceAhead(gate, begin, end, header.piece_checksums[piece])
-                   : ReadPiece(gate, begin, end, header.piece_checksums[piece]);
+    const std::uint64_t checksum = header.piece_checksums[piece];
+    result = context_.ring[0] ? ReadPieceAhead(gate, begin, end, checksum)
+                              : ReadPiece(gate, begin, end, checksum);
   }
   return result;
 }
@@ -125,36 +125,50 @@ FileResult ChunkReader::ReadPiece(CopyGate& gate, std::uint64_t begin, std::uint
   return {};
 }
 
-// For a device that copies on its own. The piece is read and hashed in steps, as above, but into a
-// buffer of its own; once verified, its copy is begun and left alone until the buffer is needed
-// again, two pieces later, or the file ends. So reading and copying overlap.
+// For a device that copies on its own. Each part of the piece is read and hashed in steps, as
+// above, but into a buffer of its own, whose copy is begun and left alone until the buffer's turn
+// comes again or the file ends. So reading and copying overlap.
 FileResult ChunkReader::ReadPieceAhead(CopyGate& gate, std::uint64_t begin, std::uint64_t end,
                                        std::uint64_t checksum) {
-  const std::size_t turn = context_.next_piece;
-  context_.next_piece = 1 - turn;
-  std::byte* const data = context_.pieces[turn].data();
-  if (!context_.stream->WaitFor(context_.last_copy[turn])) return FileResult::IoError(EIO);
   std::uint64_t crc = 0;
+  while (begin < end) {
+    const std::size_t turn = context_.turn;
+    context_.turn = (turn + 1) % context_.ring.size();
+    std::byte* const data = context_.ring[turn].data();
+    const std::uint64_t part_end = std::min(end, begin + context_.ring[turn].size());
+    if (!context_.stream->WaitFor(context_.last_copy[turn])) return FileResult::IoError(EIO);
+    const FileResult result = ReadSteps(gate, begin, part_end, data, &crc);
+    if (!result.ok()) return result;
+    const std::uint64_t from = std::max(begin, wanted_begin_);
+    const std::uint64_t to = std::min(part_end, wanted_end_);
+    if (from < to) {
+      request_.memory->Map(request_.block_ids, from - wanted_begin_, to - wanted_begin_,
+                           context_.segments);
+      const bool begun = gate.Copy(context_.stream, [&](CopyStream& stream) {
+        return stream.BeginIn(data + (from - begin), context_.segments);
+      });
+      // Also after a failure: part of the copy may be under way.
+      context_.last_copy[turn] = context_.stream->begun();
+      if (!begun) return FileResult::IoError(gate.revoked() ? ECANCELED : EIO);
+    }
+    begin = part_end;
+  }
+  if (options_.verify && crc != checksum) return {FileStatus::kCorrupt, 0};
+  return {};
+}
+
+FileResult ChunkReader::ReadSteps(CopyGate& gate, std::uint64_t begin, std::uint64_t end,
+                                  std::byte* data, std::uint64_t* crc) {
   for (std::uint64_t at = begin; at < end;) {
     if (gate.revoked()) return FileResult::IoError(ECANCELED);
     const std::uint64_t bytes = std::min<std::uint64_t>(context_.step.size(), end - at);
     const std::uint64_t read_bytes = options_.direct ? RoundUpToPage(bytes) : bytes;
     const FileResult result = ReadFully(data + (at - begin), read_bytes, kPageBytes + at);
     if (!result.ok()) return result;
-    if (options_.verify) crc = Crc64(crc, data + (at - begin), bytes);
+    if (options_.verify) *crc = Crc64(*crc, data + (at - begin), bytes);
     at += bytes;
   }
-  if (options_.verify && crc != checksum) return {FileStatus::kCorrupt, 0};
-  const std::uint64_t from = std::max(begin, wanted_begin_);
-  const std::uint64_t to = std::min(end, wanted_end_);
-  request_.memory->Map(request_.block_ids, from - wanted_begin_, to - wanted_begin_,
-                       context_.segments);
-  const bool begun = gate.Copy(context_.stream, [&](CopyStream& stream) {
-    return stream.BeginIn(data + (from - begin), context_.segments);
-  });
-  // Also after a failure: part of the copy may be under way.
-  context_.last_copy[turn] = context_.stream->begun();
-  return begun ? FileResult{} : FileResult::IoError(gate.revoked() ? ECANCELED : EIO);
+  return {};
 }
 
 FileResult ChunkReader::ReadFully(std::byte* data, std::uint64_t bytes, std::uint64_t offset) {

@@ -30,7 +30,8 @@ ChunkWriter::ChunkWriter(RootDir& root, const ChunkIoOptions& options,
       options_(options),
       request_(request),
       header_(MakeHeader(identity, request.first_block, request.block_count(),
-                         PieceBytesFor(identity.block_bytes, options.piece_bytes))) {}
+                         PieceBytesFor(identity.block_bytes, options.piece_bytes))),
+      hasher_(header_.piece_bytes) {}
 
 ChunkWriter::~ChunkWriter() { RemoveTemp(); }
 
@@ -82,12 +83,12 @@ FileResult ChunkWriter::CreateTemp() {
   return full ? FileResult::IoError(-allocated) : FileResult{};
 }
 
-void ChunkWriter::Hash(const std::byte* data, std::uint64_t bytes) {
+void PieceHasher::Update(const std::byte* data, std::uint64_t bytes) {
   while (bytes > 0) {
-    const std::uint64_t piece = offset_ / header_.piece_bytes;
-    const std::uint64_t end = (piece + 1) * header_.piece_bytes;
-    const std::uint64_t part = std::min(bytes, end - offset_);
-    header_.piece_checksums[piece] = Crc64(header_.piece_checksums[piece], data, part);
+    const std::uint64_t piece = offset_ / piece_bytes_;
+    if (piece == checksums_.size()) checksums_.push_back(0);
+    const std::uint64_t part = std::min(bytes, (piece + 1) * piece_bytes_ - offset_);
+    checksums_[piece] = Crc64(checksums_[piece], data, part);
     offset_ += part;
     data += part;
     bytes -= part;
@@ -97,20 +98,25 @@ void ChunkWriter::Hash(const std::byte* data, std::uint64_t bytes) {
 FileResult ChunkWriter::WriteStaged(std::byte* data, std::uint64_t bytes) {
   while (bytes > 0) {
     const std::uint64_t step = AlignedEnd(offset_, options_.step_bytes, offset_ + bytes) - offset_;
-    const std::uint64_t at = kPageBytes + offset_;
-    Hash(data, step);
-    std::uint64_t write_bytes = step;
-    if (offset_ == header_.payload_bytes) {
-      write_bytes = RoundUpToPage(step);
-      std::memset(data + step, 0, write_bytes - step);
-    }
-    iovec part = Part(data, write_bytes);
-    const FileResult result = WriteFully({&part, 1}, at);
+    hasher_.Update(data, step);
+    const FileResult result = WriteHashed(data, step);
     if (!result.ok()) return result;
     data += step;
     bytes -= step;
   }
   return {};
+}
+
+FileResult ChunkWriter::WriteHashed(std::byte* data, std::uint64_t bytes) {
+  const std::uint64_t at = kPageBytes + offset_;
+  offset_ += bytes;
+  std::uint64_t write_bytes = bytes;
+  if (offset_ == header_.payload_bytes) {
+    write_bytes = RoundUpToPage(bytes);
+    std::memset(data + bytes, 0, write_bytes - bytes);
+  }
+  iovec part = Part(data, write_bytes);
+  return WriteFully({&part, 1}, at);
 }
 
 // Hashing is inside the file's gate, the system call is not: it may hang, and whoever gives the
@@ -125,7 +131,8 @@ FileResult ChunkWriter::WriteSegments(std::span<const Segment> segments, CopyGat
     context.parts.clear();
     const bool hashed = gate.Run([&] {
       for (const Segment& segment : part) {
-        Hash(segment.data, segment.bytes);
+        hasher_.Update(segment.data, segment.bytes);
+        offset_ += segment.bytes;
         context.parts.push_back(Part(segment.data, segment.bytes));
       }
       return true;
@@ -162,6 +169,7 @@ FileResult ChunkWriter::WriteFully(std::span<iovec> parts, std::uint64_t offset)
 }
 
 FileResult ChunkWriter::Publish(CopyGate& gate, ThreadContext& context) {
+  std::ranges::copy(hasher_.checksums(), header_.piece_checksums.begin());
   SealHeader(header_);
   std::memcpy(context.page.data(), &header_, sizeof(header_));
   iovec part = Part(context.page.data(), kPageBytes);

@@ -1,12 +1,17 @@
 #include "kvshelf/cuda_device.h"
 
+#include <sys/mman.h>
+
 #include <array>
 #include <atomic>
+#include <cstdlib>
+#include <cstring>
 #include <new>
 #include <stdexcept>
 #include <vector>
 
 #include "cuda_driver.h"
+#include "kvshelf/format.h"
 
 namespace kvshelf {
 namespace {
@@ -14,6 +19,8 @@ namespace {
 // Copies of one stream that may be under way at once: a thread has two staging buffers for pieces,
 // and the third event spares a wait while the oldest is just being finished.
 constexpr std::size_t kCopiesInFlight = 4;
+
+constexpr std::size_t kHugePageBytes = 2 << 20;
 
 void Check(const cuda::Driver& driver, cuda::Result result, const char* what) {
   if (result != cuda::kSuccess) {
@@ -169,17 +176,25 @@ class CudaDevice final : public Device {
   CudaDevice(int ordinal, const std::string& library, CopyMethod method)
       : context_(std::make_shared<const CudaContext>(ordinal, library)), method_(method) {}
 
+  // Huge pages, pinned: what a vLLM engine's loads copied through on an H100 went a fifth faster
+  // than through memory of cuMemHostAlloc, whose 4 KiB pages miss the processor's address cache.
   StagingBuffer AllocateStaging(std::size_t bytes) override {
-    void* memory = nullptr;
-    if (!context_->Enter() || context_->driver().mem_host_alloc(
-                                  &memory, bytes, cuda::kHostAllocPortable) != cuda::kSuccess) {
+    const std::size_t alignment = bytes < kHugePageBytes ? kPageBytes : kHugePageBytes;
+    const std::size_t whole = (bytes + alignment - 1) / alignment * alignment;
+    auto* const memory = static_cast<std::byte*>(std::aligned_alloc(alignment, whole));
+    if (memory == nullptr) throw std::bad_alloc();
+    if (alignment == kHugePageBytes) ::madvise(memory, whole, MADV_HUGEPAGE);  // only a wish
+    std::memset(memory, 0, whole);  // pages come when they are touched
+    if (!context_->Enter() || context_->driver().mem_host_register(
+                                  memory, whole, cuda::kHostRegisterPortable) != cuda::kSuccess) {
+      std::free(memory);
       throw std::bad_alloc();
     }
-    return StagingBuffer(static_cast<std::byte*>(memory), bytes,
-                         [context = context_](std::byte* data, std::size_t) {
-                           context->Enter();
-                           context->driver().mem_free_host(data);
-                         });
+    return StagingBuffer(memory, bytes, [context = context_](std::byte* data, std::size_t) {
+      context->Enter();
+      context->driver().mem_host_unregister(data);
+      std::free(data);
+    });
   }
 
   std::shared_ptr<CopyStream> NewStream() override {

@@ -39,8 +39,8 @@ void BindAll(void* library, const std::string& name, Driver* driver) {
   Bind(library, name, "cuEventDestroy_v2", &driver->event_destroy);
   Bind(library, name, "cuEventRecord", &driver->event_record);
   Bind(library, name, "cuEventSynchronize", &driver->event_synchronize);
-  Bind(library, name, "cuMemHostAlloc", &driver->mem_host_alloc);
-  Bind(library, name, "cuMemFreeHost", &driver->mem_free_host);
+  Bind(library, name, "cuMemHostRegister_v2", &driver->mem_host_register);
+  Bind(library, name, "cuMemHostUnregister", &driver->mem_host_unregister);
   Bind(library, name, "cuMemcpyAsync", &driver->memcpy_async);
   Bind(library, name, "cuGetErrorName", &driver->get_error_name);
 }

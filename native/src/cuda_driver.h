@@ -22,7 +22,7 @@ using DevicePtr = std::uint64_t;  // CUdeviceptr on 64-bit hosts
 inline constexpr Result kSuccess = 0;
 inline constexpr unsigned kEventDisableTiming = 0x2;  // CU_EVENT_DISABLE_TIMING
 inline constexpr unsigned kStreamNonBlocking = 0x1;   // CU_STREAM_NON_BLOCKING
-inline constexpr unsigned kHostAllocPortable = 0x1;   // CU_MEMHOSTALLOC_PORTABLE
+inline constexpr unsigned kHostRegisterPortable = 1;  // CU_MEMHOSTREGISTER_PORTABLE
 inline constexpr unsigned kSrcAccessOrderStream = 1;  // CU_MEMCPY_SRC_ACCESS_ORDER_STREAM
 inline constexpr unsigned kOverlapWithCompute = 0x1;  // CU_MEMCPY_FLAG_PREFER_OVERLAP_WITH_COMPUTE
 
@@ -57,8 +57,8 @@ struct Driver {
   Result (*event_destroy)(Event event) = nullptr;
   Result (*event_record)(Event event, Stream stream) = nullptr;
   Result (*event_synchronize)(Event event) = nullptr;
-  Result (*mem_host_alloc)(void** memory, std::size_t bytes, unsigned flags) = nullptr;
-  Result (*mem_free_host)(void* memory) = nullptr;
+  Result (*mem_host_register)(void* memory, std::size_t bytes, unsigned flags) = nullptr;
+  Result (*mem_host_unregister)(void* memory) = nullptr;
   Result (*memcpy_async)(DevicePtr dst, DevicePtr src, std::size_t bytes, Stream stream) = nullptr;
   Result (*get_error_name)(Result error, const char** name) = nullptr;
   Result (*batch_v1)(DevicePtr* dsts, DevicePtr* srcs, std::size_t* sizes, std::size_t count,

@@ -115,6 +115,9 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
   void StoreThrough(Transfer& file, ThreadContext& context);
   FileResult WriteFromBlocks(Transfer& file, ChunkWriter& writer, ThreadContext& context);
   void TakeBytes(Lock& lock, const TransferRef& file, StagingBuffer buffer, ThreadContext& context);
+  static bool TakePart(Transfer& file, std::uint64_t begin, std::uint64_t end, std::byte* staging,
+                       ThreadContext& context);
+  void AllTaken(Transfer& file);  // locked
   void WriteBehind(Lock& lock, Transfer& file, ThreadContext& context);
   bool BeginWriteBehind(Lock& lock, Transfer& file);
   void EndWriteBehind(Lock& lock, Transfer& file, FileResult result, std::uint64_t bytes);

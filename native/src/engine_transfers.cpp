@@ -126,22 +126,30 @@ FileResult EngineCore::WriteFromBlocks(Transfer& file, ChunkWriter& writer,
   return {};
 }
 
-// A copier's work: takes a file's bytes into staging, a part at a time as buffers become free.
-// Does no file I/O, so that no storage can hold block memory.
+// A copier's work: takes a file's bytes into staging, a part at a time as buffers become free, and
+// hashes them there: the threads that write have enough to do. No file I/O, so that no storage can
+// hold block memory.
 void EngineCore::TakeBytes(Lock& lock, const TransferRef& file, StagingBuffer buffer,
                            ThreadContext& context) {
   LeaveQueue(*file->job, file->index);
   const std::uint64_t payload = file->request.payload_bytes();
-  for (;;) {
+  file->hasher = std::make_unique<PieceHasher>(PieceBytesFor(
+      file->request.memory->block_bytes(), static_cast<std::uint32_t>(config_.piece_bytes)));
+  while (file->copied_bytes < payload) {
+    if (file->copied_bytes > 0) {
+      copy_work_.wait(lock, [&] { return GivenUp(*file) || BufferAvailable(); });
+      if (GivenUp(*file)) return;
+      buffer = TakeBuffer();
+      if (!buffer) return;  // out of memory: dropped when its time is up
+    }
     const std::uint64_t begin = file->copied_bytes;
     const std::uint64_t end = AlignedEnd(begin, config_.piece_bytes, payload);
     lock.unlock();
-    file->request.memory->Map(file->request.block_ids, begin, end, context.segments);
-    const bool begun =
-        AwaitEvent(*file, context) && file->gate.Copy(context.stream, [&](CopyStream& stream) {
-          return stream.BeginOut(context.segments, buffer.data());
-        });
-    const bool copied = file->gate.Finish(begun && end == payload) && begun;
+    const bool copied = TakePart(*file, begin, end, buffer.data(), context);
+    lock.lock();
+    if (copied && end == payload) AllTaken(*file);
+    lock.unlock();
+    if (copied) file->hasher->Update(buffer.data(), end - begin);
     lock.lock();
     if (GivenUp(*file) || !copied) {
       ReturnBuffer(std::move(buffer));
@@ -155,17 +163,26 @@ void EngineCore::TakeBytes(Lock& lock, const TransferRef& file, StagingBuffer bu
       stores_.push_back(file);
       io_work_.notify_one();
     }
-    if (end == payload) break;
-    copy_work_.wait(lock, [&] { return GivenUp(*file) || BufferAvailable(); });
-    if (GivenUp(*file)) return;
-    buffer = TakeBuffer();
-    if (!buffer) return;  // out of memory: dropped when its time is up
   }
-  const std::shared_ptr<Job> job = jobs_.at(file->job->id);
-  publish_deadlines_.push_back(
-      {Clock::now() + ToDuration(config_.store_timeout_seconds), job, file->index});
+}
+
+// Copies payload bytes [begin, end) into `staging`. With the last of them, block memory is free.
+bool EngineCore::TakePart(Transfer& file, std::uint64_t begin, std::uint64_t end,
+                          std::byte* staging, ThreadContext& context) {
+  file.request.memory->Map(file.request.block_ids, begin, end, context.segments);
+  const bool begun =
+      AwaitEvent(file, context) && file.gate.Copy(context.stream, [&](CopyStream& stream) {
+        return stream.BeginOut(context.segments, staging);
+      });
+  return file.gate.Finish(begun && end == file.request.payload_bytes()) && begun;
+}
+
+void EngineCore::AllTaken(Transfer& file) {
+  if (GivenUp(file)) return;
+  publish_deadlines_.push_back({Clock::now() + ToDuration(config_.store_timeout_seconds),
+                                jobs_.at(file.job->id), file.index});
   Arm(publish_deadlines_.back().time);
-  MarkTaken(*job, file->index);
+  MarkTaken(*file.job, file.index);
 }
 
 bool EngineCore::BeginWriteBehind(Lock& lock, Transfer& file) {
@@ -206,11 +223,12 @@ void EngineCore::WriteBehind(Lock& lock, Transfer& file, ThreadContext& context)
       StagedPart part = std::move(file.ready().front());
       file.ready().pop_front();
       lock.unlock();
-      result = file.writer->WriteStaged(part.buffer.data(), part.bytes);
+      result = file.writer->WriteHashed(part.buffer.data(), part.bytes);
       lock.lock();
       ReturnBuffer(std::move(part.buffer));
       if (result.ok()) continue;
     } else if (file.writer->written_bytes() == payload) {
+      file.writer->AdoptChecksums(std::move(*file.hasher));
       lock.unlock();
       result = file.writer->Publish(file.gate, context);
       lock.lock();

@@ -56,6 +56,7 @@ void CheckConfig(const EngineConfig& config) {
   demand(config.lookup_threads >= 1 && config.lookup_threads <= 1024, "lookup_threads: 1 to 1024");
   demand(whole_pages(config.piece_bytes, 1u << 30),
          "piece_bytes: a multiple of 4096, at most 1 GiB");
+  demand(whole_pages(config.ring_bytes, 1u << 30), "ring_bytes: a multiple of 4096, at most 1 GiB");
   demand(whole_pages(config.step_bytes, 1u << 30), "step_bytes: a multiple of 4096, at most 1 GiB");
   demand(config.replacement_threads >= 0 && config.replacement_threads <= 1024,
          "replacement_threads: 0 to 1024");
@@ -120,7 +121,7 @@ void EngineCore::Spawn(Role role) {
   // Allocated here, where a failure can be reported; owned by the thread, however long it hangs.
   auto context = std::make_shared<ThreadContext>();
   if (role == Role::kIo || role == Role::kLoadOnly) {
-    *context = MakeThreadContext(*device_, io_options_.step_bytes, config_.piece_bytes);
+    *context = MakeThreadContext(*device_, io_options_.step_bytes, config_.ring_bytes);
   } else if (role == Role::kCopier) {
     context->stream = device_->NewStream();
   }

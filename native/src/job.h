@@ -37,6 +37,7 @@ struct Transfer {
   }
   bool has_ready() const { return ready_ != nullptr && !ready_->empty(); }
   std::uint64_t copied_bytes = 0;       // of the payload, out of block memory
+  std::unique_ptr<PieceHasher> hasher;  // its copier's; the writer's once all parts are ready
   bool active = false;                  // an I/O thread has it, and with it `writer`
   bool in_queue = false;                // waits in EngineCore::stores_
   std::unique_ptr<ChunkWriter> writer;  // not destroyed but by an I/O thread

@@ -104,6 +104,43 @@ void ABufferIsNotReusedBeforeItsCopyIsDone() {
   CHECK(f.RoundTrip(3));
 }
 
+// Pieces of 16 KiB through buffers of 4: what is copied before its piece is known to be right.
+void APieceLargerThanItsBuffersGoesInParts() {
+  for (const bool damaged : {false, true}) {
+    CudaFixture f;
+    f.config.piece_bytes = 16384;
+    f.config.ring_bytes = 4096;
+    f.config.io_threads = 2;
+    fake_cuda_set_delay_us(200);
+    f.OpenCuda();
+    if (!damaged) {
+      CHECK(f.RoundTrip(3));
+      continue;
+    }
+    f.Store(1, 0, 2);
+    CHECK(f.All(1, FileStatus::kOk));
+    std::string bytes = f.dir.Read(Files::Path(0));
+    bytes[2 * kPageBytes + 100] ^= 1;  // in the second part of the first piece
+    f.dir.Write(Files::Path(0), bytes);
+    f.Load(2, 0, 2);
+    const std::vector<FileStatus> statuses = f.Statuses(2);
+    CHECK(statuses[0] == FileStatus::kCorrupt);
+    CHECK(statuses[1] == FileStatus::kOk);
+  }
+}
+
+void StagingThatCannotBePinnedIsSaidAtTheStart() {
+  CudaFixture f;
+  fake_cuda_fail("cuMemHostRegister", 2, 2);
+  bool refused = false;
+  try {
+    f.OpenCuda();
+  } catch (const std::bad_alloc&) {
+    refused = true;
+  }
+  CHECK(refused);
+}
+
 void UnverifiedAndThroughStoresWorkToo() {
   CudaFixture f;
   f.config.verify = false;
@@ -264,6 +301,8 @@ int main() {
       {"every driver version moves the same bytes", EveryDriverVersionMovesTheSameBytes},
       {"single copies are used when asked", SingleCopiesAreUsedWhenAsked},
       {"a buffer is not reused before its copy is done", ABufferIsNotReusedBeforeItsCopyIsDone},
+      {"a piece larger than its buffers goes in parts", APieceLargerThanItsBuffersGoesInParts},
+      {"staging that cannot be pinned is said", StagingThatCannotBePinnedIsSaidAtTheStart},
       {"unverified loads and write-through stores", UnverifiedAndThroughStoresWorkToo},
       {"a store waits for the kernels before it", AStoreWaitsForTheKernelsThatWriteItsBlocks},
       {"a load waits for the clearing before it", ALoadWaitsForTheClearingOfItsBlocks},

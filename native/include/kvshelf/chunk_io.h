@@ -45,17 +45,16 @@ struct ThreadContext {
   StagingBuffer step;  // step_bytes, hot in the thread's L2
   StagingBuffer page;  // kPageBytes, for headers and padding
   std::shared_ptr<CopyStream> stream;
-  // For a device that copies on its own: while it copies one piece, the next is read. `last_copy`
-  // is the copy (in CopyStream::begun) that uses each.
-  std::array<StagingBuffer, 2> pieces;
+  // For a device that copies on its own: while it copies one of these, the next is read.
+  // `last_copy` is the copy (in CopyStream::begun) that uses each.
+  std::array<StagingBuffer, 2> ring;
   std::array<std::uint64_t, 2> last_copy{};
-  std::size_t next_piece = 0;
+  std::size_t turn = 0;
   std::uint64_t part_copies = 0;  // the copies that end the part read last
   std::vector<Segment> segments;  // scratch
   std::vector<iovec> parts;       // scratch
 };
-ThreadContext MakeThreadContext(Device& device, std::uint64_t step_bytes,
-                                std::uint64_t piece_bytes);
+ThreadContext MakeThreadContext(Device& device, std::uint64_t step_bytes, std::uint64_t ring_bytes);
 
 class ChunkReader {
  public:
@@ -76,6 +75,8 @@ class ChunkReader {
                             std::uint64_t checksum);
   FileResult ReadPiece(CopyGate& gate, std::uint64_t begin, std::uint64_t end,
                        std::uint64_t checksum);
+  FileResult ReadSteps(CopyGate& gate, std::uint64_t begin, std::uint64_t end, std::byte* data,
+                       std::uint64_t* crc);
   FileResult ReadFully(std::byte* data, std::uint64_t bytes, std::uint64_t offset);
   bool CopyWanted(CopyGate& gate, std::uint64_t begin, std::uint64_t end);
   bool RemoveBad();
@@ -90,6 +91,19 @@ class ChunkReader {
   bool lacks_blocks_ = false;  // a sound file that does not hold what is wanted
   std::uint64_t wanted_begin_ = 0;
   std::uint64_t wanted_end_ = 0;
+};
+
+// The checksums of a payload's pieces, fed in order.
+class PieceHasher {
+ public:
+  explicit PieceHasher(std::uint64_t piece_bytes) : piece_bytes_(piece_bytes) {}
+  void Update(const std::byte* data, std::uint64_t bytes);
+  std::span<const std::uint64_t> checksums() const { return checksums_; }
+
+ private:
+  std::uint64_t piece_bytes_;
+  std::uint64_t offset_ = 0;
+  std::vector<std::uint64_t> checksums_;
 };
 
 // Writes one chunk file under a temp name and publishes it. Steps come in order. Destroying an
@@ -111,6 +125,10 @@ class ChunkWriter {
   // and have room for padding to a whole page.
   FileResult WriteStaged(std::byte* data, std::uint64_t bytes);
 
+  // The same for bytes that somebody else has hashed: AdoptChecksums must come before Publish.
+  FileResult WriteHashed(std::byte* data, std::uint64_t bytes);
+  void AdoptChecksums(PieceHasher hasher) { hasher_ = std::move(hasher); }
+
   // Appends the next step straight from block memory, unless `gate` is revoked. Not with O_DIRECT.
   FileResult WriteSegments(std::span<const Segment> segments, CopyGate& gate,
                            ThreadContext& context);
@@ -128,7 +146,6 @@ class ChunkWriter {
  private:
   FileResult CreateTemp();
   FileResult WriteFully(std::span<iovec> parts, std::uint64_t offset);
-  void Hash(const std::byte* data, std::uint64_t bytes);
   int GiveFinalName(int folder, const std::string& name);
   int LinkOrRename(int folder, const std::string& name);
   void RemoveTemp();
@@ -136,7 +153,8 @@ class ChunkWriter {
   RootDir& root_;
   const ChunkIoOptions& options_;
   const ChunkRequest& request_;
-  ChunkHeader header_;
+  ChunkHeader header_;  // its checksums are set by Publish
+  PieceHasher hasher_;
   UniqueFd temp_folder_;
   UniqueFd file_;
   std::string temp_name_;

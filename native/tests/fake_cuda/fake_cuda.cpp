@@ -254,16 +254,14 @@ int cuEventSynchronize(EventHandle* event) {
   return kSuccess;
 }
 
-int cuMemHostAlloc(void** memory, std::size_t bytes, unsigned) {
-  if (const int code = Enter("cuMemHostAlloc"); code != kSuccess) return code;
-  *memory = std::aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
-  return *memory == nullptr ? 2 : kSuccess;
+int cuMemHostRegister_v2(void* memory, std::size_t bytes, unsigned) {
+  if (const int code = Enter("cuMemHostRegister"); code != kSuccess) return code;
+  return memory == nullptr || bytes == 0 ? kErrorInvalidValue : kSuccess;
 }
 
-int cuMemFreeHost(void* memory) {
-  if (const int code = Enter("cuMemFreeHost"); code != kSuccess) return code;
-  std::free(memory);
-  return kSuccess;
+int cuMemHostUnregister(void* memory) {
+  if (const int code = Enter("cuMemHostUnregister"); code != kSuccess) return code;
+  return memory == nullptr ? kErrorInvalidValue : kSuccess;
 }
 
 int cuMemcpyAsync(std::uint64_t dst, std::uint64_t src, std::size_t bytes, StreamHandle* stream) {
