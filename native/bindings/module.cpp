@@ -50,6 +50,7 @@ EngineConfig ReadConfig(const nb::handle& from) {
   Read(from, "store_queue_seconds", config.store_queue_seconds);
   Read(from, "store_timeout_seconds", config.store_timeout_seconds);
   Read(from, "load_timeout_seconds", config.load_timeout_seconds);
+  Read(from, "load_stall_seconds", config.load_stall_seconds);
   Read(from, "lookup_timeout_seconds", config.lookup_timeout_seconds);
   Read(from, "touch_interval_seconds", config.touch_interval_seconds);
   Read(from, "touch_queue_files", config.touch_queue_files);
@@ -116,10 +117,10 @@ void SubmitBatch(Engine& engine, JobId id, std::vector<std::string> paths, nb::s
 }
 
 void SubmitLookupKeys(Engine& engine, JobId id, std::vector<std::string> folders,
-                      const nb::sequence& keys) {
+                      const nb::sequence& keys, std::vector<std::uint32_t> runs) {
   std::vector<std::string> copies;
   for (const nb::handle key : keys) copies.emplace_back(View(nb::cast<nb::bytes>(key)));
-  engine.SubmitLookupKeys(id, std::move(folders), std::move(copies));
+  engine.SubmitLookupKeys(id, std::move(folders), std::move(copies), std::move(runs));
 }
 
 // Reports as (job id, kind, phase, statuses as bytes, errnos or None, payload bytes, seconds).
@@ -227,7 +228,8 @@ NB_MODULE(_native, m) {
       .def("submit_load", SubmitBatch<&Engine::SubmitLoad>, "job_id"_a, "paths"_a, "keys"_a,
            "groups"_a, "first_blocks"_a, "block_counts"_a, "block_ids"_a, "stream"_a)
       .def("submit_lookup", &Engine::SubmitLookup, "job_id"_a, "paths"_a)
-      .def("submit_lookup_keys", SubmitLookupKeys, "job_id"_a, "folders"_a, "keys"_a)
+      .def("submit_lookup_keys", SubmitLookupKeys, "job_id"_a, "folders"_a, "keys"_a, "runs"_a)
+      .def("submit_probe", &Engine::SubmitProbe, "job_id"_a, "paths"_a, "bytes_max"_a)
       .def("touch", &Engine::Touch, "paths"_a)
       .def("poll", Poll, nb::sig("def poll(self) -> list | None"))
       .def("wait", Wait, "job_ids"_a, "phase"_a, "timeout_seconds"_a)

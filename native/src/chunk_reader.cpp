@@ -21,16 +21,17 @@ FileResult FromReadError(int error) {
 
 }  // namespace
 
-ThreadContext MakeThreadContext(Device& device, std::uint64_t step_bytes,
-                                std::uint64_t ring_bytes) {
-  ThreadContext context;
+std::shared_ptr<ThreadContext> MakeThreadContext(Device& device, std::uint64_t step_bytes,
+                                                 std::uint64_t ring_bytes) {
+  auto made = std::make_shared<ThreadContext>();
+  ThreadContext& context = *made;
   if (!device.host_accessible()) {
     for (StagingBuffer& buffer : context.ring) buffer = device.AllocateStaging(ring_bytes);
   }
   context.step = device.AllocateStaging(step_bytes);
   context.page = AllocateAligned(kPageBytes);
   context.stream = device.NewStream();
-  return context;
+  return made;
 }
 
 FileResult ChunkReader::Load(CopyGate& gate, bool* removed) {
@@ -136,7 +137,10 @@ FileResult ChunkReader::ReadPieceAhead(CopyGate& gate, std::uint64_t begin, std:
     context_.turn = (turn + 1) % context_.ring.size();
     std::byte* const data = context_.ring[turn].data();
     const std::uint64_t part_end = std::min(end, begin + context_.ring[turn].size());
-    if (!context_.stream->WaitFor(context_.last_copy[turn])) return FileResult::IoError(EIO);
+    context_.Pause();
+    const bool copied = context_.stream->WaitFor(context_.last_copy[turn]);
+    context_.Step();
+    if (!copied) return FileResult::IoError(EIO);
     const FileResult result = ReadSteps(gate, begin, part_end, data, &crc);
     if (!result.ok()) return result;
     const std::uint64_t from = std::max(begin, wanted_begin_);
@@ -178,6 +182,7 @@ FileResult ChunkReader::ReadFully(std::byte* data, std::uint64_t bytes, std::uin
                                              static_cast<off_t>(offset + done));
     if (result < 0) return FromReadError(static_cast<int>(-result));
     if (result == 0) return {FileStatus::kCorrupt, 0};  // shorter than fstat said
+    context_.StepRead();
     done += static_cast<std::uint64_t>(result);
   }
   return {};

@@ -25,8 +25,11 @@ void Engine::SubmitLookup(JobId id, std::vector<std::string> paths) {
   core_->SubmitLookup(id, std::move(paths));
 }
 void Engine::SubmitLookupKeys(JobId id, std::vector<std::string> folders,
-                              std::vector<std::string> keys) {
-  core_->SubmitLookupKeys(id, std::move(folders), std::move(keys));
+                              std::vector<std::string> keys, std::vector<std::uint32_t> runs) {
+  core_->SubmitLookupKeys(id, std::move(folders), std::move(keys), std::move(runs));
+}
+void Engine::SubmitProbe(JobId id, std::vector<std::string> paths, std::uint64_t bytes_max) {
+  core_->SubmitProbe(id, std::move(paths), bytes_max);
 }
 void Engine::Touch(std::vector<std::string> paths) { core_->Touch(std::move(paths)); }
 std::vector<Report> Engine::Poll() { return core_->Poll(); }

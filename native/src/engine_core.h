@@ -16,6 +16,7 @@
 #include <unordered_map>
 
 #include "job.h"
+#include "load_queue.h"
 
 namespace kvshelf {
 
@@ -33,6 +34,10 @@ struct Worker {
   bool abandoned = false;         // it hung; another does its work
   bool touching = false;
   bool exited = false;
+  std::shared_ptr<Transfer> loading;  // the load that it reads a part of
+  LoadPart copying;                   // a part that is read, whose last copies are under way
+  std::uint64_t part_copies = 0;      // of the context's stream: with the last of them it ends
+  std::shared_ptr<ThreadContext> context;
 };
 
 // Deadlines in the order of time. All that is put into one has the same time-out, so a queue will
@@ -52,7 +57,9 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
 
   void SubmitTransfers(JobKind kind, JobId id, const Batch& batch);
   void SubmitLookup(JobId id, std::vector<std::string> paths);
-  void SubmitLookupKeys(JobId id, std::vector<std::string> folders, std::vector<std::string> keys);
+  void SubmitLookupKeys(JobId id, std::vector<std::string> folders, std::vector<std::string> keys,
+                        std::vector<std::uint32_t> runs);
+  void SubmitProbe(JobId id, std::vector<std::string> paths, std::uint64_t bytes_max);
   void Touch(std::vector<std::string> paths);
   std::vector<Report> Poll();
   bool HasReports() const { return has_reports_.load(std::memory_order_acquire); }
@@ -95,7 +102,7 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
 
   // engine_workers.cpp
   void Spawn(Role role);  // locked; throws std::bad_alloc or std::system_error
-  void RunWorker(Worker& worker, ThreadContext& context);
+  void RunWorker(Worker& worker);
   void IoLoop(Worker& worker, ThreadContext& context);
   void CopierLoop(ThreadContext& context);
   void MetaLoop(Worker& worker);
@@ -109,8 +116,8 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
   static bool AwaitEvent(const Transfer& file, ThreadContext& context);
   TransferRef PopUnsettled(std::deque<TransferRef>& queue);  // locked
   bool PopLoad(LoadPart& part);                              // locked
-  void Load(LoadPart part, LoadPart& copying, ThreadContext& context);
-  void FinishLoad(LoadPart& copying, ThreadContext& context);
+  void Load(Lock& lock, LoadPart part, Worker& worker);
+  void FinishCopying(Lock& lock, Worker& worker);
   void EndPart(Transfer& file, FileResult result, bool removed);
   void StoreThrough(Transfer& file, ThreadContext& context);
   FileResult WriteFromBlocks(Transfer& file, ChunkWriter& writer, ThreadContext& context);
@@ -124,6 +131,7 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
 
   // engine_meta.cpp
   void Probe(Lock& lock, const MetaBatch& batch);
+  FileResult ProbeOne(Job& job, std::size_t index, std::uint64_t* bytes) const;
   void TouchSome(Lock& lock, Worker& worker);
 
   // engine_supervisor.cpp
@@ -134,7 +142,10 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
   void Expire(Lock& lock, DeadlineQueue& queue, TimePoint now, FileStatus status);
   void GiveUp(Lock& lock, const std::shared_ptr<Job>& job, std::vector<std::size_t> files,
               FileStatus status);
-  void AbandonHung(TimePoint now);  // locked
+  TimePoint HungAt(const Worker& worker) const;  // locked
+  void AbandonHung(Lock& lock, TimePoint now);
+  bool NothingReadSince(TimePoint since) const;  // locked
+  void GiveUpLoadsBefore(Lock& lock, TimePoint submitted);
   void Reap(Lock& lock);
   void CancelQueued(const std::shared_ptr<Job>& job);  // locked
   void GiveUpAll(Lock& lock);
@@ -168,7 +179,7 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
   std::size_t unfinished_jobs_ = 0;
   std::vector<Report> reports_;
 
-  std::deque<LoadPart> loads_;
+  LoadQueue loads_;
   std::deque<TransferRef> stores_;  // to be written: whole files, or those with staged parts
   std::deque<TransferRef> copies_;  // write-behind: bytes to be taken
   std::vector<std::unique_ptr<ChunkWriter>> leftovers_;  // of files given up; I/O threads end them

@@ -26,6 +26,7 @@ void EngineCore::LeaveQueue(Job& job, std::size_t index) {
       --stats_.queued_loads;
       break;
     case JobKind::kLookup:
+    case JobKind::kProbe:
       --stats_.queued_lookups;
       break;
   }

@@ -1,4 +1,6 @@
 // The work of lookup threads: small metadata calls that never queue behind payloads.
+#include <fcntl.h>
+
 #include <algorithm>
 #include <array>
 #include <cerrno>
@@ -13,6 +15,8 @@ namespace {
 constexpr std::size_t kTouchRun = 8;
 // A header and one page: nothing shorter is a chunk file.
 constexpr off_t kChunkFileBytesMin = 2 * kPageBytes;
+// A read() of a probe: what loads use on a device that copies on its own, or more than they use.
+constexpr std::size_t kProbeStepBytes = 256 << 10;
 
 FileResult LookUp(const RootDir& root, const std::string& path) {
   struct stat found{};
@@ -40,13 +44,70 @@ bool TouchOne(const RootDir& root, const std::string& path, double interval_seco
   return root.ops().TouchAt(root.fd(), path.c_str()) >= 0;
 }
 
+// Reads the beginning of a file, to see whether storage answers and how fast.
+FileResult ReadSome(const RootDir& root, const std::string& path, std::uint64_t bytes_max,
+                    std::uint64_t* bytes) {
+  FileOps& ops = root.ops();
+  const int opened = ops.OpenBeneath(root.fd(), path.c_str(), O_RDONLY | O_NONBLOCK | O_NOCTTY, 0);
+  if (opened == -ENOENT || opened == -ENOTDIR || opened == -ESTALE) {
+    return {FileStatus::kNotFound, 0};
+  }
+  if (opened < 0) return FileResult::IoError(-opened);
+  const UniqueFd file(opened);
+  struct stat found{};
+  const int error = ops.Fstat(file.get(), &found);
+  if (error < 0) return FileResult::IoError(-error);
+  if (!S_ISREG(found.st_mode)) return {FileStatus::kNotFound, 0};
+  const StagingBuffer buffer = AllocateAligned(kProbeStepBytes);
+  while (*bytes < bytes_max) {
+    const std::uint64_t step = std::min<std::uint64_t>(buffer.size(), bytes_max - *bytes);
+    const ssize_t got = ops.Pread(file.get(), buffer.data(), step, static_cast<off_t>(*bytes));
+    if (got < 0) return FileResult::IoError(static_cast<int>(-got));
+    if (got == 0) break;
+    *bytes += static_cast<std::uint64_t>(got);
+  }
+  return {};
+}
+
+// The run of keys that a lookup's row belongs to; null if it counts for itself.
+std::atomic<std::uint32_t>* RunOf(const Job& job, std::size_t key) {
+  const auto end = std::upper_bound(job.run_ends.begin(), job.run_ends.end(), key);
+  if (end == job.run_ends.end()) return nullptr;
+  return &job.first_missing[static_cast<std::size_t>(end - job.run_ends.begin())];
+}
+
+void NoteMissing(std::atomic<std::uint32_t>& first, std::uint32_t key) {
+  std::uint32_t known = first.load(std::memory_order_relaxed);
+  while (key < known && !first.compare_exchange_weak(known, key, std::memory_order_relaxed)) {
+  }
+}
+
 }  // namespace
+
+FileResult EngineCore::ProbeOne(Job& job, std::size_t index, std::uint64_t* bytes) const {
+  if (job.kind == JobKind::kStore) return LookUp(root_, job.transfers[index].request.path);
+  if (job.kind == JobKind::kProbe) {
+    return ReadSome(root_, job.paths[index], job.probe_bytes, bytes);
+  }
+  if (job.run_ends.empty()) return LookUp(root_, job.PathOf(index));
+  const std::size_t key = index / job.folders.size();
+  std::atomic<std::uint32_t>* const missing = RunOf(job, key);
+  if (missing != nullptr && missing->load(std::memory_order_relaxed) < key) {
+    return {FileStatus::kCancelled, 0};
+  }
+  const FileResult result = LookUp(root_, job.PathOf(index));
+  if (missing != nullptr && result.status == FileStatus::kNotFound) {
+    NoteMissing(*missing, static_cast<std::uint32_t>(key));
+  }
+  return result;
+}
 
 void EngineCore::Probe(Lock& lock, const MetaBatch& batch) {
   Job& job = *batch.job;
   const bool store = job.kind == JobKind::kStore;
   std::array<bool, 64> wanted{};  // longer than any run
   std::array<FileResult, 64> results;
+  std::array<std::uint64_t, 64> bytes{};
   for (std::size_t i = batch.begin; i < batch.end; ++i) {
     const FileState state = job.states[i];
     wanted[i - batch.begin] = state == FileState::kQueued;
@@ -55,14 +116,14 @@ void EngineCore::Probe(Lock& lock, const MetaBatch& batch) {
   lock.unlock();
   for (std::size_t i = batch.begin; i < batch.end; ++i) {
     if (!wanted[i - batch.begin]) continue;
-    results[i - batch.begin] = LookUp(root_, store ? job.transfers[i].request.path : job.PathOf(i));
+    results[i - batch.begin] = ProbeOne(job, i, &bytes[i - batch.begin]);
   }
   lock.lock();
   for (std::size_t i = batch.begin; i < batch.end; ++i) {
     if (!wanted[i - batch.begin]) continue;
     // Of a store, only the news that it exists already counts, and only if no copier has begun.
     if (store && (!results[i - batch.begin].ok() || job.states[i] != FileState::kQueued)) continue;
-    Settle(job, i, results[i - batch.begin], 0);
+    Settle(job, i, results[i - batch.begin], bytes[i - batch.begin]);
   }
 }
 

@@ -87,7 +87,7 @@ std::shared_ptr<Job> EngineCore::MakeJob(JobKind kind, JobId id, const Batch& ba
   job->id = id;
   job->kind = kind;
   job->block_ids.assign(batch.block_ids.begin(), batch.block_ids.end());
-  if (kind != JobKind::kLookup) job->transfers = std::vector<Transfer>(rows);
+  if (IsTransfer(kind)) job->transfers = std::vector<Transfer>(rows);
   std::size_t next_id = 0;
   for (std::size_t row = 0; row < job->transfers.size(); ++row) {
     Transfer& file = job->transfers[row];
@@ -137,7 +137,7 @@ void EngineCore::SubmitLookup(JobId id, std::vector<std::string> paths) {
 // The lookup threads make the paths: for thousands of keys that is work, and the caller's thread
 // is a scheduler's.
 void EngineCore::SubmitLookupKeys(JobId id, std::vector<std::string> folders,
-                                  std::vector<std::string> keys) {
+                                  std::vector<std::string> keys, std::vector<std::uint32_t> runs) {
   if (folders.empty() || keys.empty()) {
     throw std::invalid_argument("a lookup needs at least one folder and one key");
   }
@@ -147,11 +147,35 @@ void EngineCore::SubmitLookupKeys(JobId id, std::vector<std::string> folders,
       Refuse(row, "key must have 12 to 128 bytes");
     }
   }
+  std::uint64_t end = 0;
+  for (std::uint32_t& run : runs) {  // lengths become ends
+    end += run;
+    if (run == 0 || end > keys.size()) {
+      throw std::invalid_argument("runs: each at least 1, together at most as many as keys");
+    }
+    run = static_cast<std::uint32_t>(end);
+  }
   Batch batch;
   batch.paths.resize(folders.size() * keys.size());
   const std::shared_ptr<Job> job = MakeJob(JobKind::kLookup, id, batch);
   job->folders = std::move(folders);
   job->keys = std::move(keys);
+  job->run_ends = std::move(runs);
+  job->first_missing = std::make_unique<std::atomic<std::uint32_t>[]>(job->run_ends.size());
+  for (std::size_t run = 0; run < job->run_ends.size(); ++run) {
+    job->first_missing[run] = std::numeric_limits<std::uint32_t>::max();
+  }
+  AddLookup(job);
+}
+
+void EngineCore::SubmitProbe(JobId id, std::vector<std::string> paths, std::uint64_t bytes_max) {
+  if (paths.empty()) throw std::invalid_argument("a probe needs at least one path");
+  for (std::size_t row = 0; row < paths.size(); ++row) CheckPath(row, paths[row]);
+  Batch batch;
+  batch.paths = std::move(paths);
+  const std::shared_ptr<Job> job = MakeJob(JobKind::kProbe, id, batch);
+  job->paths = std::move(batch.paths);
+  job->probe_bytes = bytes_max;
   AddLookup(job);
 }
 
@@ -194,7 +218,7 @@ void EngineCore::EnqueueParts(const TransferRef& file) {
   // The first part ends where a piece of the file does.
   std::uint32_t end = std::min(count, blocks - request.first_block % blocks);
   while (begin < count) {
-    loads_.push_back({file, begin, end});
+    loads_.Push({file, begin, end});
     ++file->parts_left;
     begin = end;
     end = std::min(count, end + blocks);
@@ -202,7 +226,7 @@ void EngineCore::EnqueueParts(const TransferRef& file) {
 }
 
 void EngineCore::EnqueueLoads(const std::shared_ptr<Job>& job) {
-  while (!loads_.empty() && Settled(*loads_.front().file)) loads_.pop_front();
+  loads_.DropFinished();
   for (std::size_t i = 0; i < job->size(); ++i) {
     ++stats_.queued_loads;
     if (stats_.queued_loads > config_.queue_files) {
@@ -245,7 +269,9 @@ void EngineCore::EnqueueStores(const std::shared_ptr<Job>& job) {
 
 void EngineCore::EnqueueMeta(const std::shared_ptr<Job>& job) {
   const auto threads = static_cast<std::size_t>(config_.lookup_threads);
-  const std::size_t run = std::clamp<std::size_t>(job->size() / (4 * threads), 1, kLookupRun);
+  // A probe of a file reads: one file a thread.
+  const std::size_t longest = job->kind == JobKind::kProbe ? 1 : kLookupRun;
+  const std::size_t run = std::clamp<std::size_t>(job->size() / (4 * threads), 1, longest);
   for (std::size_t begin = 0; begin < job->size(); begin += run) {
     lookups_.push_back({job, begin, std::min(begin + run, job->size())});
   }

@@ -30,7 +30,7 @@ TimePoint EngineCore::NextDeadline() {
   TimePoint next = std::min({FrontOf(load_deadlines_), FrontOf(lookup_deadlines_),
                              FrontOf(take_deadlines_), FrontOf(publish_deadlines_)});
   for (const auto& worker : workers_) {
-    if (!worker->abandoned) next = std::min(next, worker->busy_until);
+    if (!worker->abandoned) next = std::min(next, HungAt(*worker));
   }
   return next;
 }
@@ -45,7 +45,7 @@ void EngineCore::Supervise() {
     Expire(lock, lookup_deadlines_, now, FileStatus::kTimedOut);
     Expire(lock, take_deadlines_, now, FileStatus::kDropped);
     Expire(lock, publish_deadlines_, now, FileStatus::kTimedOut);
-    AbandonHung(now);
+    AbandonHung(lock, now);
     Reap(lock);
     if (stopping_) break;
     supervisor_wakes_ = NextDeadline();
@@ -86,7 +86,8 @@ void EngineCore::Expire(Lock& lock, DeadlineQueue& queue, TimePoint now, FileSta
 // bytes were taken in the meantime is not dropped for taking too long.
 void EngineCore::GiveUp(Lock& lock, const std::shared_ptr<Job>& job, std::vector<std::size_t> files,
                         FileStatus status) {
-  if (job->kind != JobKind::kLookup) {
+  if (job == nullptr) return;
+  if (IsTransfer(job->kind)) {
     lock.unlock();
     std::erase_if(files, [&](std::size_t i) {
       CopyGate& gate = job->transfers[i].gate;
@@ -99,11 +100,21 @@ void EngineCore::GiveUp(Lock& lock, const std::shared_ptr<Job>& job, std::vector
   for (const std::size_t i : files) Settle(*job, i, {status, 0}, 0);
 }
 
-void EngineCore::AbandonHung(TimePoint now) {
+// When the call that a thread makes counts as hung: past its deadline, or, of a load, when nothing
+// of it has come for load_stall_seconds.
+TimePoint EngineCore::HungAt(const Worker& worker) const {
+  if (worker.loading == nullptr) return worker.busy_until;
+  const TimePoint step(Clock::duration(worker.context->last_step.load()));
+  if (step == kNever) return worker.busy_until;
+  return std::min(worker.busy_until, step + ToDuration(config_.load_stall_seconds));
+}
+
+void EngineCore::AbandonHung(Lock& lock, TimePoint now) {
+  std::vector<TransferRef> stalled;
   const std::size_t count = workers_.size();  // Spawn appends
   for (std::size_t i = 0; i < count; ++i) {
     Worker& worker = *workers_[i];
-    if (worker.abandoned || worker.busy_until > now) continue;
+    if (worker.abandoned || HungAt(worker) > now) continue;
     worker.abandoned = true;
     ++stats_.hung_threads;
     --live_[static_cast<std::size_t>(worker.role)];
@@ -112,6 +123,7 @@ void EngineCore::AbandonHung(TimePoint now) {
       --touching_;
       changed_.notify_all();
     }
+    if (worker.loading != nullptr) stalled.push_back(worker.loading);
     if (replaced_ >= config_.replacement_threads || stopping_) continue;
     try {
       Spawn(worker.role);
@@ -119,6 +131,40 @@ void EngineCore::AbandonHung(TimePoint now) {
     } catch (const std::exception&) {
       // No memory or no thread to be had: go on with fewer until the hung one comes back.
     }
+  }
+  if (stalled.empty()) return;
+  // What such a thread had read before is on its way, and does not depend on storage any more.
+  const std::vector<std::shared_ptr<Worker>> workers = workers_;
+  for (const auto& worker : workers) {
+    if (worker->abandoned) FinishCopying(lock, *worker);
+  }
+  for (const TransferRef& file : stalled) {
+    GiveUp(lock, jobs_.contains(file->job->id) ? jobs_.at(file->job->id) : nullptr, {file->index},
+           FileStatus::kTimedOut);
+  }
+  const TimePoint since = now - ToDuration(config_.load_stall_seconds);
+  if (NothingReadSince(since)) GiveUpLoadsBefore(lock, since);
+}
+
+bool EngineCore::NothingReadSince(TimePoint since) const {
+  const Clock::rep limit = since.time_since_epoch().count();
+  return std::none_of(workers_.begin(), workers_.end(), [&](const auto& worker) {
+    return worker->context != nullptr && worker->context->last_read.load() > limit;
+  });
+}
+
+// Storage gives nothing to anybody: those that wait for a thread would only wait longer.
+void EngineCore::GiveUpLoadsBefore(Lock& lock, TimePoint submitted) {
+  std::vector<std::shared_ptr<Job>> jobs;
+  for (const auto& [id, job] : jobs_) {
+    if (job->kind == JobKind::kLoad && job->submitted <= submitted) jobs.push_back(job);
+  }
+  for (const auto& job : jobs) {
+    std::vector<std::size_t> files;
+    for (std::size_t i = 0; i < job->size(); ++i) {
+      if (job->states[i] != FileState::kSettled) files.push_back(i);
+    }
+    GiveUp(lock, job, std::move(files), FileStatus::kTimedOut);
   }
 }
 

@@ -29,19 +29,20 @@ bool EngineCore::AwaitEvent(const Transfer& file, ThreadContext& context) {
 
 bool EngineCore::PopLoad(LoadPart& part) {
   while (!loads_.empty()) {
-    part = std::move(loads_.front());
-    loads_.pop_front();
+    part = loads_.Pop();
     if (!GivenUp(*part.file)) return true;
   }
   part.file.reset();
   return false;
 }
 
-// Reads `part`. Its last copies may still be under way afterwards: it is then in `copying`, and
-// ends when the thread has read its next part, whose pieces needed the same buffers, or runs out
-// of work.
-void EngineCore::Load(LoadPart part, LoadPart& copying, ThreadContext& context) {
+// Reads `part`. Its last copies may still be under way afterwards: it is then in worker.copying,
+// and ends when the thread has read its next part, whose pieces needed the same buffers, or runs
+// out of work.
+void EngineCore::Load(Lock& lock, LoadPart part, Worker& worker) {
+  lock.unlock();
   Transfer& file = *part.file;
+  ThreadContext& context = *worker.context;
   ChunkRequest request = file.request;
   request.first_block += part.begin;
   request.block_ids = request.block_ids.subspan(part.begin, part.end - part.begin);
@@ -52,20 +53,28 @@ void EngineCore::Load(LoadPart part, LoadPart& copying, ThreadContext& context) 
     ChunkReader reader(root_, io_options_, identity, request, context);
     result = reader.Load(file.gate, &removed);
   }
-  FinishLoad(copying, context);
+  lock.lock();
+  worker.loading.reset();
+  FinishCopying(lock, worker);
   if (result.ok() && !device_->host_accessible()) {
-    context.part_copies = context.stream->begun();
-    copying = std::move(part);
-  } else {
-    EndPart(file, result, removed);
+    worker.part_copies = context.stream->begun();
+    worker.copying = std::move(part);
+    return;
   }
+  lock.unlock();
+  EndPart(file, result, removed);
+  lock.lock();
 }
 
-void EngineCore::FinishLoad(LoadPart& copying, ThreadContext& context) {
-  if (copying.file == nullptr) return;
-  const bool copied = context.stream->WaitFor(context.part_copies);
-  EndPart(*copying.file, copied ? FileResult{} : FileResult::IoError(EIO), false);
-  copying.file.reset();
+// By its thread, or by the supervisor if that hangs in its next call: whoever takes the part.
+void EngineCore::FinishCopying(Lock& lock, Worker& worker) {
+  if (worker.copying.file == nullptr) return;
+  const LoadPart part = std::exchange(worker.copying, {});
+  const std::uint64_t copies = worker.part_copies;
+  lock.unlock();
+  const bool copied = worker.context->stream->WaitFor(copies);
+  EndPart(*part.file, copied ? FileResult{} : FileResult::IoError(EIO), false);
+  lock.lock();
 }
 
 // The file is done with its last part, or with the first that fails: then the copies of the others

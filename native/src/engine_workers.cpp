@@ -118,32 +118,31 @@ void EngineCore::Spawn(Role role) {
   auto worker = std::make_shared<Worker>();
   worker->role = role;
   worker->name = kRoleNames[index] + std::to_string(threads_made_[index]++);
-  // Allocated here, where a failure can be reported; owned by the thread, however long it hangs.
-  auto context = std::make_shared<ThreadContext>();
+  // Allocated here, where a failure can be reported; the thread co-owns it, however long it hangs.
   if (role == Role::kIo || role == Role::kLoadOnly) {
-    *context = MakeThreadContext(*device_, io_options_.step_bytes, config_.ring_bytes);
+    worker->context = MakeThreadContext(*device_, io_options_.step_bytes, config_.ring_bytes);
   } else if (role == Role::kCopier) {
-    context->stream = device_->NewStream();
+    worker->context = std::make_shared<ThreadContext>();
+    worker->context->stream = device_->NewStream();
   }
   workers_.reserve(workers_.size() + 1);
-  worker->thread = std::thread(
-      [core = shared_from_this(), worker, context] { core->RunWorker(*worker, *context); });
+  worker->thread = std::thread([core = shared_from_this(), worker] { core->RunWorker(*worker); });
   workers_.push_back(worker);
   ++live_[index];
 }
 
-void EngineCore::RunWorker(Worker& worker, ThreadContext& context) {
+void EngineCore::RunWorker(Worker& worker) {
   ::pthread_setname_np(::pthread_self(), worker.name.substr(0, 15).c_str());
   switch (worker.role) {
     case Role::kIo:
     case Role::kLoadOnly:
-      IoLoop(worker, context);
+      IoLoop(worker, *worker.context);
       break;
     case Role::kMeta:
       MetaLoop(worker);
       break;
     case Role::kCopier:
-      CopierLoop(context);
+      CopierLoop(*worker.context);
       break;
   }
   std::lock_guard lock(mutex_);
@@ -175,14 +174,10 @@ bool EngineCore::EndCall(Worker& worker) {
 
 void EngineCore::IoLoop(Worker& worker, ThreadContext& context) {
   const bool stores_too = worker.role == Role::kIo;
-  LoadPart part, copying;
+  LoadPart part;
   Lock lock(mutex_);
   do {
-    if (copying.file != nullptr && loads_.empty()) {
-      lock.unlock();
-      FinishLoad(copying, context);
-      lock.lock();
-    }
+    if (loads_.empty()) FinishCopying(lock, worker);
     WorkCondition(worker.role).wait(lock, [&] {
       return stopping_ || !loads_.empty() ||
              (stores_too && (!stores_.empty() || !leftovers_.empty()));
@@ -191,10 +186,11 @@ void EngineCore::IoLoop(Worker& worker, ThreadContext& context) {
       LeaveQueue(*part.file->job, part.file->index);
       const auto deadline =
           part.file->job->submitted + ToDuration(config_.load_timeout_seconds) - Clock::now();
+      context.Step();
+      worker.loading = part.file;
       BeginCall(worker, deadline);
-      lock.unlock();
-      Load(std::move(part), copying, context);
-      lock.lock();
+      Arm(HungAt(worker));
+      Load(lock, std::move(part), worker);
     } else if (stores_too && !leftovers_.empty()) {
       std::unique_ptr<ChunkWriter> leftover = std::move(leftovers_.back());
       leftovers_.pop_back();

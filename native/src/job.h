@@ -1,6 +1,7 @@
 // Jobs and their files, as the engine's threads see them.
 #pragma once
 
+#include <atomic>
 #include <deque>
 #include <memory>
 #include <string>
@@ -70,6 +71,10 @@ struct Job {
   // Or, for lookups by key: each key in each folder, key after key.
   std::vector<std::string> folders;
   std::vector<std::string> keys;
+  std::vector<std::uint32_t> run_ends;  // of keys; beyond the last, every key counts for itself
+  // Of each run: the first key known to be missing.
+  std::unique_ptr<std::atomic<std::uint32_t>[]> first_missing;
+  std::uint64_t probe_bytes = 0;  // of a probe
   std::vector<std::int32_t> block_ids;
   std::vector<Transfer> transfers;  // stores and loads; never resized, threads point into it
 
@@ -93,6 +98,8 @@ struct Job {
     return ChunkPath(folders[index % folders.size()], keys[index / folders.size()]);
   }
 };
+
+inline bool IsTransfer(JobKind kind) { return kind == JobKind::kStore || kind == JobKind::kLoad; }
 
 inline std::shared_ptr<Transfer> Ref(const std::shared_ptr<Job>& job, std::size_t index) {
   return {job, &job->transfers[index]};

@@ -29,7 +29,8 @@ struct Fixture {
   Blocks blocks{3, 3000, 20};
   GroupMemory memory = blocks.Describe();
   std::shared_ptr<Device> device = MakeHostDevice();
-  ThreadContext context = MakeThreadContext(*device, 8192, 8192);
+  std::shared_ptr<ThreadContext> made = MakeThreadContext(*device, 8192, 8192);
+  ThreadContext& context = *made;
   ChunkIoOptions options;
   ChunkIdentity identity;
   ChunkRequest request;

@@ -100,7 +100,8 @@ FileStatus Read(const Case& wanted, const ChunkIoOptions& options, std::string* 
                                memory.block_bytes()};
   RootDir root(MakePosixFileOps(), KVSHELF_VECTORS, "host-boot-1-2", 0750);
   const std::shared_ptr<Device> device = MakeHostDevice();
-  ThreadContext context = MakeThreadContext(*device, kPageBytes, kPageBytes);
+  const auto made = MakeThreadContext(*device, kPageBytes, kPageBytes);
+  ThreadContext& context = *made;
   CopyGate gate;
   bool removed = false;
   const FileResult result =

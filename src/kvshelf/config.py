@@ -99,10 +99,16 @@ class Settings:
     piece_mib: int = _setting(
         4, "MiB that one checksum covers, and that are copied as a unit.", low=1, high=64
     )
-    lookup_threads: int = _setting(8, "Threads for lookups and touches.", low=1, high=256)
+    lookup_threads: int = _setting(32, "Threads for lookups and touches.", low=1, high=256)
     load_timeout_seconds: float = _setting(
         30.0,
         "Seconds after which a load fails and its blocks are recomputed.",
+        low=0.01,
+        high=_DAY_SECONDS,
+    )
+    load_stall_seconds: float = _setting(
+        5.0,
+        "Seconds without a byte after which a load fails, and its blocks are recomputed.",
         low=0.01,
         high=_DAY_SECONDS,
     )
@@ -114,6 +120,31 @@ class Settings:
     )
     lookup_timeout_seconds: float = _setting(
         5.0, "Seconds after which a lookup counts as a miss.", low=0.01, high=_DAY_SECONDS
+    )
+    lookup_wait_seconds: float = _setting(
+        0.5,
+        "Seconds that a request waits for its lookup; then it is computed, and the answer serves "
+        "the next one.",
+        low=0.001,
+        high=_DAY_SECONDS,
+    )
+    breaker_faults: int = _setting(
+        5,
+        "Storage is left alone when so many of the last 2 n - 1 lookups and loads (or stores) "
+        "failed or came too late.",
+        low=1,
+        high=1000,
+    )
+    breaker_retry_seconds: float = _setting(
+        2.0, "Seconds after which storage that was left alone is tried again.", low=0.05, high=3600
+    )
+    admission: str = _setting(
+        "auto",
+        "Which hits are loaded: auto (where that is faster than to compute them), or always.",
+        choices=("auto", "always"),
+    )
+    min_hit_tokens: int = _setting(
+        0, "Tokens: shorter hits are computed, not loaded.", low=0, high=100_000_000
     )
     hit_ttl_seconds: float = _setting(
         30.0, "Seconds that a chunk once found is believed to be there.", low=0, high=_DAY_SECONDS
@@ -227,6 +258,11 @@ class Settings:
                 self.lookup_timeout_seconds,
                 f"at most load_timeout_seconds ({self.load_timeout_seconds})",
             )
+        for name in ("load_stall_seconds", "lookup_wait_seconds"):
+            limit_name = name.split("_")[0] + "_timeout_seconds"
+            value, limit = getattr(self, name), getattr(self, limit_name)
+            if value > limit and name in given:
+                raise ConfigError(name, value, f"at most {limit_name} ({limit})")
         if self.max_staging_memory_gb * 1e9 < self.piece_mib << 20:
             raise ConfigError(
                 "max_staging_memory_gb",

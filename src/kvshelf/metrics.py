@@ -40,8 +40,12 @@ REMOVED_BAD = "kvshelf:removed_bad_chunks"
 WRITE_BUFFER_BYTES = "kvshelf:write_buffer_used_bytes"
 QUEUE_FILES = "kvshelf:queue_files"
 HUNG_THREADS = "kvshelf:hung_threads"
+BREAKER_STATE = "kvshelf:breaker_state"
+BREAKER_OPENINGS = "kvshelf:breaker_openings"
+REFUSED_HIT_TOKENS = "kvshelf:refused_hit_tokens"
 
 LOOKUP_RESULTS = ("hit", "miss", "timeout", "error")
+BREAKER_SIDES = ("reading", "writing")
 QUEUE_KINDS = ("load", "store", "lookup", "touch")
 
 # From a metadata call in the page cache to a server that takes its time.
@@ -113,6 +117,26 @@ METRICS: tuple[Metric, ...] = (
     Metric(REMOVED_BAD, Kind.GAUGE, "chunks", "Damaged or foreign chunk files removed so far."),
     Metric(WRITE_BUFFER_BYTES, Kind.GAUGE, "bytes", "Staging memory that holds unwritten stores."),
     Metric(QUEUE_FILES, Kind.GAUGE, "files", "Files waiting for a thread, by kind.", ("kind",)),
+    Metric(
+        BREAKER_STATE,
+        Kind.GAUGE,
+        "state",
+        "Whether storage is left alone: 0 no, 1 one request tries it, 2 yes.",
+        ("side",),
+    ),
+    Metric(
+        BREAKER_OPENINGS,
+        Kind.COUNTER,
+        "times",
+        "How often storage began to be left alone.",
+        ("side",),
+    ),
+    Metric(
+        REFUSED_HIT_TOKENS,
+        Kind.COUNTER,
+        "tokens",
+        "Tokens on the shelf that were computed all the same: sooner than loaded, or too few.",
+    ),
     Metric(HUNG_THREADS, Kind.GAUGE, "threads", "I/O threads that the storage does not let go."),
 )
 

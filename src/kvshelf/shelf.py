@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -35,7 +36,7 @@ from kvshelf.engine import (
     Phase,
 )
 from kvshelf.keys import group_of
-from kvshelf.layout import chunk_path, rank_folder
+from kvshelf.layout import chunk_path, chunk_path_in, rank_folder
 from kvshelf.namespace import Identity
 from kvshelf.root import open_namespace, open_root
 
@@ -71,6 +72,7 @@ def engine_config(settings: Settings) -> EngineConfig:
         store_queue_seconds=settings.max_write_queued_seconds or _NO_LIMIT_SECONDS,
         store_timeout_seconds=settings.store_timeout_seconds,
         load_timeout_seconds=settings.load_timeout_seconds,
+        load_stall_seconds=settings.load_stall_seconds,
         lookup_timeout_seconds=settings.lookup_timeout_seconds,
         touch_interval_seconds=settings.touch_interval_seconds,
         verify=settings.verify,
@@ -196,9 +198,23 @@ class Shelf:
         """Queue a load; see ``Engine.submit_load``."""
         self._engine.submit_load(job_id, self._batch(chunks), stream)
 
-    def submit_lookup(self, job_id: JobId, keys: Sequence[bytes]) -> None:
-        """Queue a lookup; its result has one status a key, OK only if every rank has the chunk."""
-        self._engine.submit_lookup_keys(job_id, self._rank_folders, keys)
+    def submit_lookup(self, job_id: JobId, keys: Sequence[bytes], runs: Sequence[int] = ()) -> None:
+        """Queue a lookup; its result has one status a key, OK only if every rank has the chunk.
+
+        ``runs``: see ``Engine.submit_lookup_keys``.
+        """
+        self._engine.submit_lookup_keys(job_id, self._rank_folders, keys, runs)
+
+    def submit_probe(self, job_id: JobId, keys: Sequence[bytes], bytes_max: int) -> None:
+        """Queue a measurement: up to ``bytes_max`` of each chunk's file, of every rank, are read.
+
+        Without keys, a name is looked up that no cache can know: does the storage answer at all.
+        """
+        if keys:
+            files = [chunk_path_in(folder, key) for key in keys for folder in self._rank_folders]
+            self._engine.submit_probe(job_id, files, bytes_max)
+        else:
+            self._engine.submit_probe(job_id, [f"{self._folder}/{secrets.token_hex(16)}"], 0)
 
     def touch(self, keys: Sequence[bytes]) -> None:
         """Mark chunks as used now, in the background."""
@@ -296,7 +312,8 @@ class Shelf:
             if row == everywhere:  # thousands of keys come by on a scheduler's thread
                 continue
             # That a file is not there is known; that a probe failed or came too late says nothing.
-            worst = FileStatus.NOT_FOUND if FileStatus.NOT_FOUND in row else max(row)
+            known = [each for each in (FileStatus.NOT_FOUND, FileStatus.CANCELLED) if each in row]
+            worst = known[0] if known else max(row)
             statuses[key] = worst
             errnos[key] = report.errnos[key * ranks + row.index(worst)]
         return replace(report, statuses=tuple(statuses), errnos=tuple(errnos))

@@ -22,8 +22,10 @@ from vllm.v1.kv_offload.base import (  # noqa: E402
 )
 
 from kvshelf import EngineConfig, Identity, make_key, metrics  # noqa: E402
+from kvshelf.config import Settings  # noqa: E402
 from kvshelf.layout import chunk_path  # noqa: E402
 from kvshelf.shelf import Shelf  # noqa: E402
+from kvshelf.vllm.compat import KeyRun  # noqa: E402
 from kvshelf.vllm.manager import KvshelfManager  # noqa: E402
 from kvshelf.vllm.presence import Presence  # noqa: E402
 from kvshelf.vllm.report import WorkerReport  # noqa: E402
@@ -31,6 +33,7 @@ from kvshelf.vllm.specs import ChunkKeysSpec  # noqa: E402
 from kvshelf.vllm.worker import KvshelfWorker, blocks_of  # noqa: E402
 
 BLOCKS, BLOCK_BYTES, PER_CHUNK, LAYERS = 32, 4096, 4, 3
+SETTINGS = Settings()
 CONTEXT = ReqContext(req_id="r")
 STEP_END = ScheduleEndContext(new_req_ids=(), preempted_req_ids=())
 IDENTITY = Identity({"model": "m"})
@@ -38,6 +41,10 @@ IDENTITY = Identity({"model": "m"})
 
 def key(i: int, group: int = 0) -> bytes:
     return make_key(i.to_bytes(32, "big"), group)
+
+
+def run_of(*keys: bytes) -> KeyRun:
+    return KeyRun(list(keys), chunk_tokens=16, is_prefix=True)
 
 
 @dataclass
@@ -60,6 +67,8 @@ class Replica:
         self.manager = KvshelfManager(
             Shelf(self.root, IDENTITY, config=config),
             self.presence,
+            SETTINGS,
+            chunk_bytes=LAYERS * BLOCK_BYTES * PER_CHUNK,
             num_workers=1,
             emit_events=True,
         )
@@ -167,9 +176,9 @@ def test_the_first_answer_never_waits(replicas: tuple[Replica, Replica]) -> None
 def test_keys_asked_for_early_are_answered_at_once(replicas: tuple[Replica, Replica]) -> None:
     one, two = replicas
     one.store([A], IDS[:4])
-    two.manager.prefetch([A, B])
-    two.manager.prefetch([A, B])  # the second request with this prefix asks nothing
-    assert len(two.manager._in_flight) == 1
+    two.manager.prefetch([run_of(A, B)])
+    two.manager.prefetch([run_of(A, B)])  # the second request with this prefix asks nothing
+    assert len(two.manager._lookups._in_flight) == 1
     time.sleep(0.1)
     assert [two.manager.lookup(k, CONTEXT) for k in (A, B)] == [LookupResult.HIT, LookupResult.MISS]
 
@@ -278,7 +287,7 @@ def test_a_lookup_that_is_refused_is_a_miss_not_a_crash(
     one, _ = replicas
     one.manager._shelf.close()  # every call raises from now on
     assert one.lookup(A, B) == [LookupResult.MISS] * 2
-    one.manager.prefetch([key(9)])
+    one.manager.prefetch([run_of(key(9))])
     one.manager.touch([A], CONTEXT)
     assert one.manager.prepare_load([A], CONTEXT).keys == (A,)
 
@@ -306,7 +315,9 @@ def test_reset_forgets_but_deletes_nothing(replicas: tuple[Replica, Replica]) ->
 def test_a_chunk_that_one_rank_lacks_is_not_served(tmp_path: Path) -> None:
     shelf = Shelf(tmp_path, IDENTITY, world_size=2)
     presence = Presence(hit_ttl_seconds=9, miss_ttl_seconds=0, failed_ttl_seconds=9, keys_max=9)
-    manager = KvshelfManager(shelf, presence, num_workers=2, emit_events=True)
+    manager = KvshelfManager(
+        shelf, presence, SETTINGS, chunk_bytes=1, num_workers=2, emit_events=True
+    )
     manager.prepare_store([A], CONTEXT)
     manager.absorb(WorkerReport(published={A: 1}))
     assert list(manager.take_events()) == []

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -50,11 +51,19 @@ struct ThreadContext {
   std::array<StagingBuffer, 2> ring;
   std::array<std::uint64_t, 2> last_copy{};
   std::size_t turn = 0;
-  std::uint64_t part_copies = 0;  // the copies that end the part read last
+  // When a load last went on, and when bytes last came from storage, by Clock: what tells slow
+  // storage from none. Any thread may look.
+  std::atomic<Clock::rep> last_step{0};
+  std::atomic<Clock::rep> last_read{0};
+  void Step() { last_step = Clock::now().time_since_epoch().count(); }
+  void StepRead() { last_read = last_step = Clock::now().time_since_epoch().count(); }
+  // While it waits for the device, which may be long behind a model's work.
+  void Pause() { last_step = Clock::duration::max().count(); }
   std::vector<Segment> segments;  // scratch
   std::vector<iovec> parts;       // scratch
 };
-ThreadContext MakeThreadContext(Device& device, std::uint64_t step_bytes, std::uint64_t ring_bytes);
+std::shared_ptr<ThreadContext> MakeThreadContext(Device& device, std::uint64_t step_bytes,
+                                                 std::uint64_t ring_bytes);
 
 class ChunkReader {
  public:

@@ -27,7 +27,7 @@ inline Clock::duration ToDuration(double seconds) {
 struct EngineConfig {
   int io_threads = 12;
   int load_only_threads = 3;  // cut to io_threads - 1: some thread must take stores
-  int lookup_threads = 8;
+  int lookup_threads = 32;
   std::uint64_t piece_bytes = 4ull << 20;
   std::uint64_t step_bytes = 256ull << 10;
   // Of each of the two buffers that a thread reads ahead into, for a device that copies on its own.
@@ -38,6 +38,7 @@ struct EngineConfig {
   double store_queue_seconds = 30.0;
   double store_timeout_seconds = 120.0;
   double load_timeout_seconds = 30.0;
+  double load_stall_seconds = 5.0;
   double lookup_timeout_seconds = 5.0;
   double touch_interval_seconds = 600.0;
   std::uint64_t touch_queue_files = 65536;

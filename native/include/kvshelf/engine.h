@@ -86,7 +86,12 @@ class Engine {
   void SubmitLoad(JobId id, const Batch& batch);
   void SubmitLookup(JobId id, std::vector<std::string> paths);
   // Looks up the chunk file of each key in each folder (layout.h), key after key.
-  void SubmitLookupKeys(JobId id, std::vector<std::string> folders, std::vector<std::string> keys);
+  // `runs` are the lengths of runs of keys, from the first on, of which only those before the first
+  // missing one are of use: what comes after it may be kCancelled, not looked at.
+  void SubmitLookupKeys(JobId id, std::vector<std::string> folders, std::vector<std::string> keys,
+                        std::vector<std::uint32_t> runs = {});
+  // Reads up to `bytes_max` of each file on the lookup threads, into nothing.
+  void SubmitProbe(JobId id, std::vector<std::string> paths, std::uint64_t bytes_max);
   void Touch(std::vector<std::string> paths);
   std::vector<Report> Poll();
   bool HasReports() const;  // one atomic load

@@ -17,7 +17,7 @@ enum class FileStatus : std::uint8_t {
   kDropped = 7,
 };
 
-enum class JobKind : std::uint8_t { kStore = 0, kLoad = 1, kLookup = 2 };
+enum class JobKind : std::uint8_t { kStore = 0, kLoad = 1, kLookup = 2, kProbe = 3 };
 enum class Phase : std::uint8_t { kReleased = 0, kFinished = 1 };
 enum class Direct : std::uint8_t { kOff = 0, kAuto = 1, kOn = 2 };
 enum class Durability : std::uint8_t { kNone = 0, kData = 1, kFull = 2 };

@@ -37,7 +37,7 @@ class FileStatus(IntEnum):
     FOREIGN = 3  # a sound chunk file of another namespace, key, rank or geometry
     IO_ERROR = 4  # a system call failed; JobResult.errnos says how
     TIMED_OUT = 5  # the job's deadline passed first
-    CANCELLED = 6  # cancel() or close() came first
+    CANCELLED = 6  # cancel() or close() came first, or a lookup that another made useless
     DROPPED = 7  # a store that was given up: no room, too long in the queue, or release()
 
 
@@ -45,6 +45,7 @@ class JobKind(Enum):
     STORE = "store"
     LOAD = "load"
     LOOKUP = "lookup"
+    PROBE = "probe"
 
 
 class Phase(Enum):
@@ -152,7 +153,8 @@ class EngineConfig:
     # Threads that stores may never occupy, so that loads do not wait behind slow writes.
     load_only_threads: int = 3
     # Threads for lookups and touches: small metadata calls that must not queue behind payloads.
-    lookup_threads: int = 8
+    # Storage across a network answers in milliseconds: the more, the sooner thousands are known.
+    lookup_threads: int = 32
     # Bytes that one checksum covers; read and copied as a unit (docs/format.md).
     piece_bytes: int = 4 << 20
     # Bytes per read() and hash, small enough to be hashed while in L2 (design: 256 KiB was best).
@@ -165,6 +167,8 @@ class EngineConfig:
     store_timeout_seconds: float = 120.0
     # A load that is not done after this long fails, and its blocks are recomputed.
     load_timeout_seconds: float = 30.0
+    # A load of which nothing came for this long fails, however far its deadline is.
+    load_stall_seconds: float = 5.0
     # A lookup that is not answered after this long is TIMED_OUT.
     lookup_timeout_seconds: float = 5.0
     # Access times younger than this are not renewed by touch.
@@ -248,12 +252,25 @@ class Engine(Protocol):
         """Queue existence probes, in parallel: OK or NOT_FOUND a path. Raises as submit_store."""
 
     def submit_lookup_keys(
-        self, job_id: JobId, folders: Sequence[str], keys: Sequence[bytes]
+        self,
+        job_id: JobId,
+        folders: Sequence[str],
+        keys: Sequence[bytes],
+        runs: Sequence[int] = (),
     ) -> None:
         """The same for the chunk of each key in each rank's folder, key after key.
 
+        ``runs`` are lengths of runs of keys, from the first key on, of which only those before the
+        first missing one are of use: what comes after it may be CANCELLED, not looked at.
+
         Names are those of ``kvshelf.layout.chunk_path_in``; made in the background, so that a
         lookup of 4,096 keys takes a fraction of a millisecond of the caller's thread.
+        """
+
+    def submit_probe(self, job_id: JobId, paths: Sequence[str], bytes_max: int) -> None:
+        """Read up to ``bytes_max`` of each file, into nothing, on the threads of lookups.
+
+        OK or NOT_FOUND a path; payload_bytes and seconds say how fast storage is.
         """
 
     def touch(self, paths: Sequence[str]) -> None:

@@ -137,12 +137,31 @@ class MemoryEngine:
             self._report(job_id, JobKind.LOOKUP, Phase.FINISHED, found, 0)
 
     def submit_lookup_keys(
-        self, job_id: JobId, folders: Sequence[str], keys: Sequence[bytes]
+        self,
+        job_id: JobId,
+        folders: Sequence[str],
+        keys: Sequence[bytes],
+        runs: Sequence[int] = (),
     ) -> None:
-        """See ``Engine.submit_lookup_keys``."""
+        """See ``Engine.submit_lookup_keys``. Nothing is left out here: it costs nothing."""
+        if any(run < 1 for run in runs) or sum(runs) > len(keys):
+            raise ValueError("runs: each at least 1, together at most as many as keys")
         if not all(KEY_BYTES_MIN <= len(key) <= KEY_BYTES_MAX for key in keys):
             raise ValueError("a key has 12 to 128 bytes")
         self.submit_lookup(job_id, [chunk_path_in(f, key) for key in keys for f in folders])
+
+    def submit_probe(self, job_id: JobId, paths: Sequence[str], bytes_max: int) -> None:
+        """See ``Engine.submit_probe``. A file has the bytes of its blocks."""
+        if not paths:
+            raise ValueError("a probe needs at least one path")
+        _check_paths(paths)
+        with self._lock:
+            self._begin(job_id)
+            files = [self._files.get(path) for path in paths]
+            sizes = [sum(map(len, f.blocks)) for f in files if isinstance(f, _Stored)]
+            found = [FileStatus.NOT_FOUND if f is None else FileStatus.OK for f in files]
+            moved = sum(min(size, bytes_max) for size in sizes)
+            self._report(job_id, JobKind.PROBE, Phase.FINISHED, found, moved)
 
     def touch(self, paths: Sequence[str]) -> None:
         """See ``Engine.touch``. There is nobody here who would look at access times."""

@@ -45,7 +45,7 @@ except ImportError as error:  # pragma: no cover - depends on how kvshelf was in
 
 # Numbers shared with native/include/kvshelf/status.h, by position.
 _STATUSES = tuple(FileStatus)
-_KINDS = (JobKind.STORE, JobKind.LOAD, JobKind.LOOKUP)
+_KINDS = (JobKind.STORE, JobKind.LOAD, JobKind.LOOKUP, JobKind.PROBE)
 _PHASES = (Phase.RELEASED, Phase.FINISHED)
 _DIRECT = {Direct.OFF: 0, Direct.AUTO: 1, Direct.ON: 2}
 _COPY_METHOD = {CopyMethod.AUTO: 0, CopyMethod.BATCH: 1, CopyMethod.SINGLE: 2}
@@ -117,11 +117,22 @@ class NativeEngine:
             raise EngineClosedError(str(error)) from None
 
     def submit_lookup_keys(
-        self, job_id: JobId, folders: Sequence[str], keys: Sequence[bytes]
+        self,
+        job_id: JobId,
+        folders: Sequence[str],
+        keys: Sequence[bytes],
+        runs: Sequence[int] = (),
     ) -> None:
         """See ``Engine.submit_lookup_keys``."""
         try:
-            self._engine.submit_lookup_keys(job_id, folders, keys)
+            self._engine.submit_lookup_keys(job_id, folders, keys, runs)
+        except _native.EngineClosed as error:
+            raise EngineClosedError(str(error)) from None
+
+    def submit_probe(self, job_id: JobId, paths: Sequence[str], bytes_max: int) -> None:
+        """See ``Engine.submit_probe``."""
+        try:
+            self._engine.submit_probe(job_id, paths, bytes_max)
         except _native.EngineClosed as error:
             raise EngineClosedError(str(error)) from None
 

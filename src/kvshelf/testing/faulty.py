@@ -47,11 +47,20 @@ class FaultyEngine:
             self._paths[job_id] = tuple(paths)
 
     def submit_lookup_keys(
-        self, job_id: JobId, folders: Sequence[str], keys: Sequence[bytes]
+        self,
+        job_id: JobId,
+        folders: Sequence[str],
+        keys: Sequence[bytes],
+        runs: Sequence[int] = (),
     ) -> None:
         with self._lock:
-            self._inner.submit_lookup_keys(job_id, folders, keys)
+            self._inner.submit_lookup_keys(job_id, folders, keys, runs)
             self._paths[job_id] = tuple(chunk_path_in(f, key) for key in keys for f in folders)
+
+    def submit_probe(self, job_id: JobId, paths: Sequence[str], bytes_max: int) -> None:
+        with self._lock:
+            self._inner.submit_probe(job_id, paths, bytes_max)
+            self._paths[job_id] = tuple(paths)
 
     def touch(self, paths: Sequence[str]) -> None:
         self._inner.touch(paths)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import vllm
@@ -81,18 +82,45 @@ def fix_hash_seed(algorithm: str) -> str:
     return DEFAULT_HASH_SEED
 
 
-def request_keys(scheduler_side: Any, request: Any) -> list[bytes]:
+@dataclass(frozen=True, slots=True)
+class KeyRun:
+    """Keys of one KV cache group of a request.
+
+    Attributes:
+        chunk_tokens: tokens of the request that one key stands for.
+        is_prefix: only those before the first missing one are of use (not so with a sliding
+            window, of which the last ones are enough).
+    """
+
+    keys: list[bytes]
+    chunk_tokens: int
+    is_prefix: bool
+
+
+def request_keys(scheduler_side: Any, request: Any) -> list[KeyRun]:
     """Keys of all whole chunks of a new request's prompt, group after group.
 
     Reads the connector's own group configurations; a version that keeps them elsewhere gets no
     keys here, which costs it one step of the scheduler a request and nothing else.
     """
     config = getattr(scheduler_side, "config", None)
-    keys: list[bytes] = []
+    runs: list[KeyRun] = []
     for group in getattr(config, "kv_group_configs", ()):
         stride = group.hashes_per_chunk
         hashes = request.block_hashes[stride - 1 :: stride]
-        keys += [offload_base.make_offload_key(each, group.group_idx) for each in hashes]
+        keys: list[bytes] = [offload_base.make_offload_key(h, group.group_idx) for h in hashes]
+        # Without the attribute nothing is known: then every key counts for itself.
+        window = getattr(group, "sliding_window_size_in_chunks", 0)
+        runs.append(KeyRun(keys, group.tokens_per_chunk, is_prefix=window is None))
+    return runs
+
+
+def hit_keys(scheduler_side: Any, request: Any, computed_tokens: int, tokens: int) -> list[bytes]:
+    """Keys of the chunks that hold these tokens of a request, at most; of all groups."""
+    end = computed_tokens + tokens
+    keys: list[bytes] = []
+    for run in request_keys(scheduler_side, request):
+        keys += run.keys[computed_tokens // run.chunk_tokens : -(-end // run.chunk_tokens)]
     return keys
 
 

@@ -7,6 +7,7 @@ scheduler: report -> manager, so that the next lookup says MISS and the chunk is
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from typing_extensions import override
@@ -21,6 +22,7 @@ from kvshelf.errors import ConfigError
 from kvshelf.vllm import compat
 from kvshelf.vllm.identity import build_identity
 from kvshelf.vllm.manager import KvshelfManager
+from kvshelf.vllm.pace import Pace
 from kvshelf.vllm.report import KvshelfWorkerMetadata
 from kvshelf.vllm.spec import IDENTITY_KEY
 from kvshelf.vllm.worker import KvshelfWorker, blocks_of
@@ -47,6 +49,7 @@ class KvshelfConnector(OffloadingConnector):
             salt = str(extra.get("identity_salt", ""))
             extra[IDENTITY_KEY] = build_identity(vllm_config, kv_cache_config, salt)
         super().__init__(vllm_config, role, kv_cache_config)
+        self._pace = Pace()
         self._one_group = len(kv_cache_config.kv_cache_groups) == 1
         self._failed_blocks: set[int] = set()
         self._failed_requests: set[str] = set()
@@ -69,6 +72,29 @@ class KvshelfConnector(OffloadingConnector):
         super().on_new_request(request)
         if self._ours and not request.skip_reading_prefix_cache:
             self._manager.prefetch(compat.request_keys(self.connector_scheduler, request))
+
+    @override
+    def get_num_new_matched_tokens(
+        self, request: Any, num_computed_tokens: int, *args: Any, **kwargs: Any
+    ) -> tuple[int | None, bool]:
+        found = super().get_num_new_matched_tokens(request, num_computed_tokens, *args, **kwargs)
+        tokens = found[0]
+        if not self._ours or not tokens:
+            return found
+        keys = compat.hit_keys(self.connector_scheduler, request, num_computed_tokens, tokens)
+        admitted = self._manager.admit(request.request_id, tokens, keys)
+        if admitted is None:
+            return None, False
+        if admitted:
+            return found
+        # Once more: lookups now say MISS, and vLLM's own state agrees with what it is told.
+        return super().get_num_new_matched_tokens(request, num_computed_tokens, *args, **kwargs)
+
+    @override
+    def build_connector_meta(self, scheduler_output: Any) -> Any:
+        if self._ours:
+            self._pace.begins(scheduler_output.total_num_scheduled_tokens, time.monotonic())
+        return super().build_connector_meta(scheduler_output)
 
     @override
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
@@ -130,6 +156,10 @@ class KvshelfConnector(OffloadingConnector):
     @override
     def update_connector_output(self, connector_output: Any) -> None:
         meta = connector_output.kv_connector_worker_meta
+        if self._ours:
+            step = self._pace.ends(time.monotonic())
+            if step is not None:
+                self._manager.admission.computed(*step)
         if self._ours and isinstance(meta, KvshelfWorkerMetadata):
             # First, so that a lookup after this step already knows what failed.
             self._manager.absorb(meta.report)

@@ -5,13 +5,16 @@ Everything here runs on the scheduler's thread and must never wait: answers come
 lookup threads at its end, and answered RETRY meanwhile. No file-system call is made here.
 
     lookup -> Presence -> HIT, MISS
-                       -> unknown: wanted -> on_schedule_end -> Shelf -> poll -> Presence
+                       -> unknown: Lookups -> Shelf -> poll -> Presence
+    a hit  -> Admission -> load it, compute it, or measure the storage first
+    faults -> Breaker -> storage that does not answer is left alone
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from typing_extensions import override
@@ -27,10 +30,14 @@ from vllm.v1.kv_offload.base import (
 )
 
 from kvshelf import metrics
-from kvshelf.engine import FileStatus, JobKind, JobResult, Phase
+from kvshelf.config import Settings
+from kvshelf.engine import FileStatus, JobResult
 from kvshelf.shelf import Shelf
 from kvshelf.vllm import compat
+from kvshelf.vllm.admission import MEASURED_CHUNKS, Admission, Verdict, spread
+from kvshelf.vllm.breaker import Breaker, State
 from kvshelf.vllm.faultlog import FaultLog
+from kvshelf.vllm.lookups import Lookups
 from kvshelf.vllm.presence import Answer, Presence
 from kvshelf.vllm.report import WorkerReport
 from kvshelf.vllm.specs import ChunkKeysSpec
@@ -42,9 +49,15 @@ logger = init_logger(__name__)
 _HIT, _MISS, _PENDING = Answer.HIT, Answer.MISS, Answer.PENDING
 _FOUND, _ABSENT, _LATER = LookupResult.HIT, LookupResult.MISS, LookupResult.RETRY
 
-# Where lookups are usually answered sooner than this, the first question of a step waits for them
-# so long, once: a request then starts to load in its first step instead of its second.
-PROMPT_ANSWER_SECONDS = 0.0005
+# A measurement reads so much of each of MEASURED_CHUNKS files, and a request waits for it so long.
+MEASURED_BYTES = 1 << 20
+MEASURE_WAIT_SECONDS = 0.05
+
+
+@dataclass(slots=True)
+class _Measurement:
+    since: float
+    is_done: bool = False
 
 
 class KvshelfManager(OffloadingManager):
@@ -53,60 +66,102 @@ class KvshelfManager(OffloadingManager):
     Args:
         shelf: without block memory; used for lookups and touches only. Closed by ``shutdown``.
         presence: what is known about keys.
+        settings: the user's.
+        chunk_bytes: bytes of a chunk's files, all ranks'; groups' mean.
         num_workers: how many ranks must have a chunk before it counts as published.
         emit_events: whether vLLM publishes KV events.
     """
 
     def __init__(
-        self, shelf: Shelf, presence: Presence, *, num_workers: int, emit_events: bool
+        self,
+        shelf: Shelf,
+        presence: Presence,
+        settings: Settings,
+        *,
+        chunk_bytes: int,
+        num_workers: int,
+        emit_events: bool,
     ) -> None:
         self._shelf = shelf
         self._presence = presence
         self._answers = presence.answers  # the hot path's own reference
+        self._retry_seconds = settings.breaker_retry_seconds
         self._num_workers = num_workers
         self._emit_events = emit_events
-        self._wanted: list[bytes] = []
-        self._in_flight: dict[int, tuple[bytes, ...]] = {}
-        self._next_job_id = 0
-        self._polled = False  # results were fetched in this step
-        self._usual_seconds = 0.0  # of the last lookups
         self._publishing: dict[bytes, int] = {}  # key -> workers that have published it
         self._published: list[bytes] = []  # for events
         self._to_heal: set[bytes] = set()  # keys that failed to load and are not stored anew yet
         self._stats = StatsSink()
         self._faults = FaultLog(logger)
+        self._reading, self._writing = (
+            Breaker(faults=settings.breaker_faults, retry_seconds=self._retry_seconds)
+            for _ in metrics.BREAKER_SIDES
+        )
+        self._is_probing = False  # whether storage answers again
+        self._lookups = Lookups(
+            shelf,
+            presence,
+            self._stats,
+            self._reading,
+            self._faults,
+            wait_seconds=settings.lookup_wait_seconds,
+        )
+        self.admission = Admission(
+            min_hit_tokens=settings.min_hit_tokens,
+            compare=settings.admission == "auto",
+            chunk_bytes=chunk_bytes,
+        )
+        self._measurement: _Measurement | None = None
+        self._refused: set[str] = set()  # requests that compute what they could load
 
     @override
     def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
         answer = self._answers.get(key)
-        if answer is _PENDING and not self._polled:
-            self._fetch_answers()
+        if answer is _PENDING:
+            self._lookups.fetch()
             answer = self._answers.get(key, _PENDING)
         if answer is _HIT:
-            return _FOUND
+            return _FOUND if self._may_read(req_context.req_id) else _ABSENT
         if answer is _MISS:
             return _ABSENT
+        if not self._may_read(req_context.req_id):
+            return _ABSENT
         if answer is None:
-            self._answers[key] = _PENDING
-            self._wanted.append(key)
+            self._lookups.want(key)
         return _LATER
 
-    def prefetch(self, keys: Iterable[bytes]) -> None:
+    def prefetch(self, runs: Iterable[compat.KeyRun]) -> None:
         """Ask for a new request's keys before the scheduler does."""
-        answers = self._answers
-        wanted = [key for key in keys if key not in answers]
-        if wanted:
-            self._presence.pending(wanted)
-            self._wanted += wanted
-            self._submit_lookup()
+        if self._reading.state is State.CLOSED:
+            self._lookups.prefetch(runs)
+
+    def admit(self, req_id: str, tokens: int, keys: Sequence[bytes]) -> bool | None:
+        """Whether a hit of so many tokens in these chunks is loaded; None: ask again in a moment.
+
+        After False, ``lookup`` says MISS to this request.
+        """
+        now = time.monotonic()
+        verdict = self.admission.decide(tokens, len(keys), now)
+        if verdict is Verdict.MEASURE:
+            if self._measures(keys, now):
+                return None
+            verdict = self.admission.decide(tokens, len(keys), now)
+        if verdict is not Verdict.COMPUTE:
+            return True
+        self._refused.add(req_id)
+        self._stats.count(metrics.REFUSED_HIT_TOKENS, by=tokens)
+        return False
 
     @override
     def prepare_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> ChunkKeysSpec:
+        self.admission.load_begins(len(keys))
         self.touch(keys, req_context)
         return ChunkKeysSpec(tuple(keys))
 
     @override
     def touch(self, keys: Collection[OffloadKey], req_context: ReqContext) -> None:
+        if self._reading.state is not State.CLOSED:
+            return
         try:
             self._shelf.touch(tuple(keys))
         except Exception as error:  # only the order of eviction suffers
@@ -119,6 +174,9 @@ class KvshelfManager(OffloadingManager):
         """Offer what is not known to be stored. Never None: a full buffer drops in the worker."""
         is_stored = self._presence.is_stored
         wanted = [key for key in keys if not is_stored(key)]
+        if wanted and not self._may_write(req_context.req_id):
+            self._stats.count(metrics.STORE_OUTCOMES, "breaker", by=len(wanted))
+            wanted = []
         for key in wanted:
             self._presence.storing(key)
             self._publishing.pop(key, None)
@@ -132,13 +190,15 @@ class KvshelfManager(OffloadingManager):
         return RequestOffloadingContext(policy=compat.request_level_policy())
 
     @override
+    def on_request_finished(self, req_context: ReqContext) -> None:
+        self._refused.discard(req_context.req_id)
+
+    @override
     def on_schedule_end(self, context: ScheduleEndContext) -> None:
-        if self._wanted:
-            self._submit_lookup()
-        if self._in_flight and not self._polled:
-            self._fetch_answers()
-        self._polled = False
-        self._presence.expire(time.monotonic())
+        now = time.monotonic()
+        self._lookups.end_step(now)
+        self._presence.expire(now)
+        self._tend_breakers(now)
 
     def absorb(self, report: WorkerReport) -> None:
         """Take in what the workers report, before vLLM hears of the finished jobs."""
@@ -146,6 +206,17 @@ class KvshelfManager(OffloadingManager):
         for key in report.failed:
             self._presence.failed(key, now)
             self._to_heal.add(key)
+        for key in report.unread:
+            self._presence.unread(key, now, self._retry_seconds)
+        for chunks, loaded, busy_seconds in report.loads:
+            share = 1 / self._num_workers
+            self.admission.load_ends(chunks * share, loaded * share, busy_seconds * share, now)
+        for kind, cause in report.outcomes:
+            breaker = self._reading if kind == "load" else self._writing
+            if cause:
+                breaker.fault(cause, now)
+            else:
+                breaker.success(now)
         for key in report.not_stored:
             self._presence.not_stored(key)
             self._publishing.pop(key, None)
@@ -172,7 +243,7 @@ class KvshelfManager(OffloadingManager):
     def reset_cache(self) -> None:
         """Forget what is known, not what is stored: the shelf belongs to other engines too."""
         self._presence.forget()
-        self._wanted.clear()
+        self._lookups.forget()
         self._publishing.clear()
         self._published.clear()
         self._to_heal.clear()
@@ -185,43 +256,68 @@ class KvshelfManager(OffloadingManager):
     def shutdown(self) -> None:
         self._shelf.close(timeout_seconds=1.0)
 
-    def _submit_lookup(self) -> None:
-        job_id, self._next_job_id = self._next_job_id, self._next_job_id + 1
-        keys, self._wanted = tuple(self._wanted), []
-        try:
-            self._shelf.submit_lookup(job_id, keys)
-        except Exception as error:  # whatever it is, it must not end vLLM's scheduler
-            self._faults.fault("submit lookup", f"{type(error).__name__}: {error}")
-            now = time.monotonic()
-            for key in keys:
-                self._presence.unanswered(key, now)
-            self._stats.count(metrics.LOOKUPS, "error", by=len(keys))
-            return
-        self._in_flight[job_id] = keys
+    def _may_read(self, req_id: str) -> bool:
+        if self._refused and req_id in self._refused:
+            return False
+        reading = self._reading
+        return reading.state is State.CLOSED or reading.admits(req_id, time.monotonic())
 
-    def _fetch_answers(self) -> None:
-        self._polled = True
-        if self._usual_seconds < PROMPT_ANSWER_SECONDS:
-            self._shelf.wait(tuple(self._in_flight), Phase.FINISHED, PROMPT_ANSWER_SECONDS)
-        for result in self._shelf.poll():
-            if result.kind is JobKind.LOOKUP:
-                self._apply(self._in_flight.pop(result.job_id), result)
+    def _may_write(self, req_id: str) -> bool:
+        if self._reading.state is State.OPEN:
+            return False
+        writing = self._writing
+        return writing.state is State.CLOSED or writing.admits(req_id, time.monotonic())
 
-    def _apply(self, keys: tuple[bytes, ...], result: JobResult) -> None:
-        now = time.monotonic()
-        self._usual_seconds += (result.seconds - self._usual_seconds) / 8
-        presence, counts = self._presence, dict.fromkeys(metrics.LOOKUP_RESULTS, 0)
-        for key, status in zip(keys, result.statuses, strict=True):
-            if status is FileStatus.OK:
-                presence.found(key, now)
-                counts["hit"] += 1
-            elif status is FileStatus.NOT_FOUND:
-                presence.missed(key, now)
-                counts["miss"] += 1
-            else:
-                presence.unanswered(key, now)
-                counts["timeout" if status is FileStatus.TIMED_OUT else "error"] += 1
-        for label, count in counts.items():
-            if count:
-                self._stats.count(metrics.LOOKUPS, label, by=count)
-        self._stats.observe(metrics.LOOKUP_SECONDS, result.seconds)
+    def _measures(self, keys: Sequence[bytes], now: float) -> bool:
+        """Whether a measurement is under way whose end is worth waiting for."""
+        if self._measurement is None:
+            measurement = _Measurement(now)
+
+            def done(result: JobResult) -> None:
+                measurement.is_done = True
+                self._measurement = None
+                if FileStatus.OK in result.statuses:
+                    self.admission.measured(result.payload_bytes, result.seconds, time.monotonic())
+
+            sample = spread(keys, MEASURED_CHUNKS)
+            if not self._lookups.probe(sample, MEASURED_BYTES, done):
+                return False
+            self._measurement = measurement
+            return True
+        if now - self._measurement.since < MEASURE_WAIT_SECONDS:
+            return True
+        # It is slower than that, which is all that is known so far.
+        self.admission.measured(
+            MEASURED_BYTES * MEASURED_CHUNKS, now - self._measurement.since, now
+        )
+        return False
+
+    def _tend_breakers(self, now: float) -> None:
+        if self._reading.is_due(now) and not self._is_probing:
+            self._is_probing = self._lookups.probe((), 0, self._answered)
+            if not self._is_probing:
+                self._reading.not_answered(now)
+        if self._writing.is_due(now):
+            self._writing.answered()
+        for side, breaker in zip(
+            metrics.BREAKER_SIDES, (self._reading, self._writing), strict=True
+        ):
+            for change in breaker.take_changes():
+                self._stats.gauge(metrics.BREAKER_STATE, change.state, side)
+                if change.state is State.OPEN:
+                    self._stats.count(metrics.BREAKER_OPENINGS, side)
+                    logger.warning(
+                        "kvshelf: %s is suspended (%s); tried again every %s s",
+                        side,
+                        change.cause,
+                        self._retry_seconds,
+                    )
+                elif change.state is State.CLOSED:
+                    logger.warning("kvshelf: %s goes on after %.1f s", side, change.open_seconds)
+
+    def _answered(self, result: JobResult) -> None:
+        self._is_probing = False
+        if result.statuses[0] in (FileStatus.OK, FileStatus.NOT_FOUND):
+            self._reading.answered()
+        else:
+            self._reading.not_answered(time.monotonic())

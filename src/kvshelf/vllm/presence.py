@@ -83,6 +83,16 @@ class Presence:
         self._settle(key, Answer.MISS, now, self._failed_ttl_seconds)
         self._stored.pop(key, None)
 
+    def unread(self, key: bytes, now: float, ttl_seconds: float) -> None:
+        """A load of it failed for no fault of the chunk: it is there, and tried again sooner. But
+        not at once: the very request whose load failed asks again."""
+        self._settle(key, Answer.MISS, now, ttl_seconds)
+
+    def unknown(self, key: bytes) -> None:
+        """A probe of it was not made."""
+        if self.answers.get(key) is Answer.PENDING:
+            del self.answers[key]
+
     def not_stored(self, key: bytes) -> None:
         """A store of it was dropped or failed."""
         self._stored.pop(key, None)

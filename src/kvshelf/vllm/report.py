@@ -18,7 +18,11 @@ class WorkerReport:
     """News since the last report. ``merge`` joins those of several workers of one engine.
 
     Attributes:
-        failed: keys whose load failed on a worker.
+        failed: keys whose load failed on a worker, for a fault of the chunk.
+        unread: likewise, for a fault of the storage.
+        loads: one a load job that ended: chunks, chunks loaded, seconds by which it lengthened the
+            time in which this worker loaded at all.
+        outcomes: one a job of a worker: "" or the storage's fault, by "load" or "store".
         published: key -> number of workers whose file of it is on the shelf now.
         not_stored: keys whose store was dropped or failed on a worker.
         counters: increments.
@@ -27,6 +31,9 @@ class WorkerReport:
     """
 
     failed: set[bytes] = field(default_factory=set)
+    unread: set[bytes] = field(default_factory=set)
+    loads: list[tuple[int, int, float]] = field(default_factory=list)
+    outcomes: list[tuple[str, str]] = field(default_factory=list)
     published: dict[bytes, int] = field(default_factory=dict)
     not_stored: set[bytes] = field(default_factory=set)
     counters: dict[Series, float] = field(default_factory=dict)
@@ -43,11 +50,22 @@ class WorkerReport:
     def is_empty(self) -> bool:
         """Gauges alone are no news: they ride along with the next report."""
         return not (
-            self.failed or self.published or self.not_stored or self.counters or self.samples
+            self.failed
+            or self.unread
+            or self.outcomes
+            or self.published
+            or self.not_stored
+            or self.counters
+            or self.samples
         )
 
     def merge(self, other: WorkerReport) -> WorkerReport:
-        merged = WorkerReport(failed=self.failed | other.failed)
+        merged = WorkerReport(
+            failed=self.failed | other.failed,
+            unread=self.unread | other.unread,
+            loads=self.loads + other.loads,
+            outcomes=self.outcomes + other.outcomes,
+        )
         merged.not_stored = self.not_stored | other.not_stored
         merged.published = dict(self.published)
         for key, workers in other.published.items():

@@ -87,9 +87,18 @@ class SharedStorageOffloadingSpec(OffloadingSpec):
         return KvshelfManager(
             shelf,
             presence,
+            settings,
+            chunk_bytes=self._chunk_bytes(),
             num_workers=self.config.parallel.world_size,
             emit_events=self.config.enable_kv_cache_events,
         )
+
+    def _chunk_bytes(self) -> int:
+        """Bytes of one chunk's files, all ranks'; the mean of the groups."""
+        groups = self._identity.fields["groups"]
+        pages = [group["layers"] * group["page_bytes"] for group in groups]
+        mean = sum(pages) / len(pages)
+        return max(1, int(mean * self.blocks_per_chunk * self.config.parallel.world_size))
 
     @override
     def get_worker(self, kv_caches: CanonicalKVCaches) -> OffloadingWorker:

@@ -43,6 +43,9 @@ class StatsSink:
     def observe(self, name: str, value: float, *labels: str) -> None:
         self._stats.observe_histogram(name, value, labels)
 
+    def gauge(self, name: str, value: float, *labels: str) -> None:
+        self._stats.set_gauge(name, value, labels)
+
     def absorb(self, report: WorkerReport) -> None:
         for (name, labels), value in report.counters.items():
             self._stats.increase_counter(name, value, labels)

@@ -9,6 +9,7 @@ vLLM calls everything here from the worker's main thread; nothing waits for stor
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -30,6 +31,9 @@ from kvshelf.vllm.report import WorkerReport
 from kvshelf.vllm.specs import ChunkKeysSpec, ChunkPlan, plan_chunks
 
 logger = init_logger(__name__)
+
+# What is no fault of one chunk.
+STORAGE_FAULTS = frozenset({FileStatus.IO_ERROR, FileStatus.TIMED_OUT})
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,8 @@ class KvshelfWorker(OffloadingWorker):
         self._loads: dict[int, ChunkPlan] = {}
         self._done: list[TransferResult] = []  # jobs that ended at submission
         self._failed_loads: list[FailedLoad] = []
+        self._load_times: dict[int, float] = {}  # when a load was submitted
+        self._busy_until = 0.0  # when the last of the loads that are known of ended
         self._report = WorkerReport()
         self._faults = FaultLog(logger)
 
@@ -109,6 +115,7 @@ class KvshelfWorker(OffloadingWorker):
             plan = ChunkPlan(unmapped=[*plan.unmapped, *(chunk.key for chunk in plan.chunks)])
         if plan.chunks and self._submitted(JobKind.LOAD, job_id, plan.chunks):
             self._loads[job_id] = plan
+            self._load_times[job_id] = time.monotonic()
             return True
         keys = [*plan.unmapped, *(chunk.key for chunk in plan.chunks)]
         for key in keys:
@@ -199,9 +206,19 @@ class KvshelfWorker(OffloadingWorker):
         self._report.count(metrics.LOAD_CHUNKS, by=loaded)
         self._report.count(metrics.LOAD_BYTES, by=result.payload_bytes)
         self._report.observe(metrics.LOAD_SECONDS, result.seconds)
+        self._report.loads.append((len(plan.chunks), loaded, self._busy_seconds(result)))
+        self._outcome("load", result)
         if bad_blocks:
             self._failed_loads.append(FailedLoad(result.job_id, frozenset(bad_blocks)))
         return TransferResult(result.job_id, True, result.payload_bytes, result.seconds)
+
+    def _busy_seconds(self, result: JobResult) -> float:
+        """By how much this load lengthened the time in which there were loads."""
+        begin = self._load_times.pop(result.job_id)
+        end = begin + result.seconds
+        seconds = max(0.0, end - max(begin, self._busy_until))
+        self._busy_until = max(end, self._busy_until)
+        return seconds
 
     def _finish_store(self, result: JobResult) -> None:
         plan = self._stores.pop(result.job_id)
@@ -209,10 +226,25 @@ class KvshelfWorker(OffloadingWorker):
             self._store_outcome(chunk.key, status, error)
         self._report.count(metrics.STORE_BYTES, by=result.payload_bytes)
         self._report.observe(metrics.STORE_SECONDS, result.seconds)
+        self._outcome("store", result)
+
+    def _outcome(self, kind: str, result: JobResult) -> None:
+        """What the job says of the storage, if anything: a damaged chunk says nothing."""
+        faults = [
+            (status, error)
+            for status, error in zip(result.statuses, result.errnos, strict=True)
+            if status in STORAGE_FAULTS
+        ]
+        if faults:
+            status, error = faults[0]
+            cause = os.strerror(error) if error else status.name.lower().replace("_", " ")
+            self._report.outcomes.append((kind, f"{kind}: {cause}"))
+        elif FileStatus.OK in result.statuses:
+            self._report.outcomes.append((kind, ""))
 
     def _load_failure(self, key: bytes, status: FileStatus, error: int) -> None:
         cause = status.name.lower()
-        self._report.failed.add(key)
+        (self._report.unread if status in STORAGE_FAULTS else self._report.failed).add(key)
         self._report.count(metrics.LOAD_FAILURES, cause)
         self._faults.fault(f"load failed ({cause})", _describe(key, error))
 

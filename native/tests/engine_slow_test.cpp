@@ -1,0 +1,253 @@
+// The engine on storage that is slow, stalls or is asked for much at once: who waits, and how long.
+#include <algorithm>
+#include <cerrno>
+#include <random>
+
+#include "engine_fixture.h"
+#include "load_queue.h"
+
+namespace kvshelf {
+namespace {
+
+using testing::Call;
+using testing::Catch;
+using testing::EngineFixture;
+using testing::Files;
+
+std::shared_ptr<Job> LoadOf(std::size_t files) {
+  auto job = std::make_shared<Job>();
+  job->transfers = std::vector<Transfer>(files);
+  job->unsettled = files;
+  for (std::size_t i = 0; i < files; ++i) job->transfers[i].job = job.get();
+  return job;
+}
+
+void Enqueue(LoadQueue& queue, const std::shared_ptr<Job>& job) {
+  for (std::size_t i = 0; i < job->transfers.size(); ++i) queue.Push({Ref(job, i), 0, 4});
+}
+
+// How many parts are taken until the last of `job`.
+std::size_t PartsUntilDone(LoadQueue& queue, const std::shared_ptr<Job>& job) {
+  std::size_t left = job->transfers.size(), taken = 0;
+  while (left > 0) {
+    ++taken;
+    if (queue.Pop().file->job == job.get()) --left;
+  }
+  return taken;
+}
+
+void AShortLoadDoesNotWaitForALongOne() {
+  LoadQueue queue;
+  const auto longest = LoadOf(500), shortest = LoadOf(4);
+  Enqueue(queue, longest);
+  Enqueue(queue, shortest);
+  CHECK(PartsUntilDone(queue, shortest) <= 6);
+  CHECK(queue.size() >= 498);
+}
+
+void ALongLoadEndsHoweverManyShortOnesCome() {
+  LoadQueue queue;
+  const auto longest = LoadOf(50);
+  std::vector<std::shared_ptr<Job>> others;
+  Enqueue(queue, longest);
+  std::size_t left = 50, taken = 0;
+  for (; left > 0 && taken < 1000; ++taken) {
+    others.push_back(LoadOf(1));
+    Enqueue(queue, others.back());
+    if (queue.Pop().file->job == longest.get()) --left;
+  }
+  CHECK(left == 0 && taken <= 4 * 50);
+}
+
+// As many requests of one length at once: the first ones do not wait for the last.
+void EqualLoadsEndOneAfterTheOther() {
+  LoadQueue queue;
+  std::vector<std::shared_ptr<Job>> jobs;
+  for (int i = 0; i < 8; ++i) jobs.push_back(LoadOf(16));
+  for (const auto& job : jobs) Enqueue(queue, job);
+  CHECK(PartsUntilDone(queue, jobs[0]) == 16);
+  CHECK(PartsUntilDone(queue, jobs[1]) == 16);
+}
+
+void FinishedJobsLeaveTheQueue() {
+  LoadQueue queue;
+  const auto gone = LoadOf(3), here = LoadOf(2);
+  Enqueue(queue, gone);
+  Enqueue(queue, here);
+  gone->unsettled = 0;
+  queue.DropFinished();
+  CHECK(queue.size() == 2 && queue.Pop().file->job == here.get());
+}
+
+// The time-out is far: what ends these loads is that nothing comes.
+void LoadsThatGetNothingAreGivenUpWithAllThatWait() {
+  EngineFixture f;
+  f.Prepare(0, 12);
+  f.config.load_stall_seconds = 0.3;
+  f.config.load_timeout_seconds = 60;
+  f.config.replacement_threads = 0;  // nobody is left to take what waits
+  f.Open();
+  f.trap.Shut();
+  f.ops->SetHook(Catch(Call::kRead, f.trap));
+  f.Load(1, 0, 12);
+  const auto start = Clock::now();
+  CHECK(f.All(1, FileStatus::kTimedOut));
+  CHECK(Clock::now() - start < std::chrono::seconds(10));
+  f.blocks.Fill(0x33);
+  const std::string before = f.blocks.All();
+  f.trap.Open();
+  CHECK(f.Eventually([&] { return f.engine->Stats().hung_threads == 0; }));
+  CHECK(f.blocks.All() == before);
+  f.ops->SetHook(nullptr);
+  f.Load(2, 0, 12);
+  CHECK(f.All(2, FileStatus::kOk));
+}
+
+void OneFileThatHangsIsGivenUpAlone() {
+  EngineFixture f;
+  f.Prepare(0, 6);
+  f.config.load_stall_seconds = 0.3;
+  f.config.load_timeout_seconds = 60;
+  f.Open();
+  f.trap.Shut();
+  std::atomic<int> reads{0};
+  f.ops->SetHook([&](Call call) {
+    if (call == Call::kRead && ++reads == 2) f.trap.Pass();
+    return 0;
+  });
+  f.Load(1, 0, 6);
+  const auto statuses = f.Statuses(1);
+  CHECK(std::count(statuses.begin(), statuses.end(), FileStatus::kTimedOut) == 1);
+  CHECK(std::count(statuses.begin(), statuses.end(), FileStatus::kOk) == 5);
+  f.trap.Open();
+}
+
+// A load of many steps, each of which takes its time, is slow and not stalled.
+void SlowIsNotStalled() {
+  EngineFixture f;
+  f.Prepare(0, 1);
+  f.config.load_stall_seconds = 0.4;
+  f.Open();
+  std::atomic<int> reads{0};
+  f.ops->SetHook([&](Call call) {
+    if (call == Call::kRead) {
+      ++reads;
+      std::this_thread::sleep_for(std::chrono::milliseconds(120));
+    }
+    return 0;
+  });
+  f.Load(1, 0, 1);
+  CHECK(f.All(1, FileStatus::kOk));
+  CHECK(reads >= 6);  // longer than the limit in all
+}
+
+std::vector<std::string> Keys(int count) {
+  std::vector<std::string> keys;
+  for (int i = 0; i < count; ++i) {
+    std::string key(36, '\0');
+    key[0] = static_cast<char>(i >> 8);
+    key[1] = static_cast<char>(i);
+    keys.push_back(key);
+  }
+  return keys;
+}
+
+// Keys of a prefix: what comes after the first missing one is hardly looked at.
+void WhatFollowsAMissingKeyIsNotLookedAt() {
+  EngineFixture f;
+  const auto keys = Keys(2000);
+  for (int i = 0; i < 10; ++i) {
+    f.dir.Write(ChunkPath("ns/r0", keys[static_cast<std::size_t>(i)]), std::string(8192, 'x'));
+  }
+  f.Open();
+  std::atomic<int> stats{0};
+  f.ops->SetHook([&](Call call) {
+    if (call == Call::kStat) {
+      ++stats;
+      std::this_thread::sleep_for(std::chrono::microseconds(100));
+    }
+    return 0;
+  });
+  f.engine->SubmitLookupKeys(1, {"ns/r0"}, keys, {1000});
+  const auto statuses = f.Statuses(1);
+  using enum FileStatus;
+  CHECK(std::all_of(statuses.begin(), statuses.begin() + 10, [](auto s) { return s == kOk; }));
+  CHECK(statuses[10] == kNotFound);
+  CHECK(std::all_of(statuses.begin() + 11, statuses.begin() + 1000,
+                    [](auto s) { return s == kNotFound || s == kCancelled; }));
+  CHECK(std::count(statuses.begin() + 11, statuses.begin() + 1000, kCancelled) > 900);
+  // Keys outside the run count for themselves.
+  CHECK(
+      std::all_of(statuses.begin() + 1000, statuses.end(), [](auto s) { return s == kNotFound; }));
+  CHECK(stats < 1200);
+}
+
+// A chunk that one rank lacks is missing for its run, and ranks of one key are never mixed up.
+void RunsCountKeysNotFiles() {
+  EngineFixture f;
+  const auto keys = Keys(40);
+  for (const auto& key : keys) f.dir.Write(ChunkPath("ns/r0", key), std::string(8192, 'x'));
+  for (int i = 0; i < 40; ++i) {
+    if (i != 20)
+      f.dir.Write(ChunkPath("ns/r1", keys[static_cast<std::size_t>(i)]), std::string(8192, 'x'));
+  }
+  f.config.lookup_threads = 1;
+  f.Open();
+  f.engine->SubmitLookupKeys(1, {"ns/r0", "ns/r1"}, keys, {40});
+  const auto statuses = f.Statuses(1);
+  using enum FileStatus;
+  CHECK(std::all_of(statuses.begin(), statuses.begin() + 41, [](auto s) { return s == kOk; }));
+  CHECK(statuses[41] == kNotFound);
+  CHECK(std::all_of(statuses.begin() + 42, statuses.end(), [](auto s) { return s == kCancelled; }));
+}
+
+void RunsThatDoNotFitAreRefused() {
+  EngineFixture f;
+  f.Open();
+  for (const std::vector<std::uint32_t>& runs : {std::vector<std::uint32_t>{0}, {41}, {20, 21}}) {
+    bool refused = false;
+    try {
+      f.engine->SubmitLookupKeys(1, {"ns/r0"}, Keys(40), runs);
+    } catch (const std::invalid_argument&) {
+      refused = true;
+    }
+    CHECK(refused);
+  }
+}
+
+void AProbeReadsWhatThereIs() {
+  EngineFixture f;
+  f.dir.Write("ns/long", std::string(700'000, 'x'));
+  f.dir.Write("ns/short", std::string(1000, 'x'));
+  f.Open();
+  f.engine->SubmitProbe(1, {"ns/long", "ns/short", "ns/none", "ns"}, 600'000);
+  const Report* report = f.Find(1, Phase::kFinished);
+  using enum FileStatus;
+  CHECK(report != nullptr && report->kind == JobKind::kProbe);
+  CHECK(report->statuses == (std::vector{kOk, kOk, kNotFound, kNotFound}));
+  CHECK(report->payload_bytes == 601'000);
+  f.ops->SetHook([](Call call) { return call == Call::kRead ? -EIO : 0; });
+  f.engine->SubmitProbe(2, {"ns/long"}, 1000);
+  CHECK(f.All(2, kIoError));
+}
+
+}  // namespace
+}  // namespace kvshelf
+
+int main() {
+  using namespace kvshelf;
+  const testing::NamedTest tests[] = {
+      {"a short load does not wait for a long one", AShortLoadDoesNotWaitForALongOne},
+      {"a long load ends however many short ones come", ALongLoadEndsHoweverManyShortOnesCome},
+      {"equal loads end one after the other", EqualLoadsEndOneAfterTheOther},
+      {"finished jobs leave the queue", FinishedJobsLeaveTheQueue},
+      {"loads that get nothing are given up", LoadsThatGetNothingAreGivenUpWithAllThatWait},
+      {"one file that hangs is given up alone", OneFileThatHangsIsGivenUpAlone},
+      {"slow is not stalled", SlowIsNotStalled},
+      {"what follows a missing key is not looked at", WhatFollowsAMissingKeyIsNotLookedAt},
+      {"runs count keys, not files", RunsCountKeysNotFiles},
+      {"runs that do not fit are refused", RunsThatDoNotFitAreRefused},
+      {"a probe reads what there is", AProbeReadsWhatThereIs},
+  };
+  return testing::RunTests(tests);
+}

@@ -1,0 +1,194 @@
+"""Questions to the shelf that are under way: asked in batches, answered by polling.
+
+    want, prefetch -> flush -> Shelf -> fetch -> Presence, Breaker, Stats
+
+Scheduler's thread only; nothing here waits for storage.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from kvshelf import metrics
+from kvshelf.engine import FileStatus, JobKind, JobResult, Phase
+from kvshelf.shelf import Shelf
+from kvshelf.vllm.breaker import Breaker, State
+from kvshelf.vllm.compat import KeyRun
+from kvshelf.vllm.faultlog import FaultLog
+from kvshelf.vllm.presence import Answer, Presence
+from kvshelf.vllm.stats import StatsSink
+
+# Where lookups are usually answered sooner than this, the first question of a step waits for them
+# so long, once: a request then starts to load in its first step instead of its second.
+PROMPT_ANSWER_SECONDS = 0.0005
+# Threads that hang in the storage say enough: no more probes are sent after them.
+HUNG_THREADS_MAX = 8
+
+ProbeDone = Callable[[JobResult], None]
+
+
+@dataclass(slots=True)
+class _Asked:
+    """A lookup that is under way. ``is_late``: nobody waits for its answer any more."""
+
+    keys: tuple[bytes, ...]
+    since: float
+    is_late: bool = False
+
+
+class Lookups:
+    """
+    Args:
+        wait_seconds: how long a request waits for an answer. After that its keys count as absent
+            for now, and the answer, when it comes, serves the next request.
+    """
+
+    def __init__(
+        self,
+        shelf: Shelf,
+        presence: Presence,
+        stats: StatsSink,
+        reading: Breaker,
+        faults: FaultLog,
+        *,
+        wait_seconds: float,
+    ) -> None:
+        self._shelf = shelf
+        self._presence = presence
+        self._stats = stats
+        self._reading = reading
+        self._faults = faults
+        self._wait_seconds = wait_seconds
+        self._wanted: list[bytes] = []
+        self._in_flight: dict[int, _Asked] = {}
+        self._probes: dict[int, ProbeDone] = {}
+        self._next_job_id = 0
+        self._has_polled = False  # in this step
+        self._usual_seconds = 0.0  # of the last lookups
+
+    def want(self, key: bytes) -> None:
+        """Ask for one key at the end of the step."""
+        self._presence.pending((key,))
+        self._wanted.append(key)
+
+    def prefetch(self, runs: Iterable[KeyRun]) -> None:
+        """Ask for a new request's keys before the scheduler does.
+
+        Those after a key that is known to be missing are not worth asking for, nor looking at.
+        """
+        answers = self._presence.answers
+        prefixes: list[bytes] = []
+        lengths: list[int] = []
+        others: list[bytes] = []
+        for run in runs:
+            if not run.is_prefix:
+                others += [key for key in run.keys if key not in answers]
+                continue
+            before = len(prefixes)
+            for key in run.keys:
+                answer = answers.get(key)
+                if answer is None:
+                    prefixes.append(key)
+                elif answer is Answer.MISS:
+                    break
+            if len(prefixes) > before:
+                lengths.append(len(prefixes) - before)
+        if prefixes or others:
+            self._presence.pending(prefixes)
+            self._presence.pending(others)
+            self._submit((*prefixes, *others), lengths)
+
+    def fetch(self) -> None:
+        """Take in what was answered; once a step."""
+        if self._has_polled:
+            return
+        self._has_polled = True
+        if self._in_flight and self._usual_seconds < PROMPT_ANSWER_SECONDS:
+            self._shelf.wait(tuple(self._in_flight), Phase.FINISHED, PROMPT_ANSWER_SECONDS)
+        for result in self._shelf.poll():
+            if result.kind is JobKind.LOOKUP:
+                self._apply(self._in_flight.pop(result.job_id), result)
+            elif result.kind is JobKind.PROBE:
+                self._probes.pop(result.job_id)(result)
+
+    def end_step(self, now: float) -> None:
+        if self._wanted:
+            keys, self._wanted = tuple(self._wanted), []
+            self._submit(keys, ())
+        if self._in_flight or self._probes:
+            self.fetch()
+            self._give_up_waiting(now)
+        self._has_polled = False
+
+    def probe(self, keys: Sequence[bytes], bytes_max: int, done: ProbeDone) -> bool:
+        """Measure storage by these chunks' files, or see whether it answers at all (no keys).
+
+        False if too many threads hang already, or the engine refused.
+        """
+        if self._shelf.stats().hung_threads >= HUNG_THREADS_MAX:
+            return False
+        job_id, self._next_job_id = self._next_job_id, self._next_job_id + 1
+        try:
+            self._shelf.submit_probe(job_id, keys, bytes_max)
+        except Exception as error:
+            self._faults.fault("submit probe", f"{type(error).__name__}: {error}")
+            return False
+        self._probes[job_id] = done
+        return True
+
+    def forget(self) -> None:
+        self._wanted.clear()
+
+    def _submit(self, keys: tuple[bytes, ...], runs: Sequence[int]) -> None:
+        job_id, self._next_job_id = self._next_job_id, self._next_job_id + 1
+        now = time.monotonic()
+        try:
+            self._shelf.submit_lookup(job_id, keys, runs)
+        except Exception as error:  # whatever it is, it must not end vLLM's scheduler
+            self._faults.fault("submit lookup", f"{type(error).__name__}: {error}")
+            for key in keys:
+                self._presence.unanswered(key, now)
+            self._stats.count(metrics.LOOKUPS, "error", by=len(keys))
+            return
+        self._in_flight[job_id] = _Asked(keys, now)
+
+    def _give_up_waiting(self, now: float) -> None:
+        for asked in self._in_flight.values():
+            if now - asked.since < self._wait_seconds:
+                break  # they are in the order of time
+            if not asked.is_late:
+                asked.is_late = True
+                for key in asked.keys:
+                    self._presence.unanswered(key, now)
+                self._reading.fault("lookup: too late", now)
+
+    def _apply(self, asked: _Asked, result: JobResult) -> None:
+        now = time.monotonic()
+        self._usual_seconds += (result.seconds - self._usual_seconds) / 8
+        presence, counts = self._presence, dict.fromkeys(metrics.LOOKUP_RESULTS, 0)
+        for key, status in zip(asked.keys, result.statuses, strict=True):
+            if status is FileStatus.OK:
+                presence.found(key, now)
+                counts["hit"] += 1
+            elif status is FileStatus.NOT_FOUND:
+                presence.missed(key, now)
+                counts["miss"] += 1
+            elif status is FileStatus.CANCELLED:
+                presence.unknown(key)
+            else:
+                presence.unanswered(key, now)
+                counts["timeout" if status is FileStatus.TIMED_OUT else "error"] += 1
+        for label, count in counts.items():
+            if count:
+                self._stats.count(metrics.LOOKUPS, label, by=count)
+        self._stats.observe(metrics.LOOKUP_SECONDS, result.seconds)
+        if asked.is_late:
+            return  # told already, as a fault
+        failed = next((label for label in ("error", "timeout") if counts[label]), "")
+        if failed:
+            self._reading.fault(f"lookup: {failed}", now)
+        elif self._reading.state is State.CLOSED:
+            # While one request tries, only its load decides: names may come from a cache.
+            self._reading.success(now)

@@ -1,0 +1,134 @@
+"""Load or compute: what is faster, as far as it was measured."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from kvshelf.vllm.admission import (
+    PRIOR_TOKENS_PER_SECOND,
+    Admission,
+    Rate,
+    Verdict,
+    spread,
+)
+from kvshelf.vllm.pace import Pace
+
+CHUNK_TOKENS = 100
+MB = 10**6
+
+
+def admission(**settings: object) -> Admission:
+    given = {"min_hit_tokens": 0, "compare": True, "chunk_bytes": 10 * MB, **settings}
+    made = Admission(**given)  # type: ignore[arg-type]
+    made.computed(1000, 0.1)  # 10,000 tokens a second
+    return made
+
+
+def decide(made: Admission, chunks: int, now: float = 0.0) -> Verdict:
+    return made.decide(chunks * CHUNK_TOKENS, chunks, now)
+
+
+def test_nothing_known_is_measured_first() -> None:
+    assert decide(admission(), 10) is Verdict.MEASURE
+
+
+def test_storage_that_is_faster_is_used_and_slower_is_not() -> None:
+    fast, slow = admission(), admission()
+    fast.measured(1000 * MB, 0.5, 0.0)  # 200 chunks a second; 100 are computed in one
+    slow.measured(1000 * MB, 2.0, 0.0)  # 50 chunks a second
+    assert decide(fast, 10) is Verdict.LOAD
+    assert decide(slow, 10) is Verdict.COMPUTE
+
+
+def test_loads_that_wait_count() -> None:
+    made = admission()
+    made.measured(1000 * MB, 0.5, 0.0)
+    assert decide(made, 10) is Verdict.LOAD
+    made.load_begins(20)
+    assert decide(made, 10) is Verdict.COMPUTE
+    made.load_ends(20, 20, 0.1, 1.0)
+    assert decide(made, 10, 1.0) is Verdict.LOAD
+
+
+def test_loads_that_fail_make_it_slower() -> None:
+    made = admission()
+    made.measured(1000 * MB, 0.5, 0.0)
+    made.load_begins(100)
+    made.load_ends(100, 0, 5.0, 5.0)
+    assert decide(made, 10, 5.1) is Verdict.COMPUTE
+
+
+def test_a_rate_that_speaks_against_loading_is_measured_again_when_it_is_old() -> None:
+    made = admission()
+    made.measured(1000 * MB, 2.0, 0.0)
+    assert decide(made, 10, 29.0) is Verdict.COMPUTE
+    assert decide(made, 10, 31.0) is Verdict.MEASURE
+    made.measured(1000 * MB, 0.5, 31.0)
+    assert decide(made, 10, 31.0) is Verdict.LOAD
+    assert decide(made, 10, 9999.0) is Verdict.LOAD  # loading will tell
+
+
+def test_small_loads_do_not_speak_against_a_large_one() -> None:
+    made = admission()
+    made.load_begins(1)
+    made.load_ends(1, 1, 0.05, 0.0)  # a load of one chunk takes as long as one of many
+    assert decide(made, 1, 0.1) is Verdict.COMPUTE
+    assert decide(made, 100, 10.0) is Verdict.MEASURE
+    made.measured(1000 * MB, 2.0, 10.0)
+    assert decide(made, 100, 10.5) is Verdict.COMPUTE  # not more often than every two seconds
+
+
+def test_short_hits_are_computed_and_all_others_loaded_if_one_says_so() -> None:
+    made = admission(min_hit_tokens=500, compare=False)
+    assert decide(made, 4) is Verdict.COMPUTE
+    assert decide(made, 5) is Verdict.LOAD
+
+
+def test_before_anything_was_computed_a_usual_speed_is_assumed() -> None:
+    made = Admission(min_hit_tokens=0, compare=True, chunk_bytes=10 * MB)
+    chunks_per_second = PRIOR_TOKENS_PER_SECOND / CHUNK_TOKENS
+    made.measured(10 * MB * chunks_per_second * 1.1, 1.0, 0.0)
+    assert decide(made, 10) is Verdict.LOAD
+    made.measured(10 * MB * chunks_per_second * 0.9, 1.0, 0.0)
+    assert decide(made, 10) is Verdict.COMPUTE
+
+
+def test_decoding_says_nothing_of_prefill() -> None:
+    made = admission()
+    made.measured(1000 * MB, 0.5, 0.0)
+    for _ in range(1000):
+        made.computed(32, 0.02)  # 1,600 tokens a second
+    assert decide(made, 10) is Verdict.LOAD
+    for _ in range(1000):
+        made.computed(4000, 0.1)  # 40,000
+    assert decide(made, 10) is Verdict.COMPUTE
+
+
+def test_a_rate_is_that_of_the_last_seconds() -> None:
+    rate = Rate()
+    assert rate.value() is None
+    for _ in range(100):
+        rate.add(1, 1)
+    for _ in range(20):
+        rate.add(10, 1)
+    assert 9.5 < (rate.value() or 0) <= 10
+
+
+def test_spread_takes_keys_from_everywhere() -> None:
+    keys = [bytes([i]) for i in range(100)]
+    assert spread(keys, 4) == [keys[0], keys[25], keys[50], keys[75]]
+    assert spread(keys[:3], 8) == keys[:3]
+
+
+def test_a_step_lasts_from_its_scheduling_or_the_end_of_the_one_before() -> None:
+    pace = Pace()
+    assert pace.ends(0.0) is None
+    pace.begins(100, 1.0)
+    pace.begins(50, 1.5)  # scheduled ahead
+    assert pace.ends(3.0) == (100, 2.0)
+    assert pace.ends(4.0) == (50, 1.0)
+    for tokens in range(5):
+        pace.begins(tokens, 5.0)  # ends that were never told
+    assert pace.ends(6.0) == (3, 1.0)
