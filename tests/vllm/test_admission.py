@@ -52,12 +52,13 @@ def test_loads_that_wait_count() -> None:
     assert decide(made, 10, 1.0) is Verdict.LOAD
 
 
-def test_loads_that_fail_make_it_slower() -> None:
+def test_after_a_load_that_failed_nothing_is_known() -> None:
     made = admission()
-    made.measured(1000 * MB, 0.5, 0.0)
+    made.measured(1000 * MB, 2.0, 0.0)
+    assert decide(made, 10, 1.0) is Verdict.COMPUTE
     made.load_begins(100)
-    made.load_ends(100, 0, 5.0, 5.0)
-    assert decide(made, 10, 5.1) is Verdict.COMPUTE
+    made.load_ends(100, 99, 5.0, 5.0)
+    assert decide(made, 10, 5.1) is Verdict.MEASURE
 
 
 def test_a_rate_that_speaks_against_loading_is_measured_again_when_it_is_old() -> None:

@@ -81,9 +81,13 @@ class Admission:
         """A load of ``chunks`` is over and ``loaded`` of them came; it added so much to the time
         in which there were loads at all."""
         self._waiting_chunks = max(0.0, self._waiting_chunks - chunks)
+        self._known_at = now
+        if loaded < chunks:
+            # Waiting for nothing is no speed: whether to use such storage is the breaker's matter.
+            self._loading, self._largest_chunks = Rate(), 0.0
+            return
         self._loading.add(loaded, busy_seconds)
         self._largest_chunks = max(self._largest_chunks, chunks)
-        self._known_at = now
 
     def measured(self, read_bytes: float, seconds: float, now: float) -> None:
         """Replaces what was known: it is measured because that is old or nothing."""
