@@ -88,7 +88,7 @@ def why_not() -> str | None:
 class Mount:
     """``source`` is the real directory, ``path`` the same behind a server with faults."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *options: str) -> None:
         self.source, self.path = directory / "source", directory / "mount"
         self._control, self._stats = directory / "control.json", directory / "stats.json"
         for folder in (self.source, self.path):
@@ -96,7 +96,7 @@ class Mount:
         self.inject()
         command = [*pinned(SERVER_CORE), sys.executable, str(server_script())]
         command += [str(self.source), str(self.path)]
-        command += ["--control", str(self._control), "--stats", str(self._stats)]
+        command += ["--control", str(self._control), "--stats", str(self._stats), *options]
         self._server = subprocess.Popen(command, stdout=subprocess.PIPE)
         assert self._server.stdout is not None
         ready = select.select([self._server.stdout], [], [], 20)[0]
