@@ -101,6 +101,9 @@ class Admission:
         if tokens >= _PREFILL_TOKENS_MIN and seconds > 0:
             self._computing.add(tokens, seconds)
 
+    def compute_seconds(self, tokens: int) -> float:
+        return tokens / (self._computing.value() or PRIOR_TOKENS_PER_SECOND)
+
     def decide(self, tokens: int, chunks: int, now: float) -> Verdict:
         if tokens < self.min_hit_tokens:
             return Verdict.COMPUTE
@@ -110,7 +113,7 @@ class Admission:
         if rate is None:
             return Verdict.MEASURE
         load_seconds = (self._waiting_chunks + chunks) / max(rate, 1e-9)
-        if load_seconds <= tokens / (self._computing.value() or PRIOR_TOKENS_PER_SECOND):
+        if load_seconds <= self.compute_seconds(tokens):
             return Verdict.LOAD
         return Verdict.MEASURE if self._is_doubtful(chunks, now) else Verdict.COMPUTE
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from typing_extensions import override
@@ -49,15 +48,12 @@ logger = init_logger(__name__)
 _HIT, _MISS, _PENDING = Answer.HIT, Answer.MISS, Answer.PENDING
 _FOUND, _ABSENT, _LATER = LookupResult.HIT, LookupResult.MISS, LookupResult.RETRY
 
-# A measurement reads so much of each of MEASURED_CHUNKS files, and a request waits for it so long.
+# A measurement reads so much of each of MEASURED_CHUNKS files. A request waits for it so long, and
+# not longer than this share of the time that computing it takes.
 MEASURED_BYTES = 1 << 20
 MEASURE_WAIT_SECONDS = 0.05
-
-
-@dataclass(slots=True)
-class _Measurement:
-    since: float
-    is_done: bool = False
+MEASURE_WAIT_SHARE = 0.1
+_NEVER = float("-inf")
 
 
 class KvshelfManager(OffloadingManager):
@@ -111,7 +107,7 @@ class KvshelfManager(OffloadingManager):
             compare=settings.admission == "auto",
             chunk_bytes=chunk_bytes,
         )
-        self._measurement: _Measurement | None = None
+        self._measuring_since = _NEVER
         self._refused: set[str] = set()  # requests that compute what they could load
 
     @override
@@ -143,9 +139,14 @@ class KvshelfManager(OffloadingManager):
         now = time.monotonic()
         verdict = self.admission.decide(tokens, len(keys), now)
         if verdict is Verdict.MEASURE:
-            if self._measures(keys, now):
+            self._measure(keys, now)
+            wait_seconds = min(
+                MEASURE_WAIT_SECONDS, MEASURE_WAIT_SHARE * self.admission.compute_seconds(tokens)
+            )
+            if now - self._measuring_since < wait_seconds:
                 return None
-            verdict = self.admission.decide(tokens, len(keys), now)
+            # Storage that takes so long to say how fast it is would not be worth it.
+            verdict = Verdict.COMPUTE
         if verdict is not Verdict.COMPUTE:
             return True
         self._refused.add(req_id)
@@ -268,29 +269,18 @@ class KvshelfManager(OffloadingManager):
         writing = self._writing
         return writing.state is State.CLOSED or writing.admits(req_id, time.monotonic())
 
-    def _measures(self, keys: Sequence[bytes], now: float) -> bool:
-        """Whether a measurement is under way whose end is worth waiting for."""
-        if self._measurement is None:
-            measurement = _Measurement(now)
+    def _measure(self, keys: Sequence[bytes], now: float) -> None:
+        """Begin to measure the storage by some of these chunks, unless that is under way."""
+        if self._measuring_since > _NEVER:
+            return
 
-            def done(result: JobResult) -> None:
-                measurement.is_done = True
-                self._measurement = None
-                if FileStatus.OK in result.statuses:
-                    self.admission.measured(result.payload_bytes, result.seconds, time.monotonic())
+        def done(result: JobResult) -> None:
+            self._measuring_since = _NEVER
+            if FileStatus.OK in result.statuses:
+                self.admission.measured(result.payload_bytes, result.seconds, time.monotonic())
 
-            sample = spread(keys, MEASURED_CHUNKS)
-            if not self._lookups.probe(sample, MEASURED_BYTES, done):
-                return False
-            self._measurement = measurement
-            return True
-        if now - self._measurement.since < MEASURE_WAIT_SECONDS:
-            return True
-        # It is slower than that, which is all that is known so far.
-        self.admission.measured(
-            MEASURED_BYTES * MEASURED_CHUNKS, now - self._measurement.since, now
-        )
-        return False
+        if self._lookups.probe(spread(keys, MEASURED_CHUNKS), MEASURED_BYTES, done):
+            self._measuring_since = now
 
     def _tend_breakers(self, now: float) -> None:
         if self._reading.is_due(now) and not self._is_probing:
