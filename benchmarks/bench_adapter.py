@@ -23,6 +23,8 @@ import numpy as np
 from vllm.v1.kv_offload.base import GPULoadStoreSpec, ReqContext, ScheduleEndContext
 
 from kvshelf import EngineConfig, Identity, Shelf, make_key
+from kvshelf.config import Settings
+from kvshelf.vllm.compat import KeyRun
 from kvshelf.vllm.manager import KvshelfManager
 from kvshelf.vllm.presence import Presence
 from kvshelf.vllm.specs import ChunkKeysSpec
@@ -44,27 +46,46 @@ def timed(call: Callable[[], object]) -> float:
     return 1e3 * (time.perf_counter() - start)
 
 
+def settle(manager: KvshelfManager) -> None:
+    while manager._lookups._in_flight:
+        manager.on_schedule_end(STEP_END)
+        time.sleep(0.0002)
+
+
 def scheduler(directory: Path, rounds: int) -> dict[str, list[float]]:
     presence = Presence(
         hit_ttl_seconds=60, miss_ttl_seconds=60, failed_ttl_seconds=60, keys_max=10**6
     )
-    manager = KvshelfManager(Shelf(directory, IDENTITY), presence, num_workers=1, emit_events=False)
+    manager = KvshelfManager(
+        Shelf(directory, IDENTITY),
+        presence,
+        Settings(),
+        chunk_bytes=1 << 25,
+        num_workers=1,
+        emit_events=False,
+    )
     figures: dict[str, list[float]] = {}
 
     def scan(keys: list[bytes]) -> None:
         for each in keys:
             manager.lookup(each, CONTEXT)
 
+    def prefetch(keys: list[bytes]) -> None:
+        manager.prefetch([KeyRun(keys, chunk_tokens=256, is_prefix=True)])
+
     for round_number in range(rounds):
+        others = [key((rounds + round_number) * KEYS + i) for i in range(KEYS)]
+        figures.setdefault("4,096 keys of a new request", []).append(
+            timed(lambda: prefetch(others))  # noqa: B023 - called at once
+        )
+        settle(manager)
         keys = [key(round_number * KEYS + i) for i in range(KEYS)]
         first = timed(lambda: scan(keys))  # noqa: B023 - called at once
         end = timed(lambda: manager.on_schedule_end(STEP_END))
         figures.setdefault("4,096 unknown keys: scan", []).append(first)
         figures.setdefault("end of that step", []).append(end)
         started = time.perf_counter()
-        while manager._in_flight:
-            manager.on_schedule_end(STEP_END)
-            time.sleep(0.0002)
+        settle(manager)
         figures.setdefault("until all are answered", []).append(
             1e3 * (time.perf_counter() - started) + first + end
         )

@@ -103,6 +103,7 @@ class Scheduler:
         )
 
     def ask(self, *keys: bytes, req_id: str = "r") -> list[LookupResult]:
+        self.manager.begin_scan(req_id)
         answers = [self.manager.lookup(k, ReqContext(req_id=req_id)) for k in keys]
         self.step()
         return answers

@@ -77,18 +77,24 @@ class KvshelfConnector(OffloadingConnector):
     def get_num_new_matched_tokens(
         self, request: Any, num_computed_tokens: int, *args: Any, **kwargs: Any
     ) -> tuple[int | None, bool]:
-        found = super().get_num_new_matched_tokens(request, num_computed_tokens, *args, **kwargs)
+        inner = super().get_num_new_matched_tokens
+        if not self._ours:
+            return inner(request, num_computed_tokens, *args, **kwargs)
+        manager = self._manager
+        manager.begin_scan(request.request_id)
+        found = inner(request, num_computed_tokens, *args, **kwargs)
         tokens = found[0]
-        if not self._ours or not tokens:
+        if not tokens:
             return found
         keys = compat.hit_keys(self.connector_scheduler, request, num_computed_tokens, tokens)
-        admitted = self._manager.admit(request.request_id, tokens, keys)
+        admitted = manager.admit(request.request_id, tokens, keys)
         if admitted is None:
             return None, False
         if admitted:
             return found
         # Once more: lookups now say MISS, and vLLM's own state agrees with what it is told.
-        return super().get_num_new_matched_tokens(request, num_computed_tokens, *args, **kwargs)
+        manager.begin_scan(request.request_id)
+        return inner(request, num_computed_tokens, *args, **kwargs)
 
     @override
     def build_connector_meta(self, scheduler_output: Any) -> Any:

@@ -1,6 +1,6 @@
 """Questions to the shelf that are under way: asked in batches, answered by polling.
 
-    want, prefetch -> flush -> Shelf -> fetch -> Presence, Breaker, Stats
+    wanted, prefetch -> Shelf -> fetch -> Presence, Breaker, Stats
 
 Scheduler's thread only; nothing here waits for storage.
 """
@@ -38,6 +38,17 @@ class _Asked:
     is_late: bool = False
 
 
+def _unknown_before_a_miss(keys: Sequence[bytes], answers: dict[bytes, Answer]) -> list[bytes]:
+    unknown = []
+    for key in keys:
+        answer = answers.get(key)
+        if answer is None:
+            unknown.append(key)
+        elif answer is Answer.MISS:
+            break
+    return unknown
+
+
 class Lookups:
     """
     Args:
@@ -61,17 +72,13 @@ class Lookups:
         self._reading = reading
         self._faults = faults
         self._wait_seconds = wait_seconds
-        self._wanted: list[bytes] = []
+        # Asked for at the end of the step; marked PENDING by whoever appends to it.
+        self.wanted: list[bytes] = []
         self._in_flight: dict[int, _Asked] = {}
         self._probes: dict[int, ProbeDone] = {}
         self._next_job_id = 0
         self._has_polled = False  # in this step
         self._usual_seconds = 0.0  # of the last lookups
-
-    def want(self, key: bytes) -> None:
-        """Ask for one key at the end of the step."""
-        self._presence.pending((key,))
-        self._wanted.append(key)
 
     def prefetch(self, runs: Iterable[KeyRun]) -> None:
         """Ask for a new request's keys before the scheduler does.
@@ -86,15 +93,12 @@ class Lookups:
             if not run.is_prefix:
                 others += [key for key in run.keys if key not in answers]
                 continue
-            before = len(prefixes)
-            for key in run.keys:
-                answer = answers.get(key)
-                if answer is None:
-                    prefixes.append(key)
-                elif answer is Answer.MISS:
-                    break
-            if len(prefixes) > before:
-                lengths.append(len(prefixes) - before)
+            asked = run.keys
+            if not answers.keys().isdisjoint(asked):  # a new prompt of 4,096 keys skips the loop
+                asked = _unknown_before_a_miss(asked, answers)
+            if asked:
+                prefixes += asked
+                lengths.append(len(asked))
         if prefixes or others:
             self._presence.pending(prefixes)
             self._presence.pending(others)
@@ -114,8 +118,9 @@ class Lookups:
                 self._probes.pop(result.job_id)(result)
 
     def end_step(self, now: float) -> None:
-        if self._wanted:
-            keys, self._wanted = tuple(self._wanted), []
+        if self.wanted:
+            keys = tuple(self.wanted)
+            self.wanted.clear()  # the same list: the manager appends to it
             self._submit(keys, ())
         if self._in_flight or self._probes:
             self.fetch()
@@ -139,7 +144,7 @@ class Lookups:
         return True
 
     def forget(self) -> None:
-        self._wanted.clear()
+        self.wanted.clear()
 
     def _submit(self, keys: tuple[bytes, ...], runs: Sequence[int]) -> None:
         job_id, self._next_job_id = self._next_job_id, self._next_job_id + 1

@@ -102,6 +102,7 @@ class KvshelfManager(OffloadingManager):
             self._faults,
             wait_seconds=settings.lookup_wait_seconds,
         )
+        self._wanted = self._lookups.wanted  # likewise
         self.admission = Admission(
             min_hit_tokens=settings.min_hit_tokens,
             compare=settings.admission == "auto",
@@ -109,21 +110,29 @@ class KvshelfManager(OffloadingManager):
         )
         self._measuring_since = _NEVER
         self._refused: set[str] = set()  # requests that compute what they could load
+        self._is_shut = False  # whether storage is closed to the request that looks up
+
+    def begin_scan(self, req_id: str) -> None:
+        """The lookups that follow are this request's."""
+        self._is_shut = req_id in self._refused or not (
+            self._reading.state is State.CLOSED or self._reading.admits(req_id, time.monotonic())
+        )
 
     @override
     def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
+        if self._is_shut:
+            return _ABSENT
         answer = self._answers.get(key)
         if answer is _PENDING:
             self._lookups.fetch()
             answer = self._answers.get(key, _PENDING)
         if answer is _HIT:
-            return _FOUND if self._may_read(req_context.req_id) else _ABSENT
+            return _FOUND
         if answer is _MISS:
             return _ABSENT
-        if not self._may_read(req_context.req_id):
-            return _ABSENT
         if answer is None:
-            self._lookups.want(key)
+            self._answers[key] = _PENDING
+            self._wanted.append(key)
         return _LATER
 
     def prefetch(self, runs: Iterable[compat.KeyRun]) -> None:
@@ -256,12 +265,6 @@ class KvshelfManager(OffloadingManager):
     @override
     def shutdown(self) -> None:
         self._shelf.close(timeout_seconds=1.0)
-
-    def _may_read(self, req_id: str) -> bool:
-        if self._refused and req_id in self._refused:
-            return False
-        reading = self._reading
-        return reading.state is State.CLOSED or reading.admits(req_id, time.monotonic())
 
     def _may_write(self, req_id: str) -> bool:
         if self._reading.state is State.OPEN:

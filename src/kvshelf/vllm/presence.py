@@ -61,8 +61,7 @@ class Presence:
 
     def pending(self, keys: Iterable[bytes]) -> None:
         """Probes for these keys were submitted."""
-        for key in keys:
-            self.answers[key] = Answer.PENDING
+        self.answers.update(dict.fromkeys(keys, Answer.PENDING))
 
     def found(self, key: bytes, now: float) -> None:
         self._settle(key, Answer.HIT, now, self._ttl_seconds[Answer.HIT])
