@@ -1,0 +1,147 @@
+"""Two engines on two NFS mounts of one export; run inside a guest that has them (test_nfs.py).
+
+    python tests/faults/nfs_case.py /mnt/a /mnt/b
+
+Prints one line a step and ends with "nfs: all well", or fails.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+
+from kvshelf import Chunk, EngineConfig, FileStatus, Identity, make_key
+from kvshelf.engine import Phase
+from kvshelf.shelf import Shelf
+
+BLOCKS, BLOCK_BYTES, CHUNKS = 64, 65536, 16
+PER_CHUNK = BLOCKS // CHUNKS
+CONFIG = EngineConfig(
+    io_threads=4,
+    load_only_threads=1,
+    lookup_threads=8,
+    load_stall_seconds=2.0,
+    lookup_timeout_seconds=2.0,
+)
+
+
+def say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+class Node:
+    def __init__(self, mount: str, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        self.blocks = rng.integers(0, 255, (BLOCKS, BLOCK_BYTES), dtype=np.uint8)
+        root = Path(mount) / "shelf"
+        self.shelf = Shelf.of_arrays(root, Identity({"model": "m"}), self.blocks, config=CONFIG)
+        self._jobs = 0
+
+    def chunks(self, salt: int) -> list[Chunk]:
+        return [
+            Chunk(
+                make_key((1000 * salt + i).to_bytes(32, "big"), 0),
+                range(PER_CHUNK * i, PER_CHUNK * (i + 1)),
+            )
+            for i in range(CHUNKS)
+        ]
+
+    def run(self, kind: str, salt: int, seconds: float = 30.0) -> list[FileStatus]:
+        self._jobs += 1
+        chunks = self.chunks(salt)
+        if kind == "lookup":
+            self.shelf.submit_lookup(self._jobs, [chunk.key for chunk in chunks])
+        else:
+            getattr(self.shelf, f"submit_{kind}")(self._jobs, chunks)
+        assert self.shelf.wait([self._jobs], Phase.FINISHED, seconds), f"{kind} did not end"
+        reports = [r for r in self.shelf.poll() if r.phase is Phase.FINISHED]
+        return list(reports[-1].statuses)
+
+
+def all_ok(statuses: list[FileStatus]) -> bool:
+    return all(status is FileStatus.OK for status in statuses)
+
+
+def sharing(one: Node, two: Node) -> None:
+    assert all_ok(one.run("store", 1))
+    assert all_ok(two.run("lookup", 1))
+    assert all_ok(two.run("load", 1))
+    assert np.array_equal(one.blocks, two.blocks)
+    say("shared: what one mount stored the other loads, byte for byte")
+
+
+def both_at_once(one: Node, two: Node) -> None:
+    """Both store the same chunks: neither fails, and what is there is one of the two."""
+    threads = [threading.Thread(target=node.run, args=("store", 2)) for node in (one, two)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    kept = one.blocks.copy()
+    assert all_ok(one.run("load", 2)) and np.array_equal(one.blocks, kept)
+    say("stored by both at once")
+
+
+def removed_while_loading(one: Node, two: Node) -> None:
+    """An evictor on the other node: a chunk is loaded right or it is a miss."""
+    right = one.blocks.copy()
+    assert all_ok(one.run("store", 3))
+
+    def remove() -> None:
+        for chunk in one.chunks(3):
+            (Path(one.shelf._root) / one.shelf.path_of(chunk.key)).unlink()
+
+    thread = threading.Thread(target=remove)
+    thread.start()
+    two.blocks[:] = 0
+    statuses = two.run("load", 3)
+    thread.join()
+    for i, status in enumerate(statuses):
+        rows = slice(PER_CHUNK * i, PER_CHUNK * (i + 1))
+        assert status in (FileStatus.OK, FileStatus.NOT_FOUND, FileStatus.IO_ERROR), status
+        if status is FileStatus.OK:
+            assert np.array_equal(two.blocks[rows], right[rows])
+    say(f"removed while loading: {sorted({s.name for s in statuses})}")
+
+
+def server_stops(two: Node) -> None:
+    """A hard mount gives no error: deadlines must, and work goes on when the server is back."""
+    subprocess.run(["rpc.nfsd", "0"], check=True)
+    Path("/proc/sys/vm/drop_caches").write_text("3")
+    start = time.monotonic()
+    loaded = two.run("load", 1)
+    looked = two.run("lookup", 77)
+    seconds = time.monotonic() - start
+    assert seconds < 20, seconds
+    assert not all_ok(loaded) and FileStatus.TIMED_OUT in looked, (loaded, looked)
+    hung = two.shelf.stats().hung_threads
+    subprocess.run(["rpc.nfsd", "4"], check=True)
+    start = time.monotonic()
+    deadline = start + 90
+    while not all_ok(two.run("load", 1)):
+        assert time.monotonic() < deadline, "loads did not come back"
+        time.sleep(0.5)
+    say(
+        f"server stopped: given up after {seconds:.1f} s, {hung} threads hung, "
+        f"back {time.monotonic() - start:.1f} s after the server",
+    )
+
+
+def main() -> None:
+    one, two = Node(sys.argv[1], 1), Node(sys.argv[2], 2)
+    sharing(one, two)
+    both_at_once(one, two)
+    removed_while_loading(one, two)
+    server_stops(two)
+    assert one.shelf.close() and two.shelf.close()
+    say("nfs: all well")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""NFS with the real kernel client and server, in a guest; see nfs_case.py for what is asked there.
+
+KVSHELF_KNFS names the script that runs a command in such a guest; by default it is looked for in
+../shared/storage. Skipped with a reason where it or what it needs is absent.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+NEEDED = ("linux.uml", "exportfs", "rpc.nfsd", "mkfs.ext4", "modprobe")
+
+
+def script() -> Path:
+    named = os.environ.get("KVSHELF_KNFS")
+    return Path(named) if named else REPOSITORY.parent / "shared/storage/knfs-run.sh"
+
+
+def why_not() -> str | None:
+    if not script().is_file():
+        return "no script that starts a guest with NFS; set KVSHELF_KNFS"
+    if os.geteuid() != 0:
+        return "the guest needs root"
+    missing = [tool for tool in NEEDED if shutil.which(tool) is None]
+    return f"not installed: {', '.join(missing)}" if missing else None
+
+
+REASON = why_not()
+pytestmark = [
+    pytest.mark.timeout(400),
+    pytest.mark.skipif(REASON is not None, reason=REASON or ""),
+]
+
+
+@pytest.mark.parametrize("version", ["3", "4.2"])
+def test_two_nodes_share_and_a_stopped_server_hangs_nobody(version: str) -> None:
+    case = [sys.executable, str(Path(__file__).with_name("nfs_case.py")), "/mnt/a", "/mnt/b"]
+    done = subprocess.run(
+        [str(script()), *case],
+        env={**os.environ, "VERS": version, "MEM": "512M"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    said = done.stdout[-3000:] + done.stderr[-2000:]
+    assert done.returncode == 0 and "nfs: all well" in done.stdout, said
