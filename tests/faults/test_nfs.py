@@ -40,11 +40,11 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("version", ["3", "4.2"])
-def test_two_nodes_share_and_a_stopped_server_hangs_nobody(version: str) -> None:
+def test_two_nodes_share_and_a_stopped_server_hangs_nobody(version: str, tmp_path: Path) -> None:
     case = [sys.executable, str(Path(__file__).with_name("nfs_case.py")), "/mnt/a", "/mnt/b"]
     done = subprocess.run(
         [str(script()), *case],
-        env={**os.environ, "VERS": version, "MEM": "512M"},
+        env={**os.environ, "VERS": version, "MEM": "512M", "SHAREDFS_DIR": str(tmp_path)},
         capture_output=True,
         text=True,
         timeout=300,
