@@ -119,6 +119,7 @@ void SubmitBatch(Engine& engine, JobId id, std::vector<std::string> paths, nb::s
 void SubmitLookupKeys(Engine& engine, JobId id, std::vector<std::string> folders,
                       const nb::sequence& keys, std::vector<std::uint32_t> runs) {
   std::vector<std::string> copies;
+  copies.reserve(nb::len(keys));
   for (const nb::handle key : keys) copies.emplace_back(View(nb::cast<nb::bytes>(key)));
   engine.SubmitLookupKeys(id, std::move(folders), std::move(copies), std::move(runs));
 }

@@ -75,7 +75,7 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
   using TransferRef = std::shared_ptr<Transfer>;
 
   // engine_submit.cpp
-  std::shared_ptr<Job> MakeJob(JobKind kind, JobId id, const Batch& batch) const;
+  std::shared_ptr<Job> MakeJob(JobKind kind, JobId id, const Batch& batch, std::size_t rows) const;
   void CheckBatch(JobKind kind, const Batch& batch) const;
   void CheckRow(JobKind kind, const Batch& batch, std::size_t row) const;
   void AddJob(const std::shared_ptr<Job>& job);  // locked

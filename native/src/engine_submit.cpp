@@ -81,8 +81,8 @@ void EngineCore::CheckBatch(JobKind kind, const Batch& batch) const {
   }
 }
 
-std::shared_ptr<Job> EngineCore::MakeJob(JobKind kind, JobId id, const Batch& batch) const {
-  const std::size_t rows = batch.paths.size();
+std::shared_ptr<Job> EngineCore::MakeJob(JobKind kind, JobId id, const Batch& batch,
+                                         std::size_t rows) const {
   auto job = std::make_shared<Job>();
   job->id = id;
   job->kind = kind;
@@ -113,7 +113,7 @@ std::shared_ptr<Job> EngineCore::MakeJob(JobKind kind, JobId id, const Batch& ba
 
 void EngineCore::SubmitTransfers(JobKind kind, JobId id, const Batch& batch) {
   CheckBatch(kind, batch);
-  const std::shared_ptr<Job> job = MakeJob(kind, id, batch);
+  const std::shared_ptr<Job> job = MakeJob(kind, id, batch, batch.paths.size());
   job->after = device_->RecordEvent(batch.stream);
   std::lock_guard lock(mutex_);
   AddJob(job);
@@ -127,10 +127,8 @@ void EngineCore::SubmitTransfers(JobKind kind, JobId id, const Batch& batch) {
 void EngineCore::SubmitLookup(JobId id, std::vector<std::string> paths) {
   if (paths.empty()) throw std::invalid_argument("a lookup needs at least one path");
   for (std::size_t row = 0; row < paths.size(); ++row) CheckPath(row, paths[row]);
-  Batch batch;
-  batch.paths = std::move(paths);
-  const std::shared_ptr<Job> job = MakeJob(JobKind::kLookup, id, batch);
-  job->paths = std::move(batch.paths);
+  const std::shared_ptr<Job> job = MakeJob(JobKind::kLookup, id, {}, paths.size());
+  job->paths = std::move(paths);
   AddLookup(job);
 }
 
@@ -155,9 +153,7 @@ void EngineCore::SubmitLookupKeys(JobId id, std::vector<std::string> folders,
     }
     run = static_cast<std::uint32_t>(end);
   }
-  Batch batch;
-  batch.paths.resize(folders.size() * keys.size());
-  const std::shared_ptr<Job> job = MakeJob(JobKind::kLookup, id, batch);
+  const std::shared_ptr<Job> job = MakeJob(JobKind::kLookup, id, {}, folders.size() * keys.size());
   job->folders = std::move(folders);
   job->keys = std::move(keys);
   job->run_ends = std::move(runs);
@@ -171,10 +167,8 @@ void EngineCore::SubmitLookupKeys(JobId id, std::vector<std::string> folders,
 void EngineCore::SubmitProbe(JobId id, std::vector<std::string> paths, std::uint64_t bytes_max) {
   if (paths.empty()) throw std::invalid_argument("a probe needs at least one path");
   for (std::size_t row = 0; row < paths.size(); ++row) CheckPath(row, paths[row]);
-  Batch batch;
-  batch.paths = std::move(paths);
-  const std::shared_ptr<Job> job = MakeJob(JobKind::kProbe, id, batch);
-  job->paths = std::move(batch.paths);
+  const std::shared_ptr<Job> job = MakeJob(JobKind::kProbe, id, {}, paths.size());
+  job->paths = std::move(paths);
   job->probe_bytes = bytes_max;
   AddLookup(job);
 }

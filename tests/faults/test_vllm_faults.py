@@ -110,3 +110,24 @@ def test_a_fault_costs_time_at_most(site: Site, faults: dict[str, Any]) -> None:
     assert site.engine.alive()
     site.mount.set()
     site.await_hits()
+
+
+def test_storage_that_hangs_is_left_alone_until_it_answers(site: Site) -> None:
+    site.await_hits()
+    lookups, openings = "kvshelf:lookups_total", "kvshelf:breaker_openings_total{side=reading}"
+    before = site.engine.metrics().get(openings, 0.0)
+    site.mount.set(stall_lookup_s=60, stall_read_s=60)
+    deadline = time.monotonic() + 60
+    while site.engine.metrics().get(openings, 0.0) <= before:
+        assert time.monotonic() < deadline, site.engine.log_tail()
+        time.sleep(0.6)  # past what the scheduler still believes
+        site.check(site.ask()[0])
+    asked = [v for name, v in site.engine.metrics().items() if name.startswith(lookups)]
+    site.check(site.ask()[0])
+    again = [v for name, v in site.engine.metrics().items() if name.startswith(lookups)]
+    assert asked == again  # nobody asked for a chunk
+    site.mount.set()
+    site.await_hits()
+    assert site.engine.metrics()["kvshelf:breaker_state{side=reading}"] == 0
+    log = site.engine.log.read_text()
+    assert "reading is suspended" in log and "reading goes on" in log
