@@ -1,5 +1,6 @@
 #include "kvshelf/root_dir.h"
 
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -121,7 +122,10 @@ std::string OwnTempPrefix() {
     at = stat.find(' ', at + 1);
   }
   if (at != std::string::npos) start = stat.substr(at + 1, stat.find(' ', at + 1) - at - 1);
-  return prefix + "-" + boot.substr(0, 8) + "-" + std::to_string(::getpid()) + "-" + start;
+  struct stat pids{};  // 0 if it cannot be known
+  if (::stat("/proc/self/ns/pid", &pids) != 0) pids.st_ino = 0;
+  return prefix + "-" + boot.substr(0, 8) + "-" + std::to_string(pids.st_ino) + "-" +
+         std::to_string(::getpid()) + "-" + start;
 }
 
 }  // namespace kvshelf

@@ -20,7 +20,7 @@ _FOLDER = re.compile(r"(?!\.)[A-Za-z0-9._]{1,64}-[0-9a-f]{12}")
 # ASCII digits: \d alone also matches those of other scripts.
 _CHUNK = re.compile(r"r(\d{1,9})/([0-9a-f]{3})/([0-9a-f]{16,248})-g(\d{1,10})\.kv", flags=re.ASCII)
 _TEMP = re.compile(
-    r"(?P<host>[A-Za-z0-9._-]{1,64})-(?P<boot>[0-9a-f]{8})-(?P<pid>\d{1,9})-"
+    r"(?P<host>[A-Za-z0-9._-]{1,64})-(?P<boot>[0-9a-f]{8})-(?P<pids>\d{1,20})-(?P<pid>\d{1,9})-"
     r"(?P<start>\d{1,20})-(?P<count>\d{1,20})\.tmp",
     flags=re.ASCII,
 )
@@ -76,10 +76,17 @@ def parse_chunk_path(path: str) -> ChunkName | None:
 
 @dataclass(frozen=True, slots=True)
 class TempOwner:
-    """Who writes a temp file."""
+    """Who writes a temp file.
+
+    Attributes:
+        boot: first 8 hex digits of the kernel's boot id.
+        pids: inode of the PID namespace in which ``pid`` means something, 0 if it is not known.
+        start_ticks: the process's start time in clock ticks since boot.
+    """
 
     host: str
     boot: str
+    pids: int
     pid: int
     start_ticks: int
 
@@ -91,7 +98,8 @@ def safe_host(host: str) -> str:
 
 def temp_name(owner: TempOwner, count: int) -> str:
     """Name of a temp file in a namespace's ``tmp`` folder."""
-    return f"{owner.host}-{owner.boot}-{owner.pid}-{owner.start_ticks}-{count}.tmp"
+    who = f"{owner.host}-{owner.boot}-{owner.pids}-{owner.pid}-{owner.start_ticks}"
+    return f"{who}-{count}.tmp"
 
 
 def parse_temp_name(name: str) -> TempOwner | None:
@@ -99,28 +107,28 @@ def parse_temp_name(name: str) -> TempOwner | None:
     match = _TEMP.fullmatch(name)
     if match is None:
         return None
-    owner = TempOwner(match["host"], match["boot"], int(match["pid"]), int(match["start"]))
+    numbers = (int(match[name]) for name in ("pids", "pid", "start"))
+    owner = TempOwner(match["host"], match["boot"], *numbers)
     # Numbers with leading zeros are not ours: their owner would be judged by a guess.
     return owner if temp_name(owner, int(match["count"])) == name else None
 
 
 def owner_is_dead(
-    owner: TempOwner, *, host: str, boot: str, start_ticks_of: Callable[[int], int | None]
+    owner: TempOwner, *, here: TempOwner, start_ticks_of: Callable[[int], int | None]
 ) -> bool | None:
     """Whether a temp file's writer is gone; None if only the file's age can tell.
 
-    Args:
-        host, boot: of the machine that asks, as they stand in temp names.
-        start_ticks_of: start time of a process of this machine, None if there is none.
+    Processes are compared only with those that this process can see: of the same host name, boot
+    and PID namespace. Two nodes may have pods of one host name, and two containers of a pod have
+    the same host and boot but not the same processes.
 
-    A temp name does not say the PID namespace: of a writer in another one with the same host name
-    (containers of one pod, or pods on the host's network) the answer is wrong, as its pid means
-    nothing here. Who removes files must see the writers' processes, or go by age.
+    Args:
+        here: this process, as it would be named.
+        start_ticks_of: start time of a process of this machine, None if there is none.
     """
-    if owner.host != host:
+    same = (owner.host, owner.boot, owner.pids) == (here.host, here.boot, here.pids)
+    if not same or here.pids == 0:
         return None
-    if owner.boot != boot:
-        return True
     return start_ticks_of(owner.pid) != owner.start_ticks
 
 

@@ -173,6 +173,14 @@ def this_boot() -> str:
         return "0" * 8
 
 
+def this_pid_namespace() -> int:
+    """Inode of this process's PID namespace (pid_namespaces(7)); 0 where a sandbox hides it."""
+    try:
+        return Path("/proc/self/ns/pid").stat().st_ino
+    except OSError:
+        return 0
+
+
 def start_ticks_of(pid: int) -> int | None:
     """Start time of a process in clock ticks since boot (proc_pid_stat(5), field 22), or None."""
     try:
@@ -186,7 +194,7 @@ def start_ticks_of(pid: int) -> int | None:
 def this_owner() -> TempOwner:
     """This process, as the owner of temp files."""
     pid = os.getpid()
-    return TempOwner(this_host(), this_boot(), pid, start_ticks_of(pid) or 0)
+    return TempOwner(this_host(), this_boot(), this_pid_namespace(), pid, start_ticks_of(pid) or 0)
 
 
 def _make_folder(path: Path, mode: int) -> None:

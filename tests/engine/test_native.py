@@ -15,7 +15,7 @@ import anycrc
 import numpy as np
 import pytest
 
-from kvshelf import _native
+from kvshelf import Chunk, Identity, Shelf, _native
 from kvshelf.engine.base import (
     Batch,
     BatchBuilder,
@@ -31,6 +31,8 @@ from kvshelf.engine.base import (
 from kvshelf.engine.native import NativeEngine
 from kvshelf.errors import EngineClosedError
 from kvshelf.format import geometry_digest
+from kvshelf.layout import owner_is_dead, parse_chunk_path, parse_temp_name
+from kvshelf.root import start_ticks_of, this_owner
 
 PAGE_BYTES = 6000
 BLOCKS = 64
@@ -252,3 +254,38 @@ def test_an_idle_engine_uses_no_processor_time(setup: Setup) -> None:
     before = time.process_time()
     time.sleep(1)
     assert time.process_time() - before < 0.02
+
+
+STORING = """
+import sys
+import numpy as np
+from kvshelf import Chunk, Identity, Shelf, make_key
+blocks = np.ones((16, 1 << 22), dtype=np.uint8)
+shelf = Shelf.of_arrays(sys.argv[1], Identity({"model": "m"}), blocks)
+for i in range(10_000):
+    shelf.store([Chunk(make_key(i.to_bytes(32, "big"), 0), range(16))])
+"""
+
+
+def test_a_killed_writer_leaves_a_temp_file_that_says_whose_it_is(tmp_path: Path) -> None:
+    root = tmp_path / "shelf"
+    left: list[Path] = []
+    for _ in range(20):  # it may publish between our look and the signal
+        with subprocess.Popen([sys.executable, "-c", STORING, str(root)]) as writer:
+            while not list(root.glob("*/tmp/*.tmp")):
+                assert writer.poll() is None
+            writer.kill()
+        left = list(root.glob("*/tmp/*.tmp"))
+        if left:
+            break
+    owner, here = parse_temp_name(left[0].name), this_owner()
+    assert owner is not None and owner.pid == writer.pid
+    assert owner_is_dead(owner, here=here, start_ticks_of=start_ticks_of) is True
+    # What has a chunk's name is whole, and a new engine stores the rest.
+    blocks = np.zeros((16, 1 << 22), dtype=np.uint8)
+    with Shelf.of_arrays(root, Identity({"model": "m"}), blocks) as shelf:
+        for path in root.glob("*/r0/*/*.kv"):
+            chunk = parse_chunk_path(str(path.relative_to(root)))
+            assert chunk is not None
+            assert shelf.load([Chunk(chunk.key, range(16))]) == [FileStatus.OK]
+            assert (blocks == 1).all()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,6 +32,7 @@ OWNERS = st.builds(
     TempOwner,
     host=st.text().map(safe_host),
     boot=st.integers(0, 2**32 - 1).map(lambda n: f"{n:08x}"),
+    pids=st.integers(0, 2**63),
     pid=st.integers(1, 2**22),
     start_ticks=st.integers(0, 2**63),
 )
@@ -111,21 +114,23 @@ def test_a_temp_name_is_understood(owner: TempOwner, count: int) -> None:
     [
         "",
         "host.tmp",
-        "host-0123abcd-1-2-3",
-        "host-0123abcd-1-2-3.tmp\n",
-        "host-0123ABCD-1-2-3.tmp",
-        "host-0123abc-1-2-3.tmp",
-        "host-0123abcd--1-2-3.tmp.kv",
-        "host-0123abcd-01-2-3.tmp",
-        "host-0123abcd-1-02-3.tmp",
-        "host-0123abcd-\u0661-2-3.tmp",
-        "ho/st-0123abcd-1-2-3.tmp",
-        f"{'h' * 65}-0123abcd-1-2-3.tmp",
+        "host-0123abcd-9-1-2-3",
+        "host-0123abcd-9-1-2-3.tmp\n",
+        "host-0123ABCD-9-1-2-3.tmp",
+        "host-0123abc-9-1-2-3.tmp",
+        "host-0123abcd--9-1-2-3.tmp.kv",
+        "host-0123abcd-9-01-2-3.tmp",
+        "host-0123abcd-09-1-2-3.tmp",
+        "host-0123abcd-1-2-3.tmp",
+        "host-0123abcd-9-1-02-3.tmp",
+        "host-0123abcd-9-\u0661-2-3.tmp",
+        "ho/st-0123abcd-9-1-2-3.tmp",
+        f"{'h' * 65}-0123abcd-9-1-2-3.tmp",
         GOOD,
     ],
 )
 def test_other_temp_names_are_refused(name: str) -> None:
-    assert parse_temp_name("host-0123abcd-1-2-3.tmp") is not None
+    assert parse_temp_name("host-0123abcd-9-1-2-3.tmp") is not None
     assert parse_temp_name(name) is None
 
 
@@ -136,7 +141,7 @@ def test_a_host_name_is_made_safe(host: str) -> None:
     assert safe_host(safe) == safe
 
 
-HERE = TempOwner("here", "0123abcd", 7, 1000)
+HERE = TempOwner("here", "0123abcd", 99, 7, 1000)
 
 
 @pytest.mark.parametrize(
@@ -146,11 +151,18 @@ HERE = TempOwner("here", "0123abcd", 7, 1000)
         (HERE, {}, True),
         (HERE, {7: 1001}, True),  # the pid was given to another process
         (HERE, {8: 1000}, True),
-        (TempOwner("here", "ffffffff", 7, 1000), {7: 1000}, True),  # rebooted since
-        (TempOwner("there", "0123abcd", 7, 1000), {}, None),
-        (TempOwner("there", "ffffffff", 7, 1000), {7: 1000}, None),
+        # Rebooted since, or another node's pod of this host name: nobody can tell.
+        (replace(HERE, boot="ffffffff"), {}, None),
+        (replace(HERE, host="there"), {}, None),
+        # Another container of this pod: its processes are not seen from here.
+        (replace(HERE, pids=98), {}, None),
+        (replace(HERE, pids=0), {}, None),
     ],
 )
 def test_who_is_dead(owner: TempOwner, running: dict[int, int], dead: bool | None) -> None:
-    answer = owner_is_dead(owner, host="here", boot="0123abcd", start_ticks_of=running.get)
-    assert answer is dead
+    assert owner_is_dead(owner, here=HERE, start_ticks_of=running.get) is dead
+
+
+def test_without_a_pid_namespace_nobody_is_called_dead() -> None:
+    hidden = replace(HERE, pids=0)
+    assert owner_is_dead(hidden, here=hidden, start_ticks_of={}.get) is None

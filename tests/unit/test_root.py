@@ -6,7 +6,10 @@ import contextlib
 import json
 import multiprocessing
 import os
+import shutil
 import stat
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,8 +26,6 @@ from kvshelf.root import (
     open_namespace,
     open_root,
     start_ticks_of,
-    this_boot,
-    this_host,
     this_owner,
 )
 
@@ -368,6 +369,22 @@ def test_this_process_is_alive_and_its_name_can_be_read() -> None:
     owner = this_owner()
     assert parse_temp_name(temp_name(owner, 1)) == owner
     assert owner.pid == os.getpid() and owner.start_ticks > 0
-    here = {"host": this_host(), "boot": this_boot(), "start_ticks_of": start_ticks_of}
-    assert owner_is_dead(owner, **here) is False
+    assert owner_is_dead(owner, here=owner, start_ticks_of=start_ticks_of) is False
     assert start_ticks_of(2**22 + 1) is None
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root and unshare(1)"
+)
+def test_a_writer_in_another_container_is_not_called_dead() -> None:
+    """One host name, one kernel, processes that do not see each other."""
+    code = "from kvshelf.root import this_owner; from kvshelf.layout import temp_name; "
+    code += "print(temp_name(this_owner(), 1))"
+    command = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"no PID namespace to be had: {done.stderr.strip()[-100:]}")
+    owner, here = parse_temp_name(done.stdout.strip()), this_owner()
+    assert owner is not None and (owner.host, owner.boot) == (here.host, here.boot)
+    assert owner.pids != here.pids
+    assert owner_is_dead(owner, here=here, start_ticks_of=start_ticks_of) is None
