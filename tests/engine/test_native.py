@@ -272,10 +272,10 @@ def test_a_killed_writer_leaves_a_temp_file_that_says_whose_it_is(tmp_path: Path
     left: list[Path] = []
     for _ in range(20):  # it may publish between our look and the signal
         with subprocess.Popen([sys.executable, "-c", STORING, str(root)]) as writer:
-            while not list(root.glob("*/tmp/*.tmp")):
+            while not list(root.glob("*/tmp/[!.]*.tmp")):
                 assert writer.poll() is None
             writer.kill()
-        left = list(root.glob("*/tmp/*.tmp"))
+        left = list(root.glob("*/tmp/[!.]*.tmp"))
         if left:
             break
     owner, here = parse_temp_name(left[0].name), this_owner()
