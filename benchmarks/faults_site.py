@@ -145,7 +145,7 @@ class Site:
                 shelf = mount.path / "shelf"
                 shelf.mkdir()
             per_request = -(-(PROMPT_TOKENS + ANSWER_TOKENS) // BLOCK_TOKENS)
-            arguments = engine_arguments(self.model, shelf) | {
+            arguments = engine_arguments(self.model, shelf, admission="auto") | {
                 "max_num_seqs": IN_FLIGHT,
                 "num_gpu_blocks_override": cached * per_request + 1,
             }

@@ -69,6 +69,9 @@ def connector_config(shelf: Path, **extra: object) -> dict[str, object]:
         "kv_connector_extra_config": {
             "shared_storage_path": str(shelf),
             "block_size": CHUNK_TOKENS,
+            # What is compared here is what comes from the shelf; whether that is worth it for a
+            # tiny model on a busy machine is another question.
+            "admission": "always",
             **extra,
         },
     }

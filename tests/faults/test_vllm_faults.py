@@ -24,7 +24,6 @@ pytestmark = [
 # 7 chunks of 128 tokens each, of which vLLM may reuse all but the last token.
 PROMPTS = [[random.Random(n).randrange(3, 250) for _ in range(7 * 128 + 5)] for n in range(4)]
 LIMITS = {
-    "admission": "always",  # on a busy machine, a file system in Python is slower than the model
     "load_timeout_seconds": 1.0,
     "lookup_timeout_seconds": 0.5,
     "store_timeout_seconds": 2.0,

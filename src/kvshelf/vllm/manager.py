@@ -48,11 +48,11 @@ logger = init_logger(__name__)
 _HIT, _MISS, _PENDING = Answer.HIT, Answer.MISS, Answer.PENDING
 _FOUND, _ABSENT, _LATER = LookupResult.HIT, LookupResult.MISS, LookupResult.RETRY
 
-# A measurement reads so much of each of MEASURED_CHUNKS files. A request waits for it so long, and
-# not longer than this share of the time that computing it takes.
+# A measurement reads so much of each of MEASURED_CHUNKS files. A request waits for it for a share
+# of the time that computing it takes, within bounds: a few steps, and what a user notices.
 MEASURED_BYTES = 1 << 20
-MEASURE_WAIT_SECONDS = 0.05
 MEASURE_WAIT_SHARE = 0.1
+MEASURE_WAIT_SECONDS = (0.01, 0.05)
 _NEVER = float("-inf")
 
 
@@ -149,10 +149,9 @@ class KvshelfManager(OffloadingManager):
         verdict = self.admission.decide(tokens, len(keys), now)
         if verdict is Verdict.MEASURE:
             self._measure(keys, now)
-            wait_seconds = min(
-                MEASURE_WAIT_SECONDS, MEASURE_WAIT_SHARE * self.admission.compute_seconds(tokens)
-            )
-            if now - self._measuring_since < wait_seconds:
+            wait_seconds = MEASURE_WAIT_SHARE * self.admission.compute_seconds(tokens)
+            low, high = MEASURE_WAIT_SECONDS
+            if now - self._measuring_since < min(max(low, wait_seconds), high):
                 return None
             # Storage that takes so long to say how fast it is would not be worth it.
             verdict = Verdict.COMPUTE
