@@ -42,14 +42,21 @@ def test_storage_that_is_faster_is_used_and_slower_is_not() -> None:
     assert decide(slow, 10) is Verdict.COMPUTE
 
 
-def test_loads_that_wait_count() -> None:
+def test_what_waits_does_not_count() -> None:
     made = admission()
     made.measured(1000 * MB, 0.5, 0.0)
+    made.load_begins(1000)
     assert decide(made, 10) is Verdict.LOAD
-    made.load_begins(20)
-    assert decide(made, 10) is Verdict.COMPUTE
-    made.load_ends(20, 20, 0.1, 1.0)
-    assert decide(made, 10, 1.0) is Verdict.LOAD
+
+
+def test_little_evidence_must_speak_louder() -> None:
+    made = admission()
+    made.load_begins(16)
+    made.load_ends(16, 16, 0.2, 0.0)  # 80 chunks a second; 100 are computed
+    assert decide(made, 10, 0.1) is Verdict.LOAD
+    made.load_begins(16)
+    made.load_ends(16, 16, 0.2, 0.2)
+    assert decide(made, 10, 0.3) is Verdict.COMPUTE
 
 
 def test_after_a_load_that_failed_nothing_is_known() -> None:

@@ -2,8 +2,11 @@
 
 Pure: no I/O, no threads, no vLLM; the caller gives the time. Owned by the scheduler's thread.
 
-    load time     chunks waited for, this request's included / rate of loading
+    load time     chunks / rate of loading
     compute time  tokens / rate of computing
+
+Neither counts what waits before it: if all of many requests load, each waits for the others, but
+if all compute, each waits for the others too, and longer.
 
 Rates are those of the last seconds in which there was something to do. The rate of loading comes
 from loads, and from a measurement (``Shelf.submit_probe``) when nothing is known, or when an old
@@ -27,6 +30,11 @@ _MEASURE_INTERVAL_SECONDS = 2.0
 # Chunks that a measurement reads of at once.
 MEASURED_CHUNKS = 8
 _SMALL_FACTOR = 4
+# A rate of less evidence than this may be wrong by the time that a first load or a thread takes to
+# get going: it must speak against loading by a factor. (On an H100 the first load took 150 ms, the
+# second 12, and 8 MiB read at once seemed to come at a tenth of the speed of loads.)
+_CERTAIN_SECONDS = 0.25
+_UNCERTAIN_MARGIN = 2.0
 # Steps with fewer tokens decode, which says nothing about prefill.
 _PREFILL_TOKENS_MIN = 64
 
@@ -112,8 +120,8 @@ class Admission:
         rate = self._loading.value()
         if rate is None:
             return Verdict.MEASURE
-        load_seconds = (self._waiting_chunks + chunks) / max(rate, 1e-9)
-        if load_seconds <= self.compute_seconds(tokens):
+        margin = 1.0 if self._loading.seconds >= _CERTAIN_SECONDS else _UNCERTAIN_MARGIN
+        if chunks / max(rate, 1e-9) <= margin * self.compute_seconds(tokens):
             return Verdict.LOAD
         return Verdict.MEASURE if self._is_doubtful(chunks, now) else Verdict.COMPUTE
 

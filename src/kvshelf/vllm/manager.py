@@ -50,9 +50,9 @@ _FOUND, _ABSENT, _LATER = LookupResult.HIT, LookupResult.MISS, LookupResult.RETR
 
 # A measurement reads so much of each of MEASURED_CHUNKS files. A request waits for it for a share
 # of the time that computing it takes, within bounds: a few steps, and what a user notices.
-MEASURED_BYTES = 1 << 20
+MEASURED_BYTES = 8 << 20
 MEASURE_WAIT_SHARE = 0.1
-MEASURE_WAIT_SECONDS = (0.01, 0.05)
+MEASURE_WAIT_SECONDS = (0.025, 0.05)
 _NEVER = float("-inf")
 
 
