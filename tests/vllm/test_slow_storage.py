@@ -266,3 +266,15 @@ def test_a_hit_on_slow_storage_is_computed_and_says_miss(scheduler: Scheduler) -
     scheduler.manager.on_request_finished(ReqContext(req_id="r"))
     assert scheduler.ask(keys[0]) == [HIT]
     assert metrics.REFUSED_HIT_TOKENS in scheduler.counted("")
+
+
+def test_reads_that_hang_while_names_answer_open_it(scheduler: Scheduler) -> None:
+    keys = [key(i) for i in range(20)]
+    for i in range(5):
+        scheduler.storage.answers_with = FileStatus.OK
+        assert scheduler.wait(*keys, req_id=f"r{i}")[0] == [HIT] * 20
+        scheduler.storage.answers_with = None
+        assert scheduler.manager.admit(f"r{i}", 2000, keys) is None
+        scheduler.storage.answer(FileStatus.TIMED_OUT)
+        scheduler.step()
+    assert scheduler.manager._reading.state is State.OPEN

@@ -38,7 +38,7 @@ from kvshelf.vllm.breaker import Breaker, State
 from kvshelf.vllm.faultlog import FaultLog
 from kvshelf.vllm.lookups import Lookups
 from kvshelf.vllm.presence import Answer, Presence
-from kvshelf.vllm.report import WorkerReport
+from kvshelf.vllm.report import STORAGE_FAULTS, WorkerReport
 from kvshelf.vllm.specs import ChunkKeysSpec
 from kvshelf.vllm.stats import StatsSink
 
@@ -278,8 +278,11 @@ class KvshelfManager(OffloadingManager):
 
         def done(result: JobResult) -> None:
             self._measuring_since = _NEVER
-            if FileStatus.OK in result.statuses:
-                self.admission.measured(result.payload_bytes, result.seconds, time.monotonic())
+            end = time.monotonic()
+            if not STORAGE_FAULTS.isdisjoint(result.statuses):
+                self._reading.fault("measurement: failed or timed out", end)
+            elif FileStatus.OK in result.statuses:
+                self.admission.measured(result.payload_bytes, result.seconds, end)
 
         if self._lookups.probe(spread(keys, MEASURED_CHUNKS), MEASURED_BYTES, done):
             self._measuring_since = now

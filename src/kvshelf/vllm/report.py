@@ -9,6 +9,11 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import (
     OffloadingWorkerMetadata,
 )
 
+from kvshelf.engine import FileStatus
+
+# What is no fault of one chunk.
+STORAGE_FAULTS = frozenset({FileStatus.IO_ERROR, FileStatus.TIMED_OUT})
+
 # (metric name, label values)
 Series = tuple[str, tuple[str, ...]]
 

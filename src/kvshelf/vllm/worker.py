@@ -27,13 +27,10 @@ from kvshelf.engine import FileStatus, JobKind, JobResult, Phase
 from kvshelf.keys import group_of
 from kvshelf.shelf import Chunk, Shelf
 from kvshelf.vllm.faultlog import FaultLog
-from kvshelf.vllm.report import WorkerReport
+from kvshelf.vllm.report import STORAGE_FAULTS, WorkerReport
 from kvshelf.vllm.specs import ChunkKeysSpec, ChunkPlan, plan_chunks
 
 logger = init_logger(__name__)
-
-# What is no fault of one chunk.
-STORAGE_FAULTS = frozenset({FileStatus.IO_ERROR, FileStatus.TIMED_OUT})
 
 
 @dataclass(frozen=True, slots=True)
