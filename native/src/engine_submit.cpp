@@ -221,10 +221,16 @@ void EngineCore::EnqueueParts(const TransferRef& file) {
 
 void EngineCore::EnqueueLoads(const std::shared_ptr<Job>& job) {
   loads_.DropFinished();
+  // All hang, and no more are made: nobody would come before the deadline.
+  const bool anybody = live_[static_cast<std::size_t>(Role::kIo)] +
+                           live_[static_cast<std::size_t>(Role::kLoadOnly)] >
+                       0;
   for (std::size_t i = 0; i < job->size(); ++i) {
     ++stats_.queued_loads;
     if (stats_.queued_loads > config_.queue_files) {
       Settle(*job, i, FileResult::IoError(EAGAIN), 0);
+    } else if (!anybody) {
+      Settle(*job, i, {FileStatus::kTimedOut, 0}, 0);
     } else {
       EnqueueParts(Ref(job, i));
     }

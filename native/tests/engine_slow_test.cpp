@@ -93,6 +93,11 @@ void LoadsThatGetNothingAreGivenUpWithAllThatWait() {
   const auto start = Clock::now();
   CHECK(f.All(1, FileStatus::kTimedOut));
   CHECK(Clock::now() - start < std::chrono::seconds(10));
+  // Nor does a new load wait for its time-out.
+  CHECK(f.engine->Stats().hung_threads == 3);
+  f.Load(3, 0, 12);
+  CHECK(f.All(3, FileStatus::kTimedOut));
+  CHECK(Clock::now() - start < std::chrono::seconds(20));
   f.blocks.Fill(0x33);
   const std::string before = f.blocks.All();
   f.trap.Open();
