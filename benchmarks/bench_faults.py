@@ -53,7 +53,8 @@ from faults_load import (
     Run,
     verdict,
 )
-from faults_site import POOL, Mount, Site, server_script, why_not
+from faults_site import POOL, Site, chunk_files
+from faulty_mount import FaultyMount, script, why_not
 
 PROMPTS_ONE_BY_ONE = 40
 FULL = {"write": "ENOSPC", "create": "ENOSPC", "mkdir": "ENOSPC"}
@@ -109,7 +110,7 @@ class Case:
 
 def hung(site: Site) -> Case:
     warm, end, after = 20 * site.scale, 80 * site.scale, 110 * site.scale
-    script = [(warm, Mount.freeze), (end, Mount.thaw)]
+    script = [(warm, FaultyMount.freeze), (end, FaultyMount.thaw)]
     case = Case([site.stream(arm, after, POOL, script) for arm in ("none", "kvshelf")])
     windows = {
         "before": (warm / 2, warm),
@@ -134,8 +135,8 @@ def slow_writes(site: Site) -> Case:
     made = first.rate(0, seconds) * site.prompt_bytes / 1e6
     limit = made / 3
 
-    def slow(mount: Mount) -> None:
-        mount.inject(bandwidth_mb_s=limit)
+    def slow(mount: FaultyMount) -> None:
+        mount.set(bandwidth_mb_s=limit)
 
     rest = ("kvshelf", "none", "kvshelf", "none", "kvshelf")
     runs = [first, *(site.stream(arm, seconds, 0, [(0.0, slow)]) for arm in rest)]
@@ -154,18 +155,18 @@ def full(site: Site) -> Case:
     made_when_full: list[int] = []
     before: set[str] = set()
 
-    def fill(mount: Mount) -> None:
-        mount.inject(**FULL)
+    def fill(mount: FaultyMount) -> None:
+        mount.set(**FULL)
         time.sleep(0.5)  # writes that the server had begun
-        before.update(mount.chunk_files())
+        before.update(chunk_files(mount))
 
-    def clear(mount: Mount) -> None:
-        known = mount.chunk_files()
+    def clear(mount: FaultyMount) -> None:
+        known = chunk_files(mount)
         made_when_full.append(len(known - before))
-        mount.inject()
+        mount.set()
         cleared = time.monotonic()
         while not found and time.monotonic() < cleared + after - end:
-            if mount.chunk_files() - known:
+            if chunk_files(mount) - known:
                 found.append(time.monotonic() - cleared)
             time.sleep(0.1)
 
@@ -219,7 +220,7 @@ def measure(name: str, directory: Path | None, scale: float) -> dict[str, object
         "command": " ".join(["python", "benchmarks/bench_faults.py", *sys.argv[1:]]),
         "date": datetime.now(UTC).date().isoformat(),
         "machine": machine() | {"engine_core": ENGINE_CORE, "file_server_core": SERVER_CORE},
-        "file_system": f"{server_script().stem} (FUSE) on {kind}",
+        "file_system": f"{script().stem} (FUSE) on {kind}",
         "seconds_scale": scale,
         "requests_in_flight": IN_FLIGHT,
         "prompt_tokens": PROMPT_TOKENS,

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import select
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -34,82 +31,15 @@ from faults_load import (
     Run,
     pinned,
 )
+from faulty_mount import REPOSITORY, FaultyMount
 
-REPOSITORY = Path(__file__).parents[1]
 POOL = 150
 ROOMY_REQUESTS = 160
 GRACE_SECONDS = 60.0  # beyond a command's planned time: then its engine is killed
 
 
-def server_script() -> Path:
-    named = os.environ.get("KVSHELF_FAULTFS")
-    return Path(named) if named else REPOSITORY.parent / "shared/storage/faultfs.py"
-
-
-def why_not() -> str | None:
-    """The reason why this cannot run here, or None."""
-    if not server_script().is_file():
-        return f"no fault-injecting file system at {server_script()}; set KVSHELF_FAULTFS"
-    if os.geteuid() != 0:
-        return "mounting needs root"
-    return None if Path("/dev/fuse").exists() else "there is no /dev/fuse"
-
-
-class Mount:
-    """``source`` is the real directory, ``path`` the same behind a server with faults."""
-
-    def __init__(self, directory: Path, *options: str) -> None:
-        self.source, self.path = directory / "source", directory / "mount"
-        self._control, self._stats = directory / "control.json", directory / "stats.json"
-        for folder in (self.source, self.path):
-            folder.mkdir(parents=True)
-        self.inject()
-        command = [*pinned(SERVER_CORE), sys.executable, str(server_script())]
-        command += [str(self.source), str(self.path)]
-        command += ["--control", str(self._control), "--stats", str(self._stats), *options]
-        self._server = subprocess.Popen(command, stdout=subprocess.PIPE)
-        assert self._server.stdout is not None
-        ready = select.select([self._server.stdout], [], [], 20)[0]
-        if not ready or b"mounted" not in self._server.stdout.readline():
-            self.close()
-            raise OSError("the file system did not mount")
-
-    def inject(self, **faults: object) -> None:
-        """Replace the faults in force from the next call on; none without arguments."""
-        new = self._control.with_suffix(".new")
-        new.write_text(json.dumps(faults))
-        new.rename(self._control)
-
-    def freeze(self) -> None:
-        """No call returns any more, whatever it is: harder than the server's own stalls, which
-        spare writes and metadata, and as sudden as a file server that loses its power."""
-        self._server.send_signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        self._server.send_signal(signal.SIGCONT)
-
-    def chunk_files(self) -> set[str]:
-        return {path.name for path in self.source.rglob("*.kv")}
-
-    def injected(self) -> dict[str, int]:
-        try:
-            return dict(json.loads(self._stats.read_text())["injected"])
-        except (OSError, ValueError, KeyError):
-            return {}
-
-    def close(self) -> None:
-        self.thaw()
-        self.inject()
-        self._server.terminate()
-        try:
-            self._server.wait(10)
-        except subprocess.TimeoutExpired:
-            self._server.kill()
-            self._server.wait(10)
-        # A killed server leaves calls that wait for it; force ends them.
-        subprocess.run(
-            ["umount", "-f", "-l", str(self.path)], capture_output=True, check=False, timeout=20
-        )
+def chunk_files(mount: FaultyMount) -> set[str]:
+    return {path.name for path in mount.source.rglob("*.kv")}
 
 
 class Site:
@@ -133,12 +63,12 @@ class Site:
     @contextlib.contextmanager
     def opened(
         self, arm: str, cached: int = CACHED_REQUESTS
-    ) -> Iterator[tuple[Engine, Mount | None, Run]]:
+    ) -> Iterator[tuple[Engine, FaultyMount | None, Run]]:
         """An engine that is ready. Its failure after that is a finding, noted in the run."""
         self._runs += 1
         folder = self.directory / f"run{self._runs}"
         folder.mkdir()
-        mount = Mount(folder / "storage") if arm == "kvshelf" else None
+        mount = FaultyMount(folder / "storage", pinned(SERVER_CORE)) if arm == "kvshelf" else None
         try:
             shelf = None
             if mount is not None:
@@ -163,7 +93,7 @@ class Site:
             finally:
                 if mount is not None:
                     mount.thaw()
-                    mount.inject()
+                    mount.set()
                 engine.stop()
         finally:
             if mount is not None:
@@ -175,7 +105,7 @@ class Site:
         arm: str,
         seconds: float,
         pool: int,
-        script: Sequence[tuple[float, Callable[[Mount], object]]] = (),
+        script: Sequence[tuple[float, Callable[[FaultyMount], object]]] = (),
     ) -> Run:
         """Requests without pause for some seconds. ``script`` changes the faults at its times."""
         # Prompts that never come again need no small cache, and an engine with hardly more blocks
@@ -197,10 +127,10 @@ class Site:
             engine.ask(GRACE_SECONDS + 3 * count, "all", count=count)
             if mount is not None:
                 deadline = time.monotonic() + GRACE_SECONDS
-                while len(mount.chunk_files()) < CHUNKS * count and time.monotonic() < deadline:
+                while len(chunk_files(mount)) < CHUNKS * count and time.monotonic() < deadline:
                     time.sleep(0.1)
                 time.sleep(2)  # past what is believed to be absent
-                mount.inject(bandwidth_mb_s=mb_per_second)
+                mount.set(bandwidth_mb_s=mb_per_second)
             if mount is None:
                 chance = Run(arm, time.monotonic(), 0.0)
                 engine.ask(GRACE_SECONDS + 10 * count, "each", count=count)

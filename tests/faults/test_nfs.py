@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
+from faulty_mount import shared_storage
+
 NEEDED = ("linux.uml", "exportfs", "rpc.nfsd", "mkfs.ext4", "modprobe")
 
 
 def script() -> Path:
-    named = os.environ.get("KVSHELF_KNFS")
-    return Path(named) if named else REPOSITORY.parent / "shared/storage/knfs-run.sh"
+    return shared_storage("KVSHELF_KNFS", "knfs-run.sh")
 
 
 def why_not() -> str | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
+from faulty_mount import shared_storage
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,7 @@ class FileSystem:
 
 
 def scripts() -> Path:
-    named = os.environ.get("KVSHELF_SHAREDFS")
-    return Path(named) if named else REPOSITORY.parent / "shared/storage"
+    return shared_storage("KVSHELF_SHAREDFS")
 
 
 CEPH = ("ceph-mon", "ceph-mgr", "ceph-osd", "ceph-mds", "ceph-fuse")
