@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -241,10 +241,10 @@ class Settings:
             elif environment.get(variable):
                 values[name] = _convert(name, environment[variable], spec, shown_as=variable)
         settings = cls(**values)
-        settings._check(given)
+        settings._check(given, chosen=values.keys())
         return settings
 
-    def _check(self, given: Mapping[str, Any]) -> None:
+    def _check(self, given: Mapping[str, Any], chosen: Collection[str]) -> None:
         path = self.shared_storage_path
         if not path or not path.startswith("/") or "\0" in path:
             raise ConfigError("shared_storage_path", path, "required: an absolute path")
@@ -261,7 +261,7 @@ class Settings:
         for name in ("load_stall_seconds", "lookup_wait_seconds"):
             limit_name = name.split("_")[0] + "_timeout_seconds"
             value, limit = getattr(self, name), getattr(self, limit_name)
-            if value > limit and name in given:
+            if value > limit and name in chosen:  # a default simply never comes into play
                 raise ConfigError(name, value, f"at most {limit_name} ({limit})")
         if self.max_staging_memory_gb * 1e9 < self.piece_mib << 20:
             raise ConfigError(

@@ -178,6 +178,12 @@ def test_contradictions_are_refused() -> None:
     assert refusal(block_size=256, blocks_per_chunk=16).setting == "blocks_per_chunk"
     assert refusal(lookup_timeout_seconds=31).setting == "lookup_timeout_seconds"
     assert refusal(load_timeout_seconds=1).setting == "lookup_timeout_seconds"
+    assert refusal(load_stall_seconds=31).setting == "load_stall_seconds"
+    assert refusal(lookup_wait_seconds=6).setting == "lookup_wait_seconds"
+    short = {"load_timeout_seconds": 1, "lookup_timeout_seconds": 0.2}
+    assert settings(**short).load_stall_seconds == 5.0  # the deadline comes first
+    with pytest.raises(ConfigError, match="lookup_wait_seconds"):
+        Settings.from_mapping({**PATH, **short}, {"KVSHELF_LOOKUP_WAIT_SECONDS": "0.3"})
     assert refusal(max_staging_memory_gb=0.01, piece_mib=16).setting == "max_staging_memory_gb"
 
 
