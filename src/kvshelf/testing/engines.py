@@ -234,6 +234,38 @@ class EngineTests(RefusalTests):
             with pytest.raises(ValueError, match=r"."):
                 setup.engine.submit_lookup_keys(901, folders, wrong)
 
+    def test_what_follows_a_missing_key_of_a_run_may_be_left_out(self, setup: Setup) -> None:
+        keys = [make_key(bytes([i]) * 32, 0) for i in range(60)]
+        stored = keys[:10] + keys[20:50]
+        batch = setup.batch(*((i, [i % 8], 0) for i in range(len(stored))))
+        paths = [chunk_path_in("ns/r0", key) for key in stored]
+        batch = dataclasses.replace(batch, paths=paths, keys=stored)
+        assert set(setup.statuses("store", batch)) == {OK}
+        setup.engine.submit_lookup_keys(900, ["ns/r0"], keys, [40])
+        assert setup.engine.wait([900], Phase.FINISHED, 20)
+        (report,) = setup.engine.poll()
+        there = [OK if key in stored else NOT_FOUND for key in keys]
+        assert list(report.statuses[:11]) == there[:11]
+        for said, true in zip(report.statuses[11:40], there[11:40], strict=True):
+            assert said in (true, FileStatus.CANCELLED)
+        assert list(report.statuses[40:]) == there[40:]  # of no run: looked at each
+        for runs in ([0], [61], [30, 31]):
+            with pytest.raises(ValueError, match=r"."):
+                setup.engine.submit_lookup_keys(901, ["ns/r0"], keys, runs)
+
+    def test_a_probe_reads_files_into_nothing(self, setup: Setup) -> None:
+        assert set(setup.statuses("store", setup.batch((0, [0, 1], 0), (1, [2, 3], 0)))) == {OK}
+        before = setup.memory[0].blocks(range(8))
+        setup.engine.submit_probe(900, [setup.path(i) for i in (0, 1, 7)], 100)
+        assert setup.engine.wait([900], Phase.FINISHED, 20)
+        (report,) = setup.engine.poll()
+        assert report.kind is JobKind.PROBE
+        assert list(report.statuses) == [OK, OK, NOT_FOUND] and report.payload_bytes == 200
+        assert setup.memory[0].blocks(range(8)) == before
+        for paths in ([], ["../x"], ["/x"]):
+            with pytest.raises(ValueError, match=r"."):
+                setup.engine.submit_probe(901, paths, 100)
+
     def test_control_calls_accept_unknown_jobs(self, setup: Setup) -> None:
         setup.engine.release([77])
         setup.engine.cancel([77])
