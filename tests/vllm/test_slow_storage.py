@@ -247,10 +247,10 @@ def test_keys_behind_a_missing_one_are_not_asked_for(scheduler: Scheduler) -> No
 
 def test_a_first_hit_waits_for_a_measurement_and_is_loaded(scheduler: Scheduler) -> None:
     keys = [key(i) for i in range(20)]
-    assert scheduler.manager.admit("r", 2000, keys) is None
+    assert scheduler.manager.admit("r", 2000, len(keys), lambda: keys) is None
     scheduler.storage.answer(FileStatus.OK, payload_bytes=8_000_000, seconds=0.001)
     scheduler.step()
-    assert scheduler.manager.admit("r", 2000, keys) is True
+    assert scheduler.manager.admit("r", 2000, len(keys), lambda: keys) is True
 
 
 def test_a_hit_on_slow_storage_is_computed_and_says_miss(scheduler: Scheduler) -> None:
@@ -258,9 +258,9 @@ def test_a_hit_on_slow_storage_is_computed_and_says_miss(scheduler: Scheduler) -
     scheduler.storage.answers_with = FileStatus.OK
     assert scheduler.wait(*keys)[0] == [HIT] * 20
     scheduler.storage.answers_with = None
-    assert scheduler.manager.admit("r", 2000, keys) is None
+    assert scheduler.manager.admit("r", 2000, len(keys), lambda: keys) is None
     time.sleep(0.06)  # the measurement is not back: that alone says that storage is slow
-    assert scheduler.manager.admit("r", 2000, keys) is False
+    assert scheduler.manager.admit("r", 2000, len(keys), lambda: keys) is False
     assert scheduler.ask(*keys) == [MISS] * 20
     assert scheduler.ask(keys[0], req_id="another") == [HIT]
     scheduler.manager.on_request_finished(ReqContext(req_id="r"))
@@ -274,7 +274,7 @@ def test_reads_that_hang_while_names_answer_open_it(scheduler: Scheduler) -> Non
         scheduler.storage.answers_with = FileStatus.OK
         assert scheduler.wait(*keys, req_id=f"r{i}")[0] == [HIT] * 20
         scheduler.storage.answers_with = None
-        assert scheduler.manager.admit(f"r{i}", 2000, keys) is None
+        assert scheduler.manager.admit(f"r{i}", 2000, len(keys), lambda: keys) is None
         scheduler.storage.answer(FileStatus.TIMED_OUT)
         scheduler.step()
     assert scheduler.manager._reading.state is State.OPEN

@@ -115,13 +115,11 @@ def request_keys(scheduler_side: Any, request: Any) -> list[KeyRun]:
     return runs
 
 
-def hit_keys(scheduler_side: Any, request: Any, computed_tokens: int, tokens: int) -> list[bytes]:
-    """Keys of the chunks that hold these tokens of a request, at most; of all groups."""
+def hit_ranges(scheduler_side: Any, computed_tokens: int, tokens: int) -> list[range]:
+    """Of each group, the indices of the chunks that hold these tokens of a request, at most."""
     end = computed_tokens + tokens
-    keys: list[bytes] = []
-    for run in request_keys(scheduler_side, request):
-        keys += run.keys[computed_tokens // run.chunk_tokens : -(-end // run.chunk_tokens)]
-    return keys
+    sizes = [group.tokens_per_chunk for group in scheduler_side.config.kv_group_configs]
+    return [range(computed_tokens // size, -(-end // size)) for size in sizes]
 
 
 def register_once(registry: Any, register: Callable[..., None], *names: str) -> None:

@@ -86,8 +86,16 @@ class KvshelfConnector(OffloadingConnector):
         tokens = found[0]
         if not tokens:
             return found
-        keys = compat.hit_keys(self.connector_scheduler, request, num_computed_tokens, tokens)
-        admitted = manager.admit(request.request_id, tokens, keys)
+        side = self.connector_scheduler
+        ranges = compat.hit_ranges(side, num_computed_tokens, tokens)
+
+        def keys() -> list[bytes]:  # work for a long prompt, and seldom needed
+            runs = compat.request_keys(side, request)
+            return [
+                k for run, r in zip(runs, ranges, strict=True) for k in run.keys[r.start : r.stop]
+            ]
+
+        admitted = manager.admit(request.request_id, tokens, sum(map(len, ranges)), keys)
         if admitted is None:
             return None, False
         if admitted:

@@ -13,7 +13,7 @@ lookup threads at its end, and answered RETRY meanwhile. No file-system call is 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from typing_extensions import override
@@ -140,13 +140,16 @@ class KvshelfManager(OffloadingManager):
         if self._reading.state is State.CLOSED:
             self._lookups.prefetch(runs)
 
-    def admit(self, req_id: str, tokens: int, keys: Sequence[bytes]) -> bool | None:
-        """Whether a hit of so many tokens in these chunks is loaded; None: ask again in a moment.
+    def admit(
+        self, req_id: str, tokens: int, chunks: int, keys: Callable[[], Sequence[bytes]]
+    ) -> bool | None:
+        """Whether a hit of so many tokens and chunks is loaded; None: ask again in a moment.
 
-        After False, ``lookup`` says MISS to this request.
+        ``keys`` gives the chunks' keys if they must be measured. After False, ``lookup`` says MISS
+        to this request.
         """
         now = time.monotonic()
-        verdict = self.admission.decide(tokens, len(keys), now)
+        verdict = self.admission.decide(tokens, chunks, now)
         if verdict is Verdict.MEASURE:
             self._measure(keys, now)
             wait_seconds = MEASURE_WAIT_SHARE * self.admission.compute_seconds(tokens)
@@ -271,7 +274,7 @@ class KvshelfManager(OffloadingManager):
         writing = self._writing
         return writing.state is State.CLOSED or writing.admits(req_id, time.monotonic())
 
-    def _measure(self, keys: Sequence[bytes], now: float) -> None:
+    def _measure(self, keys: Callable[[], Sequence[bytes]], now: float) -> None:
         """Begin to measure the storage by some of these chunks, unless that is under way."""
         if self._measuring_since > _NEVER:
             return
@@ -284,7 +287,7 @@ class KvshelfManager(OffloadingManager):
             elif FileStatus.OK in result.statuses:
                 self.admission.measured(result.payload_bytes, result.seconds, end)
 
-        if self._lookups.probe(spread(keys, MEASURED_CHUNKS), MEASURED_BYTES, done):
+        if self._lookups.probe(spread(keys(), MEASURED_CHUNKS), MEASURED_BYTES, done):
             self._measuring_since = now
 
     def _tend_breakers(self, now: float) -> None:
