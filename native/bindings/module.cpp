@@ -83,7 +83,7 @@ NamespaceDigest ReadNamespace(const nb::bytes& bytes) {
 
 void MakeEngine(Engine* self, std::string root, nb::sequence groups, nb::handle config, int direct,
                 int durability, nb::bytes namespace_digest, std::uint32_t rank,
-                std::string temp_prefix, int cuda_ordinal, int copy_method) {
+                std::string temp_prefix, int cuda_ordinal, int copy_method, nb::bytes auth_key) {
   EngineSetup setup;
   setup.root = std::move(root);
   for (const nb::handle group : groups) setup.groups.push_back(ReadGroup(group));
@@ -93,6 +93,7 @@ void MakeEngine(Engine* self, std::string root, nb::sequence groups, nb::handle 
   setup.namespace_digest = ReadNamespace(namespace_digest);
   setup.rank = rank;
   setup.temp_prefix = std::move(temp_prefix);
+  setup.auth_key = View(auth_key);
   if (cuda_ordinal >= 0)
     setup.device = MakeCudaDevice(cuda_ordinal, "", static_cast<CopyMethod>(copy_method));
   new (self) Engine(std::move(setup));
@@ -170,8 +171,9 @@ nb::bytes EncodeHeader(nb::bytes key, nb::bytes namespace_digest, std::uint32_t 
     throw std::invalid_argument("key, piece_bytes or piece_checksums is out of range");
   }
   ChunkHeader header = MakeHeader(identity, first_block, block_count, piece_bytes);
-  std::copy(checksums.begin(), checksums.end(), header.piece_checksums.begin());
-  SealHeader(header);
+  std::copy(checksums.begin(), checksums.end(), header.piece_codes.begin());
+  PieceCoder coder(nullptr, {});
+  SealHeader(header, coder);
   return nb::bytes(reinterpret_cast<const char*>(&header), sizeof(header));
 }
 
@@ -223,7 +225,8 @@ NB_MODULE(_native, m) {
 
   nb::class_<Engine>(m, "Engine", "See kvshelf.engine.base.Engine.")
       .def("__init__", MakeEngine, "root"_a, "groups"_a, "config"_a, "direct"_a, "durability"_a,
-           "namespace"_a, "rank"_a, "temp_prefix"_a, "cuda_ordinal"_a, "copy_method"_a)
+           "namespace"_a, "rank"_a, "temp_prefix"_a, "cuda_ordinal"_a, "copy_method"_a,
+           "auth_key"_a)
       .def("submit_store", SubmitBatch<&Engine::SubmitStore>, "job_id"_a, "paths"_a, "keys"_a,
            "groups"_a, "first_blocks"_a, "block_counts"_a, "block_ids"_a, "stream"_a)
       .def("submit_load", SubmitBatch<&Engine::SubmitLoad>, "job_id"_a, "paths"_a, "keys"_a,

@@ -2,7 +2,6 @@
 #include <cerrno>
 
 #include "kvshelf/chunk_io.h"
-#include "kvshelf/crc64.h"
 
 namespace kvshelf {
 namespace {
@@ -88,6 +87,8 @@ FileResult ChunkReader::CheckHeader() {
 FileResult ChunkReader::ReadPieces(CopyGate& gate) {
   const auto& header = *reinterpret_cast<const ChunkHeader*>(context_.page.data());
   const std::uint64_t piece_bytes = header.piece_bytes;
+  PieceCoder coder(identity_.auth_key, header.salt);
+  if (!HeaderIsAuthentic(header, coder)) return {FileStatus::kForeign, 0};
   FileResult result;
   for (std::uint64_t piece = wanted_begin_ / piece_bytes;
        result.ok() && piece * piece_bytes < wanted_end_; ++piece) {
@@ -97,9 +98,13 @@ FileResult ChunkReader::ReadPieces(CopyGate& gate) {
       begin = std::max(begin, wanted_begin_ & ~(kPageBytes - 1));
       end = std::min(end, wanted_end_);
     }
-    const std::uint64_t checksum = header.piece_checksums[piece];
-    result = context_.ring[0] ? ReadPieceAhead(gate, begin, end, checksum)
-                              : ReadPiece(gate, begin, end, checksum);
+    coder.Begin(static_cast<std::uint32_t>(piece));
+    result = context_.ring[0] ? ReadPieceAhead(gate, begin, end, coder)
+                              : ReadPiece(gate, begin, end, coder);
+    if (result.ok() && options_.verify) {
+      Tag code;
+      if (!coder.End(&code) || code != PieceCode(header, piece)) return {FileStatus::kCorrupt, 0};
+    }
   }
   return result;
 }
@@ -108,21 +113,19 @@ FileResult ChunkReader::ReadPieces(CopyGate& gate) {
 // before their piece is known to be right; a piece that is not fails the file, whose blocks are
 // then undefined.
 FileResult ChunkReader::ReadPiece(CopyGate& gate, std::uint64_t begin, std::uint64_t end,
-                                  std::uint64_t checksum) {
-  std::uint64_t crc = 0;
+                                  PieceCoder& coder) {
   for (std::uint64_t at = begin; at < end;) {
     if (gate.revoked()) return FileResult::IoError(ECANCELED);
     const std::uint64_t bytes = std::min<std::uint64_t>(context_.step.size(), end - at);
     const std::uint64_t read_bytes = options_.direct ? RoundUpToPage(bytes) : bytes;
     const FileResult result = ReadFully(context_.step.data(), read_bytes, kPageBytes + at);
     if (!result.ok()) return result;
-    if (options_.verify) crc = Crc64(crc, context_.step.data(), bytes);
+    if (options_.verify) coder.Update(context_.step.data(), bytes);
     if (!CopyWanted(gate, at, at + bytes)) {
       return FileResult::IoError(gate.revoked() ? ECANCELED : EIO);
     }
     at += bytes;
   }
-  if (options_.verify && crc != checksum) return {FileStatus::kCorrupt, 0};
   return {};
 }
 
@@ -130,8 +133,7 @@ FileResult ChunkReader::ReadPiece(CopyGate& gate, std::uint64_t begin, std::uint
 // above, but into a buffer of its own, whose copy is begun and left alone until the buffer's turn
 // comes again or the file ends. So reading and copying overlap.
 FileResult ChunkReader::ReadPieceAhead(CopyGate& gate, std::uint64_t begin, std::uint64_t end,
-                                       std::uint64_t checksum) {
-  std::uint64_t crc = 0;
+                                       PieceCoder& coder) {
   while (begin < end) {
     const std::size_t turn = context_.turn;
     context_.turn = (turn + 1) % context_.ring.size();
@@ -141,7 +143,7 @@ FileResult ChunkReader::ReadPieceAhead(CopyGate& gate, std::uint64_t begin, std:
     const bool copied = context_.stream->WaitFor(context_.last_copy[turn]);
     context_.Step();
     if (!copied) return FileResult::IoError(EIO);
-    const FileResult result = ReadSteps(gate, begin, part_end, data, &crc);
+    const FileResult result = ReadSteps(gate, begin, part_end, data, coder);
     if (!result.ok()) return result;
     const std::uint64_t from = std::max(begin, wanted_begin_);
     const std::uint64_t to = std::min(part_end, wanted_end_);
@@ -157,19 +159,18 @@ FileResult ChunkReader::ReadPieceAhead(CopyGate& gate, std::uint64_t begin, std:
     }
     begin = part_end;
   }
-  if (options_.verify && crc != checksum) return {FileStatus::kCorrupt, 0};
   return {};
 }
 
 FileResult ChunkReader::ReadSteps(CopyGate& gate, std::uint64_t begin, std::uint64_t end,
-                                  std::byte* data, std::uint64_t* crc) {
+                                  std::byte* data, PieceCoder& coder) {
   for (std::uint64_t at = begin; at < end;) {
     if (gate.revoked()) return FileResult::IoError(ECANCELED);
     const std::uint64_t bytes = std::min<std::uint64_t>(context_.step.size(), end - at);
     const std::uint64_t read_bytes = options_.direct ? RoundUpToPage(bytes) : bytes;
     const FileResult result = ReadFully(data + (at - begin), read_bytes, kPageBytes + at);
     if (!result.ok()) return result;
-    if (options_.verify) *crc = Crc64(*crc, data + (at - begin), bytes);
+    if (options_.verify) coder.Update(data + (at - begin), bytes);
     at += bytes;
   }
   return {};

@@ -4,7 +4,6 @@
 #include <cstring>
 
 #include "kvshelf/chunk_io.h"
-#include "kvshelf/crc64.h"
 
 namespace kvshelf {
 namespace {
@@ -31,7 +30,7 @@ ChunkWriter::ChunkWriter(RootDir& root, const ChunkIoOptions& options,
       request_(request),
       header_(MakeHeader(identity, request.first_block, request.block_count(),
                          PieceBytesFor(identity.block_bytes, options.piece_bytes))),
-      hasher_(header_.piece_bytes) {}
+      hasher_(header_.piece_bytes, identity.auth_key) {}
 
 ChunkWriter::~ChunkWriter() { RemoveTemp(); }
 
@@ -83,16 +82,35 @@ FileResult ChunkWriter::CreateTemp() {
   return full ? FileResult::IoError(-allocated) : FileResult{};
 }
 
+PieceHasher::PieceHasher(std::uint64_t piece_bytes, const AuthKey* key)
+    : piece_bytes_(piece_bytes),
+      salt_(key == nullptr ? Salt{} : AuthKey::RandomSalt()),
+      coder_(key, salt_) {}
+
 void PieceHasher::Update(const std::byte* data, std::uint64_t bytes) {
   while (bytes > 0) {
-    const std::uint64_t piece = offset_ / piece_bytes_;
-    if (piece == checksums_.size()) checksums_.push_back(0);
-    const std::uint64_t part = std::min(bytes, (piece + 1) * piece_bytes_ - offset_);
-    checksums_[piece] = Crc64(checksums_[piece], data, part);
-    offset_ += part;
+    if (in_piece_ == 0) coder_.Begin(static_cast<std::uint32_t>(codes_.size()));
+    const std::uint64_t part = std::min(bytes, piece_bytes_ - in_piece_);
+    coder_.Update(data, part);
+    in_piece_ += part;
+    if (in_piece_ == piece_bytes_) EndPiece();
     data += part;
     bytes -= part;
   }
+}
+
+void PieceHasher::EndPiece() {
+  ok_ = coder_.End(&codes_.emplace_back()) && ok_;
+  in_piece_ = 0;
+}
+
+bool PieceHasher::Seal(ChunkHeader& header) {
+  if (in_piece_ > 0) EndPiece();
+  header.salt = salt_;
+  for (std::size_t piece = 0; piece < codes_.size(); ++piece) {
+    SetPieceCode(header, piece, codes_[piece]);
+  }
+  return SealHeader(header, coder_) && ok_;
 }
 
 FileResult ChunkWriter::WriteStaged(std::byte* data, std::uint64_t bytes) {
@@ -169,8 +187,7 @@ FileResult ChunkWriter::WriteFully(std::span<iovec> parts, std::uint64_t offset)
 }
 
 FileResult ChunkWriter::Publish(CopyGate& gate, ThreadContext& context) {
-  std::ranges::copy(hasher_.checksums(), header_.piece_checksums.begin());
-  SealHeader(header_);
+  if (!hasher_.Seal(header_)) return FileResult::IoError(EIO);
   std::memcpy(context.page.data(), &header_, sizeof(header_));
   iovec part = Part(context.page.data(), kPageBytes);
   const FileResult written = WriteFully({&part, 1}, 0);

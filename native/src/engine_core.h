@@ -12,6 +12,7 @@
 #include <condition_variable>
 #include <limits>
 #include <mutex>
+#include <optional>
 #include <thread>
 #include <unordered_map>
 
@@ -156,6 +157,7 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
   std::vector<GroupMemory> groups_;
   NamespaceDigest namespace_digest_;
   std::uint32_t rank_;
+  std::optional<AuthKey> auth_key_;
   std::shared_ptr<Device> device_;
   RootDir root_;
   std::array<int, kRoles> nominal_{};  // threads of each role

@@ -45,9 +45,11 @@ void EngineCore::CheckRow(JobKind kind, const Batch& batch, std::size_t row) con
   const std::uint64_t block_bytes = groups_[static_cast<std::size_t>(group)].block_bytes();
   const std::uint64_t piece_bytes =
       PieceBytesFor(block_bytes, static_cast<std::uint32_t>(config_.piece_bytes));
+  const std::uint64_t pieces_max = PieceCountMax(auth_key_.has_value());
   if (kind == JobKind::kStore &&
-      static_cast<std::uint64_t>(count) > kPieceCountMax * piece_bytes / block_bytes) {
-    Refuse(row, "needs more than 448 pieces; piece_bytes is too small for such chunks");
+      static_cast<std::uint64_t>(count) > pieces_max * piece_bytes / block_bytes) {
+    Refuse(row, "needs more than " + std::to_string(pieces_max) +
+                    " pieces; piece_bytes is too small for such chunks");
   }
 }
 

@@ -8,7 +8,8 @@ namespace kvshelf {
 
 ChunkIdentity EngineCore::IdentityOf(const Transfer& file) const {
   const GroupMemory& memory = *file.request.memory;
-  return {namespace_digest_, file.request.key, rank_, memory.geometry(), memory.block_bytes()};
+  return {namespace_digest_, file.request.key,     rank_,
+          memory.geometry(), memory.block_bytes(), auth_key_ ? &*auth_key_ : nullptr};
 }
 
 EngineCore::TransferRef EngineCore::PopUnsettled(std::deque<TransferRef>& queue) {
@@ -142,8 +143,12 @@ void EngineCore::TakeBytes(Lock& lock, const TransferRef& file, StagingBuffer bu
                            ThreadContext& context) {
   LeaveQueue(*file->job, file->index);
   const std::uint64_t payload = file->request.payload_bytes();
-  file->hasher = std::make_unique<PieceHasher>(PieceBytesFor(
-      file->request.memory->block_bytes(), static_cast<std::uint32_t>(config_.piece_bytes)));
+  lock.unlock();  // a salt and a key are two system calls' worth of time
+  const ChunkIdentity identity = IdentityOf(*file);
+  file->hasher = std::make_unique<PieceHasher>(
+      PieceBytesFor(identity.block_bytes, static_cast<std::uint32_t>(config_.piece_bytes)),
+      identity.auth_key);
+  lock.lock();
   while (file->copied_bytes < payload) {
     if (file->copied_bytes > 0) {
       copy_work_.wait(lock, [&] { return GivenUp(*file) || BufferAvailable(); });
@@ -237,7 +242,7 @@ void EngineCore::WriteBehind(Lock& lock, Transfer& file, ThreadContext& context)
       ReturnBuffer(std::move(part.buffer));
       if (result.ok()) continue;
     } else if (file.writer->written_bytes() == payload) {
-      file.writer->AdoptChecksums(std::move(*file.hasher));
+      file.writer->AdoptHasher(std::move(*file.hasher));
       lock.unlock();
       result = file.writer->Publish(file.gate, context);
       lock.lock();

@@ -68,6 +68,8 @@ EngineCore::EngineCore(EngineSetup setup)
       groups_(std::move(setup.groups)),
       namespace_digest_(setup.namespace_digest),
       rank_(setup.rank),
+      auth_key_(setup.auth_key.empty() ? std::nullopt
+                                       : std::make_optional<AuthKey>(setup.auth_key)),
       device_(setup.device != nullptr ? std::move(setup.device) : MakeHostDevice()),
       root_(setup.ops != nullptr ? std::move(setup.ops) : MakePosixFileOps(), setup.root,
             setup.temp_prefix.empty() ? OwnTempPrefix() : std::move(setup.temp_prefix),

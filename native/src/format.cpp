@@ -13,7 +13,56 @@ std::uint64_t HeaderChecksum(const ChunkHeader& header) {
   return Crc64(0, &copy, sizeof(copy));
 }
 
+// The index of a tag that is no piece's.
+constexpr std::uint32_t kHeaderIndex = 0xFFFFFFFF;
+
+bool HeaderTag(const ChunkHeader& header, PieceCoder& coder, Tag* tag) {
+  ChunkHeader copy = header;
+  copy.header_checksum = 0;
+  copy.header_tag = {};
+  coder.Begin(kHeaderIndex);
+  coder.Update(&copy, sizeof(copy));
+  return coder.End(tag);
+}
+
 }  // namespace
+
+PieceCoder::PieceCoder(const AuthKey* key, const Salt& salt) {
+  if (key != nullptr) tagger_.emplace(key->ForFile(salt));
+}
+
+void PieceCoder::Begin(std::uint32_t piece) {
+  crc_ = 0;
+  if (tagger_) tagger_->Begin(piece);
+}
+
+void PieceCoder::Update(const void* data, std::size_t bytes) {
+  if (tagger_) {
+    tagger_->Update(data, bytes);
+  } else {
+    crc_ = Crc64(crc_, data, bytes);
+  }
+}
+
+bool PieceCoder::End(Tag* code) {
+  if (tagger_) return tagger_->End(code);
+  *code = {crc_, 0};
+  return true;
+}
+
+Tag PieceCode(const ChunkHeader& header, std::size_t piece) {
+  if (header.authentication == kNotAuthenticated) return {header.piece_codes[piece], 0};
+  return {header.piece_codes[2 * piece], header.piece_codes[2 * piece + 1]};
+}
+
+void SetPieceCode(ChunkHeader& header, std::size_t piece, const Tag& code) {
+  if (header.authentication == kNotAuthenticated) {
+    header.piece_codes[piece] = code[0];
+  } else {
+    header.piece_codes[2 * piece] = code[0];
+    header.piece_codes[2 * piece + 1] = code[1];
+  }
+}
 
 ChunkHeader MakeHeader(const ChunkIdentity& identity, std::uint32_t first_block,
                        std::uint32_t block_count, std::uint32_t piece_bytes) {
@@ -32,11 +81,20 @@ ChunkHeader MakeHeader(const ChunkIdentity& identity, std::uint32_t first_block,
   header.namespace_digest = identity.namespace_digest;
   header.key_bytes = static_cast<std::uint16_t>(identity.key.size());
   header.rank = identity.rank;
+  header.authentication = identity.auth_key == nullptr ? kNotAuthenticated : kGmac;
   std::memcpy(header.key.data(), identity.key.data(), identity.key.size());
   return header;
 }
 
-void SealHeader(ChunkHeader& header) { header.header_checksum = HeaderChecksum(header); }
+bool SealHeader(ChunkHeader& header, PieceCoder& coder) {
+  if (coder.authenticates()) {
+    Tag tag;
+    if (!HeaderTag(header, coder, &tag)) return false;
+    header.header_tag = tag;
+  }
+  header.header_checksum = HeaderChecksum(header);
+  return true;
+}
 
 bool HeaderIsSound(const ChunkHeader& header) {
   return header.magic == kMagic && header.header_bytes == kPageBytes &&
@@ -49,7 +107,13 @@ bool HeaderMatches(const ChunkHeader& header, const ChunkIdentity& identity) {
          header.key_bytes == identity.key.size() && identity.key.size() <= kKeyBytesMax &&
          std::memcmp(header.key.data(), identity.key.data(), identity.key.size()) == 0 &&
          header.rank == identity.rank && header.geometry == identity.geometry &&
-         header.block_bytes == identity.block_bytes;
+         header.block_bytes == identity.block_bytes &&
+         header.authentication == (identity.auth_key == nullptr ? kNotAuthenticated : kGmac);
+}
+
+bool HeaderIsAuthentic(const ChunkHeader& header, PieceCoder& coder) {
+  Tag tag;
+  return !coder.authenticates() || (HeaderTag(header, coder, &tag) && tag == header.header_tag);
 }
 
 bool SizesAgree(const ChunkHeader& header, std::uint64_t file_bytes) {
@@ -64,7 +128,8 @@ bool SizesAgree(const ChunkHeader& header, std::uint64_t file_bytes) {
   if (header.piece_bytes == 0 || header.piece_bytes % kPageBytes != 0) return false;
   // payload <= file_bytes <= 2^63 - 1, so neither this sum nor the rounding can overflow.
   const std::uint64_t pieces = (payload + header.piece_bytes - 1) / header.piece_bytes;
-  if (pieces != header.piece_count || pieces > kPieceCountMax) return false;
+  const bool authenticated = header.authentication != kNotAuthenticated;
+  if (pieces != header.piece_count || pieces > PieceCountMax(authenticated)) return false;
   return file_bytes == FileBytes(header);
 }
 

@@ -21,6 +21,7 @@ using testing::Files;
 
 struct CudaFixture : EngineFixture {
   CopyMethod method = CopyMethod::kAuto;
+  std::string auth_key;
 
   CudaFixture() {
     fake_cuda_reset();
@@ -36,6 +37,7 @@ struct CudaFixture : EngineFixture {
     setup.groups.push_back(blocks.Describe());
     setup.config = config;
     setup.ops = ops;
+    setup.auth_key = auth_key;
     setup.device = MakeCudaDevice(0, KVSHELF_FAKE_CUDA, method);
     engine.emplace(std::move(setup));
   }
@@ -148,6 +150,20 @@ void UnverifiedAndThroughStoresWorkToo() {
   fake_cuda_set_delay_us(100);
   f.OpenCuda();
   CHECK(f.RoundTrip(4));
+}
+
+// Pieces of 32 KiB in buffers of 8: tags are made over several parts, as checksums are.
+void AuthenticatedFilesAreReadInPartsToo() {
+  CudaFixture f;
+  f.auth_key = "a secret of thirty-two bytes ....";
+  f.config.ring_bytes = 8192;
+  f.OpenCuda();
+  CHECK(f.RoundTrip(4));
+  std::string bytes = f.dir.Read(Files::Path(2));
+  bytes[kPageBytes + 40000] ^= 1;
+  f.dir.Write(Files::Path(2), bytes);
+  f.Load(102, 2, 3);
+  CHECK(f.All(102, FileStatus::kCorrupt));
 }
 
 void AStoreWaitsForTheKernelsThatWriteItsBlocks() {
@@ -304,6 +320,7 @@ int main() {
       {"a piece larger than its buffers goes in parts", APieceLargerThanItsBuffersGoesInParts},
       {"staging that cannot be pinned is said", StagingThatCannotBePinnedIsSaidAtTheStart},
       {"unverified loads and write-through stores", UnverifiedAndThroughStoresWorkToo},
+      {"authenticated files are read in parts", AuthenticatedFilesAreReadInPartsToo},
       {"a store waits for the kernels before it", AStoreWaitsForTheKernelsThatWriteItsBlocks},
       {"a load waits for the clearing before it", ALoadWaitsForTheClearingOfItsBlocks},
       {"a refused copy fails its file only", ARefusedCopyFailsItsFileOnly},

@@ -22,8 +22,9 @@ ChunkIdentity Identity() {
 
 ChunkHeader Header() {
   ChunkHeader header = MakeHeader(Identity(), 2, 5, 8192);
-  header.piece_checksums[0] = 99;
-  SealHeader(header);
+  header.piece_codes[0] = 99;
+  PieceCoder coder(nullptr, {});
+  SealHeader(header, coder);
   return header;
 }
 
@@ -36,7 +37,7 @@ void FieldsLieWhereThePageSays() {
   CHECK(bytes[36] == 7);  // ceil(50000 / 8192)
   CHECK(bytes[48] == 2 && bytes[52] == 5 && bytes[56] == 0x88 && bytes[63] == 0x11);
   CHECK(bytes[64] == 7 && bytes[96] == kKey.size() && bytes[100] == 3 && bytes[104] == 'a');
-  CHECK(bytes[512] == 99);
+  CHECK(bytes[98] == 0 && bytes[512] == 99);
   CHECK(FileBytes(header) == 4096 + 53248);
 }
 
@@ -123,7 +124,7 @@ void VectorsThatShouldBeSoundAre() {
       const std::uint64_t bytes_left = header.payload_bytes - begin;
       const std::uint64_t length =
           bytes_left < header.piece_bytes ? bytes_left : header.piece_bytes;
-      CHECK(Crc64(0, bytes.data() + kPageBytes + begin, length) == header.piece_checksums[i]);
+      CHECK(Crc64(0, bytes.data() + kPageBytes + begin, length) == header.piece_codes[i]);
     }
   }
 }

@@ -1,7 +1,8 @@
 // tests/vectors, read by the native reader: what docs/format.md says, byte for byte.
 //
 // vectors.tsv has one case a line: name, file, namespace, key, rank, geometry, page sizes, first
-// block, block count, status, CRC-64 of the payload (numbers decimal, bytes and 64-bit ones hex).
+// block, block count, status, CRC-64 of the payload, authentication key or "-" (numbers decimal,
+// bytes and 64-bit ones hex).
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -17,12 +18,12 @@
 namespace kvshelf {
 namespace {
 
-constexpr std::size_t kColumns = 11;
+constexpr std::size_t kColumns = 12;
 constexpr std::size_t kBlocks = 8;  // more than any vector has
 constexpr std::byte kFill{0xEE};
 
 struct Case {
-  std::string name, file, key;
+  std::string name, file, key, secret;
   NamespaceDigest namespace_digest{};
   std::uint32_t rank = 0, first_block = 0, block_count = 0;
   std::uint64_t geometry = 0, payload_crc = 0;
@@ -74,6 +75,7 @@ Case Parse(const std::string& line) {
   result.block_count = Number(part[8]);
   result.status = StatusOf(part[9]);
   result.payload_crc = std::stoull(part[10], nullptr, 16);
+  if (part[11] != "-") result.secret = FromHex(part[11]);
   return result;
 }
 
@@ -96,8 +98,11 @@ FileStatus Read(const Case& wanted, const ChunkIoOptions& options, std::string* 
   std::vector<std::int32_t> ids(wanted.block_count);
   std::iota(ids.begin(), ids.end(), 1);
   const ChunkRequest request{wanted.file, wanted.key, &memory, wanted.first_block, ids};
-  const ChunkIdentity identity{wanted.namespace_digest, request.key, wanted.rank, wanted.geometry,
-                               memory.block_bytes()};
+  std::optional<AuthKey> auth_key;
+  if (!wanted.secret.empty()) auth_key.emplace(wanted.secret);
+  const ChunkIdentity identity{
+      wanted.namespace_digest, request.key,          wanted.rank,
+      wanted.geometry,         memory.block_bytes(), auth_key ? &*auth_key : nullptr};
   RootDir root(MakePosixFileOps(), KVSHELF_VECTORS, "host-boot-1-2", 0750);
   const std::shared_ptr<Device> device = MakeHostDevice();
   const auto made = MakeThreadContext(*device, kPageBytes, kPageBytes);

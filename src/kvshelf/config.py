@@ -33,6 +33,8 @@ VLLM_KEYS = frozenset(
 # a configuration that moves here; with any other, a user expects what would not happen.
 LLMD_NEUTRAL = {"backend": "POSIX", "gds_mode": "disabled"}
 INTERNAL_PREFIX = "kvshelf."
+# They decide who shares with whom, and a worker's environment may be another than the scheduler's.
+_SAME_EVERYWHERE = frozenset({"auth_key_file", "identity_salt"})
 _DAY_SECONDS = 86_400
 
 
@@ -200,6 +202,11 @@ class Settings:
         high=0o7777,
         shown='"2770"',
     )
+    auth_key_file: str = _setting(
+        "",
+        "File of a secret (32 bytes or more): chunks carry tags made with it, others are misses.",
+        shown='""',
+    )
     identity_salt: str = _setting(
         "",
         "Engines share only if this is equal: for tenants, or adapters of equal names.",
@@ -233,10 +240,9 @@ class Settings:
             variable = ENV_PREFIX + name.upper()
             if name in given:
                 values[name] = _convert(name, given[name], spec)
-            elif environment.get(variable) and name == "identity_salt":
-                # It decides who shares with whom, and a worker's environment may be another one.
+            elif environment.get(variable) and name in _SAME_EVERYWHERE:
                 raise ConfigError(
-                    variable, environment[variable], "give identity_salt in the configuration"
+                    variable, environment[variable], f"give {name} in the configuration"
                 )
             elif environment.get(variable):
                 values[name] = _convert(name, environment[variable], spec, shown_as=variable)

@@ -22,12 +22,17 @@ HEADER_BYTES = 4096
 PAGE_BYTES = 4096
 PIECES_MAX = 448
 KEY_BYTES_MIN = 12
+NOT_AUTHENTICATED = 0
+GMAC = 1
+TAG_BYTES = 16
 
 # magic, version, header_bytes, header_checksum, payload_bytes, piece_bytes, piece_count,
-# block_bytes, first_block, block_count, geometry, namespace, key_bytes, reserved, rank, key
+# block_bytes, first_block, block_count, geometry, namespace, key_bytes, authentication, rank, key
 _FIELDS = struct.Struct("<8sIIQQIIQIIQ32sHHI128s")
 _CHECKSUM_OFFSET = 16
-_CHECKSUMS_OFFSET = 512
+_SALT_OFFSET = 232
+_SALT_BYTES = 32
+_CODES_OFFSET = 512
 _CRC = anycrc.Model("CRC64-NVME")
 
 
@@ -60,8 +65,11 @@ class ChunkHeader:
         first_block: index within the chunk of the first block in the file.
         block_count: number of blocks in the file.
         piece_bytes: that one checksum covers, a multiple of 4096.
-        piece_checksums: one a piece, at most 448.
+        piece_checksums: one a piece, at most 448; none in an authenticated file.
         version: of the format; 1 but in a file of another kvshelf.
+        authentication: ``NOT_AUTHENTICATED`` or ``GMAC``.
+        salt: 32 bytes of an authenticated file.
+        piece_tags: of an authenticated file, 16 bytes each, at most 224.
     """
 
     key: bytes
@@ -74,6 +82,9 @@ class ChunkHeader:
     piece_bytes: int
     piece_checksums: tuple[int, ...]
     version: int = VERSION
+    authentication: int = NOT_AUTHENTICATED
+    salt: bytes = b""
+    piece_tags: tuple[bytes, ...] = ()
 
     @property
     def payload_bytes(self) -> int:
@@ -81,11 +92,14 @@ class ChunkHeader:
 
 
 def encode(header: ChunkHeader) -> bytes:
-    """The 4096 bytes of a header page, sealed with its checksum.
+    """The 4096 bytes of a header page, sealed with its checksum. Authenticated ones are for those
+    who have the key to make.
 
     Raises:
         ValueError: a field does not fit.
     """
+    if header.authentication != NOT_AUTHENTICATED:
+        raise ValueError("an authenticated header cannot be made without the key")
     if not KEY_BYTES_MIN <= len(header.key) <= KEY_BYTES_MAX or len(header.namespace) != 32:
         raise ValueError("key must have 12 to 128 bytes and namespace 32")
     if len(header.piece_checksums) > PIECES_MAX:
@@ -113,7 +127,7 @@ def encode(header: ChunkHeader) -> bytes:
             header.key,
         )
         struct.pack_into(
-            f"<{len(header.piece_checksums)}Q", page, _CHECKSUMS_OFFSET, *header.piece_checksums
+            f"<{len(header.piece_checksums)}Q", page, _CODES_OFFSET, *header.piece_checksums
         )
     except struct.error as error:
         raise ValueError(f"a field does not fit: {error}") from error
@@ -131,7 +145,7 @@ def seal(page: bytes | bytearray) -> bytes:
 def decode(page: bytes) -> ChunkHeader:
     """The fields of a header page whose magic, size, checksum and own sizes are right.
 
-    The version is not judged: a sound header of another version is for the caller to refuse.
+    Neither the version nor tags are judged: those are for the caller.
 
     Raises:
         ChunkFormatError: it is no sound header.
@@ -153,7 +167,7 @@ def decode(page: bytes) -> ChunkHeader:
         geometry,
         namespace,
         key_bytes,
-        _,
+        authentication,
         rank,
         key,
     ) = _FIELDS.unpack_from(page)
@@ -161,17 +175,21 @@ def decode(page: bytes) -> ChunkHeader:
         raise ChunkFormatError("not a chunk file")
     if seal(page) != page:
         raise ChunkFormatError("the header checksum is wrong")
+    keyed = authentication != NOT_AUTHENTICATED
+    pieces_max = PIECES_MAX // 2 if keyed else PIECES_MAX
     sizes_agree = (
         KEY_BYTES_MIN <= key_bytes <= KEY_BYTES_MAX
         and payload_bytes == block_bytes * block_count > 0
         and first_block + block_count < 2**32
         and piece_bytes > 0
         and piece_bytes % PAGE_BYTES == 0
-        and piece_count == -(-payload_bytes // piece_bytes) <= PIECES_MAX
+        and piece_count == -(-payload_bytes // piece_bytes) <= pieces_max
     )
     if version == VERSION and not sizes_agree:
         raise ChunkFormatError("the sizes in the header contradict each other")
-    checksums = struct.unpack_from(f"<{min(piece_count, PIECES_MAX)}Q", page, _CHECKSUMS_OFFSET)
+    count = min(piece_count, pieces_max)
+    code = f"{TAG_BYTES}s" if keyed else "Q"
+    codes = struct.unpack_from("<" + count * code, page, _CODES_OFFSET)
     return ChunkHeader(
         key=key[:key_bytes],
         namespace=namespace,
@@ -181,8 +199,11 @@ def decode(page: bytes) -> ChunkHeader:
         first_block=first_block,
         block_count=block_count,
         piece_bytes=piece_bytes,
-        piece_checksums=checksums,
+        piece_checksums=() if keyed else codes,
         version=version,
+        authentication=authentication,
+        salt=page[_SALT_OFFSET : _SALT_OFFSET + _SALT_BYTES] if keyed else b"",
+        piece_tags=codes if keyed else (),
     )
 
 
@@ -200,7 +221,12 @@ def bad_pieces(header: ChunkHeader, payload: bytes | bytearray | memoryview) -> 
     Args:
         header: from ``decode``, of this version.
         payload: what follows the header page; may be short, or longer by padding.
+
+    Raises:
+        ValueError: the file is authenticated; only the native core has the key to judge it.
     """
+    if header.authentication != NOT_AUTHENTICATED:
+        raise ValueError("the pieces of an authenticated file are judged with its key")
     found = piece_checksums(memoryview(payload)[: header.payload_bytes], header.piece_bytes)
     return [
         index

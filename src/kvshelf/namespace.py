@@ -46,6 +46,14 @@ class Identity:
             raise ValueError(f"an identity field is not JSON: {error}") from error
         object.__setattr__(self, "_canonical", _canonical_json(value))
 
+    def with_field(self, name: str, value: Any) -> Identity:
+        """The same with one field more, or another value of it.
+
+        Raises:
+            ValueError: the value is not JSON.
+        """
+        return Identity({**self.fields, name: value})
+
     @property
     def digest(self) -> bytes:
         """SHA-256 of the canonical JSON of the fields, 32 bytes."""

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from kvshelf.auth import key_id, read_key
 from kvshelf.config import Settings
 from kvshelf.engine import (
     BatchBuilder,
@@ -62,7 +63,11 @@ class Chunk(NamedTuple):
 
 
 def engine_config(settings: Settings) -> EngineConfig:
-    """The engine's part of a user's settings."""
+    """The engine's part of a user's settings.
+
+    Raises:
+        ConfigError: the file of the authentication key cannot be used.
+    """
     return EngineConfig(
         io_threads=settings.threads_per_gpu,
         load_only_threads=settings.load_only_threads,
@@ -80,6 +85,7 @@ def engine_config(settings: Settings) -> EngineConfig:
         durability=Durability(settings.durability),
         file_mode=settings.file_mode,
         dir_mode=settings.dir_mode,
+        auth_key=read_key(settings.auth_key_file) if settings.auth_key_file else b"",
     )
 
 
@@ -95,7 +101,8 @@ class Shelf:
 
     Args:
         root: absolute path; made a shelf if it is empty or absent (``kvshelf.root.open_root``).
-        identity: everything that decides the bytes; engines with equal ones share.
+        identity: everything that decides the bytes; engines with equal ones share, if their
+            ``config.auth_key`` is the same.
         rank: whose files are stored, loaded and touched.
         world_size: number of ranks; a lookup finds a key only if every rank has it.
         groups: block memory; without any, only ``lookup`` and ``touch`` are possible, and ``touch``
@@ -134,6 +141,8 @@ class Shelf:
             )
         self._config = config or EngineConfig()
         modes = {"dir_mode": self._config.dir_mode, "file_mode": self._config.file_mode}
+        if self._config.auth_key:
+            identity = identity.with_field("auth_key", key_id(self._config.auth_key))
         self._root = open_root(root, **modes)
         open_namespace(self._root, identity, **modes)
         self._folder = identity.folder

@@ -75,7 +75,10 @@ def test_each_setting_may_be_text(name: str) -> None:
     assert found == value and type(found).__name__ == FIELDS[name].type
 
 
-@pytest.mark.parametrize("name", [name for name in FIELDS if name != "identity_salt"])
+SAME_EVERYWHERE = ("auth_key_file", "identity_salt")
+
+
+@pytest.mark.parametrize("name", [name for name in FIELDS if name not in SAME_EVERYWHERE])
 def test_each_setting_has_a_variable(name: str) -> None:
     value = some_value(name)
     text = f"{value:o}" if name in MODES else str(value)
@@ -203,9 +206,11 @@ def test_a_bad_variable_is_named() -> None:
         Settings.from_mapping(PATH, {"KVSHELF_LOOKUP_THREADS": "x"})
 
 
-def test_who_shares_is_not_left_to_the_environment() -> None:
-    with pytest.raises(ConfigError, match=r"KVSHELF_IDENTITY_SALT='x': give identity_salt in"):
-        Settings.from_mapping(PATH, {"KVSHELF_IDENTITY_SALT": "x"})
+@pytest.mark.parametrize("name", SAME_EVERYWHERE)
+def test_who_shares_is_not_left_to_the_environment(name: str) -> None:
+    variable = f"KVSHELF_{name.upper()}"
+    with pytest.raises(ConfigError, match=rf"{variable}='x': give {name} in"):
+        Settings.from_mapping(PATH, {variable: "x"})
 
 
 def test_other_variables_do_not_matter() -> None:

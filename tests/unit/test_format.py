@@ -125,7 +125,15 @@ def status_of(page: bytes) -> FileStatus:
     except ChunkFormatError:
         return FileStatus.CORRUPT
     wanted = dataclasses.replace(HEADER, piece_checksums=header.piece_checksums)
-    identity = ("version", "key", "namespace", "rank", "geometry", "block_bytes")
+    identity = (
+        "version",
+        "key",
+        "namespace",
+        "rank",
+        "geometry",
+        "block_bytes",
+        "authentication",
+    )
     if any(getattr(header, name) != getattr(wanted, name) for name in identity):
         return FileStatus.FOREIGN
     if header.payload_bytes != HEADER.payload_bytes:

@@ -2,7 +2,8 @@
 
 Run it as ``python -m tests.vectors.make``; it writes beside itself, the same bytes every time.
 It shares no code with either codec and takes every offset from docs/format.md, so that the vectors
-judge both. A case is one wish (whose chunk, which blocks) on one file:
+judge both; tags are by another library than the native core's. A case is one wish (whose chunk,
+which blocks) on one file:
 
     vectors.json  cases for Python; the payload's SHA-256
     vectors.tsv   the same for C++: no JSON, no SHA-256; the payload's CRC-64, the geometry
@@ -11,10 +12,13 @@ judge both. A case is one wish (whose chunk, which blocks) on one file:
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 PAGE = 4096
 NAMESPACE = hashlib.sha256(b"kvshelf test vectors").digest()
@@ -31,7 +35,7 @@ FIELDS = {
     "block_count": (52, 4),
     "geometry": (56, 8),
     "key_bytes": (96, 2),
-    "reserved": (98, 2),
+    "authentication": (98, 2),
     "rank": (100, 4),
 }
 
@@ -75,6 +79,7 @@ class Chunk:
     first_block: int = 0
     key: bytes = KEY
     piece_bytes: int = PAGE
+    secret: bytes = b""
 
     @property
     def payload(self) -> bytes:
@@ -101,7 +106,7 @@ class Chunk:
             "block_count": self.block_count,
             "geometry": geometry(self.pages),
             "key_bytes": len(self.key),
-            "reserved": 0,
+            "authentication": 1 if self.secret else 0,
             "rank": 2,
         } | changes
         page = bytearray(PAGE)
@@ -110,9 +115,22 @@ class Chunk:
             page[offset : offset + width] = values[name].to_bytes(width, "little")
         page[64:96] = NAMESPACE
         page[104 : 104 + len(self.key)] = self.key
-        for index, piece in enumerate(pieces):
-            page[512 + 8 * index : 520 + 8 * index] = crc64(piece).to_bytes(8, "little")
+        if self.secret:
+            salt = noise(f"salt of {self.label}", 32)
+            page[232:264] = salt
+            for index, piece in enumerate(pieces):
+                page[512 + 16 * index : 528 + 16 * index] = gmac(self.secret, salt, index, piece)
+            page[264:280] = gmac(self.secret, salt, 2**32 - 1, bytes(page))
+        else:
+            for index, piece in enumerate(pieces):
+                page[512 + 8 * index : 520 + 8 * index] = crc64(piece).to_bytes(8, "little")
         return sealed(page) + payload + bytes(-len(payload) % PAGE)
+
+
+def gmac(secret: bytes, salt: bytes, index: int, message: bytes) -> bytes:
+    """The 16 bytes of a tag."""
+    file_key = hmac.digest(secret, b"kvshelf chunk 1" + salt, "sha256")
+    return AESGCM(file_key).encrypt(index.to_bytes(4, "little") + bytes(8), b"", message)
 
 
 def sealed(page: bytes | bytearray) -> bytes:
@@ -138,6 +156,7 @@ class Wish:
     namespace: bytes = NAMESPACE
     key: bytes = KEY
     rank: int = 2
+    secret: bytes = b""
 
 
 # Four pieces, the last of 212 bytes; blocks and pieces never end together.
@@ -145,10 +164,13 @@ SEVERAL = Chunk("several", (1000, 1500), 5)
 WINDOW = Chunk("window", (1000, 1500), 2, first_block=3)
 # One small piece: the header is what these are about.
 SMALL = Chunk("small", (300, 400), 2)
+# Two pieces, tags in place of checksums.
+SECRET = noise("secret", 32)
+KEYED = Chunk("keyed", (1000, 1500), 3, secret=SECRET)
 
 
 def sound_files() -> dict[str, bytes]:
-    reserved = bytearray(SMALL.file(reserved=0xBEEF))
+    reserved = bytearray(SMALL.file())
     reserved[232:512] = noise("reserved", 280)
     return {
         "ok": SEVERAL.file(),
@@ -158,6 +180,31 @@ def sound_files() -> dict[str, bytes]:
         "ok-key-of-128-bytes": replace(SMALL, key=noise("key", 128)).file(),
         "ok-reserved-not-zero": sealed(reserved[:PAGE]) + bytes(reserved[PAGE:]),
         "ok-padding-damaged": flipped(SMALL.file(), 8191),
+        "keyed": KEYED.file(),
+    }
+
+
+def resealed(data: bytes) -> bytes:
+    """The file as somebody without the key makes its checksum right."""
+    return sealed(data[:PAGE]) + data[PAGE:]
+
+
+def forged_files() -> dict[str, tuple[bytes, str]]:
+    """Each made of KEYED's file by somebody who has not the key, and how it must read."""
+    good = KEYED.file()
+    return {
+        "keyed-payload-flipped": (flipped(good, PAGE + 5), "CORRUPT"),
+        "keyed-pieces-swapped": (
+            good[:PAGE] + good[2 * PAGE :] + good[PAGE : 2 * PAGE],
+            "CORRUPT",
+        ),
+        "keyed-piece-tag-flipped": (resealed(flipped(good, 512)), "FOREIGN"),
+        "keyed-header-tag-flipped": (resealed(flipped(good, 264)), "FOREIGN"),
+        "keyed-salt-flipped": (resealed(flipped(good, 232)), "FOREIGN"),
+        "keyed-reserved-flipped": (resealed(flipped(good, 300)), "FOREIGN"),
+        "keyed-by-another": (replace(KEYED, secret=noise("other", 32)).file(), "FOREIGN"),
+        "keyed-unknown-scheme": (KEYED.file(authentication=2), "FOREIGN"),
+        "keyed-checksums-as-tags": (replace(KEYED, secret=b"").file(authentication=1), "FOREIGN"),
     }
 
 
@@ -213,6 +260,7 @@ def wishes() -> list[Wish]:
             wish, name=name, first_block=first, block_count=count, status="NOT_FOUND", payload=b""
         )
 
+    keyed = of(KEYED, "keyed", 0, 3, secret=SECRET)
     window = of(WINDOW, "ok-first-block", 3, 2)
     small = of(SMALL, "", 0, 2)
     two_pieces = "several-second-piece-flipped"
@@ -243,6 +291,18 @@ def wishes() -> list[Wish]:
             replace(of(SEVERAL, two_pieces, first, count), status="CORRUPT", payload=b"")
             for first, count in ((0, 2), (1, 1), (2, 1), (3, 1), (0, 5))
         ),
+        keyed,
+        *(of(KEYED, "keyed", first, count, secret=SECRET) for first, count in ((0, 1), (2, 1))),
+        lacks(keyed, 3, 1),
+        replace(keyed, name="keyed: without key", secret=b"", status="FOREIGN", payload=b""),
+        replace(keyed, name="keyed: other key", secret=KEY, status="FOREIGN", payload=b""),
+        replace(wrong, name="ok: with a key", secret=SECRET, status="FOREIGN"),
+        # The first piece is damaged, the last is not.
+        of(KEYED, "keyed-payload-flipped", 2, 1, secret=SECRET),
+        *(
+            replace(keyed, name=name, file=name, status=status, payload=b"")
+            for name, (_, status) in forged_files().items()
+        ),
         replace(small, name="absent", file="absent", status="NOT_FOUND", payload=b""),
         *(
             replace(small, name=name, file=name, status=status, payload=b"")
@@ -253,7 +313,7 @@ def wishes() -> list[Wish]:
 
 def files() -> dict[str, bytes]:
     damaged = flipped(SEVERAL.file(), 2 * PAGE + 100)
-    bad = {name: data for name, (data, _) in bad_files().items()}
+    bad = {name: data for name, (data, _) in (bad_files() | forged_files()).items()}
     return sound_files() | {"several-second-piece-flipped": damaged} | bad
 
 
@@ -264,6 +324,7 @@ def as_json(wish: Wish) -> dict[str, Any]:
         "namespace": wish.namespace.hex(),
         "key": wish.key.hex(),
         "rank": wish.rank,
+        "auth_key": wish.secret.hex(),
         "page_bytes": list(wish.pages),
         "geometry": f"{geometry(wish.pages):016x}",
         "block_bytes": sum(wish.pages),
@@ -279,7 +340,10 @@ def as_row(wish: Wish) -> str:
     pages = ",".join(str(size) for size in wish.pages)
     names = ("name", "file", "namespace", "key", "rank", "geometry")
     blocks = (wish.first_block, wish.block_count, wish.status, f"{crc64(wish.payload):016x}")
-    return "\t".join(str(value) for value in (*(case[name] for name in names), pages, *blocks))
+    secret = case["auth_key"] or "-"
+    return "\t".join(
+        str(value) for value in (*(case[name] for name in names), pages, *blocks, secret)
+    )
 
 
 def write(folder: Path) -> None:

@@ -15,15 +15,18 @@ from kvshelf.engine import BatchBuilder, Direct, EngineConfig, FileStatus, Group
 from kvshelf.engine.native import NativeEngine
 from kvshelf.errors import ChunkFormatError
 from kvshelf.format import (
+    GMAC,
     HEADER_BYTES,
+    NOT_AUTHENTICATED,
     VERSION,
+    ChunkHeader,
     bad_pieces,
     checksum,
     decode,
     file_bytes,
     geometry_digest,
 )
-from tests.vectors.make import FIELDS, crc64, files, noise, write
+from tests.vectors.make import FIELDS, crc64, files, gmac, noise, write
 
 FOLDER = Path(__file__).parent
 CASES: list[dict[str, Any]] = json.loads((FOLDER / "vectors.json").read_text())
@@ -40,7 +43,13 @@ def judge(data: bytes, case: dict[str, Any]) -> tuple[str, bytes]:
     identity = (header.namespace.hex(), header.key.hex(), header.rank, header.block_bytes)
     wanted = (case["namespace"], case["key"], case["rank"], case["block_bytes"])
     geometry = geometry_digest(case["page_bytes"])
-    if header.version != VERSION or identity != wanted or header.geometry != geometry:
+    scheme = GMAC if case["auth_key"] else NOT_AUTHENTICATED
+    if (
+        header.version != VERSION
+        or header.authentication != scheme
+        or identity != wanted
+        or header.geometry != geometry
+    ):
         return "FOREIGN", b""
     if len(data) != file_bytes(header.payload_bytes):
         return "CORRUPT", b""
@@ -50,9 +59,27 @@ def judge(data: bytes, case: dict[str, Any]) -> tuple[str, bytes]:
     begin, end = (at * header.block_bytes for at in (first, first + case["block_count"]))
     pieces = range(begin // header.piece_bytes, -(-end // header.piece_bytes))
     payload = data[HEADER_BYTES : HEADER_BYTES + header.payload_bytes]
-    if set(pieces) & set(bad_pieces(header, payload)):
+    secret = bytes.fromhex(case["auth_key"])
+    if secret and not header_is_authentic(data[:HEADER_BYTES], header, secret):
+        return "FOREIGN", b""
+    bad = forged_pieces(header, payload, secret) if secret else bad_pieces(header, payload)
+    if set(pieces) & set(bad):
         return "CORRUPT", b""
     return "OK", payload[begin:end]
+
+
+def header_is_authentic(page: bytes, header: ChunkHeader, secret: bytes) -> bool:
+    blank = page[:16] + bytes(8) + page[24:264] + bytes(16) + page[280:]
+    return gmac(secret, header.salt, 2**32 - 1, blank) == page[264:280]
+
+
+def forged_pieces(header: ChunkHeader, payload: bytes, secret: bytes) -> list[int]:
+    size = header.piece_bytes
+    return [
+        index
+        for index, tag in enumerate(header.piece_tags)
+        if gmac(secret, header.salt, index, payload[index * size : (index + 1) * size]) != tag
+    ]
 
 
 def named(cases: list[dict[str, Any]]) -> Any:
@@ -80,7 +107,13 @@ def test_the_native_engine_reads_a_vector(
     engine = NativeEngine(
         tmp_path,
         [GroupMemory(pages, num_blocks=8)],
-        EngineConfig(io_threads=1, lookup_threads=1, step_bytes=4096, direct=direct),
+        EngineConfig(
+            io_threads=1,
+            lookup_threads=1,
+            step_bytes=4096,
+            direct=direct,
+            auth_key=bytes.fromhex(case["auth_key"]),
+        ),
         namespace=bytes.fromhex(case["namespace"]),
         rank=case["rank"],
     )
@@ -104,7 +137,7 @@ def test_the_vectors_are_what_the_generator_makes(tmp_path: Path) -> None:
     kept = {name: (FOLDER / name).read_bytes() for name in made}
     assert made == kept
     assert {path.stem for path in FOLDER.glob("*.chunk")} == set(files())
-    assert sum(map(len, made.values())) < 300_000
+    assert sum(map(len, made.values())) < 500_000
 
 
 def test_the_generator_knows_the_checksum() -> None:

@@ -81,11 +81,10 @@ class ChunkReader {
   FileResult CheckHeader();
   FileResult ReadPieces(CopyGate& gate);
   FileResult ReadPieceAhead(CopyGate& gate, std::uint64_t begin, std::uint64_t end,
-                            std::uint64_t checksum);
-  FileResult ReadPiece(CopyGate& gate, std::uint64_t begin, std::uint64_t end,
-                       std::uint64_t checksum);
+                            PieceCoder& coder);
+  FileResult ReadPiece(CopyGate& gate, std::uint64_t begin, std::uint64_t end, PieceCoder& coder);
   FileResult ReadSteps(CopyGate& gate, std::uint64_t begin, std::uint64_t end, std::byte* data,
-                       std::uint64_t* crc);
+                       PieceCoder& coder);
   FileResult ReadFully(std::byte* data, std::uint64_t bytes, std::uint64_t offset);
   bool CopyWanted(CopyGate& gate, std::uint64_t begin, std::uint64_t end);
   bool RemoveBad();
@@ -102,17 +101,25 @@ class ChunkReader {
   std::uint64_t wanted_end_ = 0;
 };
 
-// The checksums of a payload's pieces, fed in order.
+// The codes of a payload's pieces, fed in order.
 class PieceHasher {
  public:
-  explicit PieceHasher(std::uint64_t piece_bytes) : piece_bytes_(piece_bytes) {}
+  // `key` null: checksums; else tags under a salt of its own.
+  PieceHasher(std::uint64_t piece_bytes, const AuthKey* key);
   void Update(const std::byte* data, std::uint64_t bytes);
-  std::span<const std::uint64_t> checksums() const { return checksums_; }
+  // Puts salt and codes into the header of the payload that was fed and seals it. Once. False: a
+  // code cannot be told.
+  bool Seal(ChunkHeader& header);
 
  private:
+  void EndPiece();
+
   std::uint64_t piece_bytes_;
-  std::uint64_t offset_ = 0;
-  std::vector<std::uint64_t> checksums_;
+  Salt salt_{};
+  PieceCoder coder_;
+  std::uint64_t in_piece_ = 0;  // bytes fed of the piece that is not ended
+  bool ok_ = true;
+  std::vector<Tag> codes_;
 };
 
 // Writes one chunk file under a temp name and publishes it. Steps come in order. Destroying an
@@ -134,9 +141,9 @@ class ChunkWriter {
   // and have room for padding to a whole page.
   FileResult WriteStaged(std::byte* data, std::uint64_t bytes);
 
-  // The same for bytes that somebody else has hashed: AdoptChecksums must come before Publish.
+  // The same for bytes that somebody else has hashed: AdoptHasher must come before Publish.
   FileResult WriteHashed(std::byte* data, std::uint64_t bytes);
-  void AdoptChecksums(PieceHasher hasher) { hasher_ = std::move(hasher); }
+  void AdoptHasher(PieceHasher hasher) { hasher_ = std::move(hasher); }
 
   // Appends the next step straight from block memory, unless `gate` is revoked. Not with O_DIRECT.
   FileResult WriteSegments(std::span<const Segment> segments, CopyGate& gate,
@@ -162,7 +169,7 @@ class ChunkWriter {
   RootDir& root_;
   const ChunkIoOptions& options_;
   const ChunkRequest& request_;
-  ChunkHeader header_;  // its checksums are set by Publish
+  ChunkHeader header_;  // sealed by Publish
   PieceHasher hasher_;
   UniqueFd temp_folder_;
   UniqueFd file_;

@@ -31,6 +31,7 @@ struct EngineSetup {
   EngineConfig config;
   NamespaceDigest namespace_digest{};
   std::uint32_t rank = 0;
+  std::string auth_key;            // empty: chunk files are not authenticated
   std::string temp_prefix;         // empty: OwnTempPrefix()
   std::shared_ptr<FileOps> ops;    // null: the real system calls
   std::shared_ptr<Device> device;  // null: host memory

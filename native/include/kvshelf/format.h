@@ -10,16 +10,19 @@
 #include <span>
 #include <string_view>
 
+#include "kvshelf/authentication.h"
 #include "kvshelf/status.h"
 
 namespace kvshelf {
 
 inline constexpr std::uint64_t kPageBytes = 4096;  // header, padding and O_DIRECT alignment
 inline constexpr std::uint32_t kFormatVersion = 1;
-inline constexpr std::size_t kPieceCountMax = 448;
+inline constexpr std::size_t kPieceCountMax = 448;  // half as many if they are authenticated
 inline constexpr std::size_t kKeyBytesMin = 12;
 inline constexpr std::size_t kKeyBytesMax = 128;
 inline constexpr std::size_t kNamespaceBytes = 32;
+inline constexpr std::uint16_t kNotAuthenticated = 0;
+inline constexpr std::uint16_t kGmac = 1;
 inline constexpr std::array<std::uint8_t, 8> kMagic = {'K', 'V', 'S', 'H', 'E', 'L', 'F', '\n'};
 
 using NamespaceDigest = std::array<std::uint8_t, kNamespaceBytes>;
@@ -40,11 +43,13 @@ struct ChunkHeader {
   std::uint64_t geometry;
   NamespaceDigest namespace_digest;
   std::uint16_t key_bytes;
-  std::uint16_t reserved;
+  std::uint16_t authentication;
   std::uint32_t rank;
   std::array<std::uint8_t, kKeyBytesMax> key;
-  std::array<std::uint8_t, 280> reserved_more;
-  std::array<std::uint64_t, kPieceCountMax> piece_checksums;
+  Salt salt;
+  Tag header_tag;
+  std::array<std::uint8_t, 232> reserved;
+  std::array<std::uint64_t, kPieceCountMax> piece_codes;  // checksums, or tags of two numbers
 };
 static_assert(std::endian::native == std::endian::little);
 static_assert(sizeof(ChunkHeader) == kPageBytes);
@@ -58,8 +63,10 @@ static_assert(offsetof(ChunkHeader, namespace_digest) == 64);
 static_assert(offsetof(ChunkHeader, key_bytes) == 96);
 static_assert(offsetof(ChunkHeader, rank) == 100);
 static_assert(offsetof(ChunkHeader, key) == 104);
-static_assert(offsetof(ChunkHeader, reserved_more) == 232);
-static_assert(offsetof(ChunkHeader, piece_checksums) == 512);
+static_assert(offsetof(ChunkHeader, salt) == 232);
+static_assert(offsetof(ChunkHeader, header_tag) == 264);
+static_assert(offsetof(ChunkHeader, reserved) == 280);
+static_assert(offsetof(ChunkHeader, piece_codes) == 512);
 
 // What a header must say to be the chunk that a reader asks for.
 struct ChunkIdentity {
@@ -68,6 +75,7 @@ struct ChunkIdentity {
   std::uint32_t rank = 0;
   std::uint64_t geometry = 0;
   std::uint64_t block_bytes = 0;
+  const AuthKey* auth_key = nullptr;  // null: the file must not be authenticated
 };
 
 constexpr std::uint64_t RoundUpToPage(std::uint64_t bytes) {
@@ -90,19 +98,47 @@ constexpr std::uint32_t PieceBytesFor(std::uint64_t block_bytes, std::uint32_t p
   return unit > piece_bytes ? piece_bytes : static_cast<std::uint32_t>(piece_bytes / unit * unit);
 }
 
-// A header for `block_count` blocks from `first_block`, without checksums.
-// REQUIRES: the payload needs at most kPieceCountMax pieces; key of 12 to 128 bytes.
+constexpr std::size_t PieceCountMax(bool authenticated) {
+  return authenticated ? kPieceCountMax / 2 : kPieceCountMax;
+}
+
+// What a header keeps of a piece: its checksum, or its tag in an authenticated file. One thread at
+// a time.
+class PieceCoder {
+ public:
+  // `key` null: checksums.
+  PieceCoder(const AuthKey* key, const Salt& salt);
+  void Begin(std::uint32_t piece);
+  void Update(const void* data, std::size_t bytes);
+  // False: it cannot be told.
+  bool End(Tag* code);
+  bool authenticates() const { return tagger_.has_value(); }
+
+ private:
+  std::optional<Tagger> tagger_;
+  std::uint64_t crc_ = 0;
+};
+
+// The code that a header has for a piece. REQUIRES: piece < piece_count, SizesAgree.
+Tag PieceCode(const ChunkHeader& header, std::size_t piece);
+void SetPieceCode(ChunkHeader& header, std::size_t piece, const Tag& code);
+
+// A header for `block_count` blocks from `first_block`, without salt and codes.
+// REQUIRES: the payload needs at most PieceCountMax pieces; key of 12 to 128 bytes.
 ChunkHeader MakeHeader(const ChunkIdentity& identity, std::uint32_t first_block,
                        std::uint32_t block_count, std::uint32_t piece_bytes);
 
-// Sets header_checksum; the page is then ready to be written.
-void SealHeader(ChunkHeader& header);
+// Sets header_tag, if `coder` authenticates, and header_checksum; the page is then ready to be
+// written. False: there is no tag.
+bool SealHeader(ChunkHeader& header, PieceCoder& coder);
 
 // Step 2 of "What a reader checks": magic, header_bytes and header_checksum.
 bool HeaderIsSound(const ChunkHeader& header);
 
-// Step 3: whether it is the expected chunk in a version that we read.
+// Step 3: whether it is the expected chunk in a version that we read, and authenticated or not as
+// expected; and whether whoever sealed it had the key.
 bool HeaderMatches(const ChunkHeader& header, const ChunkIdentity& identity);
+bool HeaderIsAuthentic(const ChunkHeader& header, PieceCoder& coder);
 
 // Step 4: whether sizes agree with each other and with the file's. Nothing in `header` is trusted.
 bool SizesAgree(const ChunkHeader& header, std::uint64_t file_bytes);

@@ -192,6 +192,9 @@ class EngineConfig:
     dir_mode: int = 0o2770
     # I/O threads that hang in the kernel past their deadline are replaced up to this many times.
     replacement_threads: int = 16
+    # A secret of 32 bytes or more: files are stored with tags made with it, and only such load.
+    # Empty: checksums.
+    auth_key: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,7 +67,7 @@ class NativeEngine:
 
     Raises:
         ValueError: a setting, group, the device or the namespace is out of range.
-        RuntimeError: the CUDA driver cannot be opened or refuses.
+        RuntimeError: the CUDA driver cannot be opened or refuses; an auth_key without libcrypto.
         OSError: the root cannot be opened, or ``Direct.ON`` and it refuses O_DIRECT.
     """
 
@@ -99,6 +99,7 @@ class NativeEngine:
             "",
             _cuda_ordinal(device),
             _COPY_METHOD[config.copy_method],
+            config.auth_key,
         )
 
     def submit_store(self, job_id: JobId, batch: Batch, stream: int = 0) -> None:
