@@ -120,11 +120,18 @@ class Chunk:
             page[232:264] = salt
             for index, piece in enumerate(pieces):
                 page[512 + 16 * index : 528 + 16 * index] = gmac(self.secret, salt, index, piece)
-            page[264:280] = gmac(self.secret, salt, 2**32 - 1, bytes(page))
+            page = tagged(page, self.secret)
         else:
             for index, piece in enumerate(pieces):
                 page[512 + 8 * index : 520 + 8 * index] = crc64(piece).to_bytes(8, "little")
         return sealed(page) + payload + bytes(-len(payload) % PAGE)
+
+
+def tagged(page: bytes | bytearray, secret: bytes) -> bytearray:
+    """The page with its header tag made right."""
+    blank = bytes(page[:16]) + bytes(8) + bytes(page[24:264]) + bytes(16) + bytes(page[280:])
+    tag = gmac(secret, blank[232:264], 2**32 - 1, blank)
+    return bytearray(blank[:264] + tag + blank[280:])
 
 
 def gmac(secret: bytes, salt: bytes, index: int, message: bytes) -> bytes:
@@ -196,6 +203,11 @@ def forged_files() -> dict[str, tuple[bytes, str]]:
         "keyed-payload-flipped": (flipped(good, PAGE + 5), "CORRUPT"),
         "keyed-pieces-swapped": (
             good[:PAGE] + good[2 * PAGE :] + good[PAGE : 2 * PAGE],
+            "CORRUPT",
+        ),
+        # By one who has the key: all 16 bytes of a tag count.
+        "keyed-end-of-tag-flipped": (
+            sealed(tagged(flipped(good, 527)[:PAGE], SECRET)) + good[PAGE:],
             "CORRUPT",
         ),
         "keyed-piece-tag-flipped": (resealed(flipped(good, 512)), "FOREIGN"),
