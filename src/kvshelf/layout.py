@@ -11,6 +11,8 @@ from kvshelf.keys import ChunkKey, group_of, make_key
 MARKER = "kvshelf.json"
 NAMESPACE_FILE = "namespace.json"
 TEMP_FOLDER = "tmp"
+# Of the root: what `kvshelf doctor --peer` says to another node; there only meanwhile.
+DOCTOR_FOLDER = "doctor"
 CHUNK_SUFFIX = ".kv"
 # Three hex digits: 4,096 folders keep each below 3,000 files at 10 million chunks.
 FOLDER_DIGITS = 3
@@ -134,6 +136,7 @@ def owner_is_dead(
 
 __all__ = [
     "CHUNK_SUFFIX",
+    "DOCTOR_FOLDER",
     "MARKER",
     "NAMESPACE_FILE",
     "TEMP_FOLDER",

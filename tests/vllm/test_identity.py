@@ -12,6 +12,7 @@ pytestmark = pytest.mark.vllm
 
 import torch  # noqa: E402
 
+from kvshelf.doctor.why import known_fields  # noqa: E402
 from kvshelf.namespace import Identity, diff  # noqa: E402
 from kvshelf.vllm.identity import build_identity  # noqa: E402
 
@@ -89,3 +90,7 @@ def test_chunk_size_separates(base: Identity, tmp_path: Path) -> None:
 
 def test_the_identity_can_be_written_as_json(base: Identity) -> None:
     assert Identity.from_json(base.to_json()).digest == base.digest
+
+
+def test_doctor_explains_every_field(base: Identity) -> None:
+    assert set(base.fields) <= known_fields()

@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> Exit:
         raise CommandError(Exit.NO_SHELF, f"{options.root}: {error.strerror}") from error
     if options.diff is None:
         return _list(root, entries, as_json=options.json)
-    left, right = (_select(entries, name) for name in options.diff)
+    left, right = (select(entries, name) for name in options.diff)
     return _compare(left, right, as_json=options.json)
 
 
@@ -81,7 +81,7 @@ def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
         print("  ".join(map(str.ljust, row, widths)).rstrip())
 
 
-def _select(entries: Sequence[NamespaceEntry], name: str) -> NamespaceEntry:
+def select(entries: Sequence[NamespaceEntry], name: str) -> NamespaceEntry:
     """The entry that a user means.
 
     Raises:
@@ -106,7 +106,12 @@ def _select(entries: Sequence[NamespaceEntry], name: str) -> NamespaceEntry:
     raise CommandError(Exit.USAGE, message)
 
 
-def _identity_of(entry: NamespaceEntry) -> Identity:
+def identity_of(entry: NamespaceEntry) -> Identity:
+    """The identity of an entry that a user chose; a problem with it goes to stderr.
+
+    Raises:
+        CommandError: it has none.
+    """
     if entry.identity is None:
         text = f"{safe(entry.folder)}/namespace.json: {safe(entry.problem)}"
         raise CommandError(Exit.FINDINGS, text)
@@ -116,7 +121,7 @@ def _identity_of(entry: NamespaceEntry) -> Identity:
 
 
 def _compare(left: NamespaceEntry, right: NamespaceEntry, *, as_json: bool) -> Exit:
-    differences = diff(_identity_of(left), _identity_of(right))
+    differences = diff(identity_of(left), identity_of(right))
     if as_json:
         print_json(
             {

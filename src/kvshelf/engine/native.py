@@ -220,3 +220,8 @@ def _result(report: tuple[Any, ...]) -> JobResult:
         payload_bytes=payload_bytes,
         seconds=seconds,
     )
+
+
+def probe_direct(directory: str | os.PathLike[str]) -> int:
+    """0 if O_DIRECT works for files in the directory, else an errno. Writes a temp file."""
+    return int(_native.probe_direct(os.fspath(directory)))

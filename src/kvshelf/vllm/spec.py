@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from typing_extensions import override
+from vllm.logger import init_logger
 from vllm.v1.kv_offload.base import (
     CanonicalKVCaches,
     OffloadingManager,
@@ -16,6 +18,7 @@ from vllm.v1.kv_offload.base import (
 from vllm.v1.kv_offload.config import OffloadingConfig
 
 from kvshelf.config import Settings
+from kvshelf.doctor.quick import quick_line
 from kvshelf.engine import GroupMemory, Pages
 from kvshelf.errors import ConfigError
 from kvshelf.namespace import Identity
@@ -25,6 +28,8 @@ from kvshelf.vllm.manager import KvshelfManager
 from kvshelf.vllm.presence import Presence
 from kvshelf.vllm.stats import metric_definitions
 from kvshelf.vllm.worker import KvshelfWorker
+
+logger = init_logger(__name__)
 
 # Where the connector leaves the identity for the spec: vLLM hands a spec nothing but its own
 # OffloadingConfig, which lacks most of what decides the bytes.
@@ -72,6 +77,7 @@ class SharedStorageOffloadingSpec(OffloadingSpec):
     @override
     def get_manager(self) -> OffloadingManager:
         settings = self._settings
+        logger.info("%s", quick_line(Path(settings.shared_storage_path)))
         shelf = Shelf(
             settings.shared_storage_path,
             self._identity,

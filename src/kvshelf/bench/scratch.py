@@ -1,0 +1,49 @@
+"""A folder of our own in a directory that a user names: made, used, and removed again."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from kvshelf.layout import MARKER, temp_name
+from kvshelf.root import FORMAT_VERSION, this_owner
+
+
+class Scratch:
+    """A context: ``with Scratch(root) as folder``. The name says whose it is, as temp files do
+    (docs/layout.md), so an empty directory with one in it still counts as empty; the marker in it
+    says that what lies below may be removed.
+
+    Raises:
+        OSError: the directory takes no folder, or it cannot be removed.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self._root = Path(root)
+        self.path = self._root
+
+    def __enter__(self) -> Self:
+        owner = this_owner()
+        for count in itertools.count():
+            path = self._root / f".{temp_name(owner, count)}"
+            try:
+                path.mkdir(mode=0o700)
+            except FileExistsError:
+                continue
+            break
+        self.path = path
+        (path / MARKER).write_text(json.dumps({"kvshelf": FORMAT_VERSION}))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        shutil.rmtree(self.path)  # follows no links

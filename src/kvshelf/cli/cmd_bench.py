@@ -1,0 +1,207 @@
+"""``kvshelf bench``: what a mount moves for kvshelf, beside plain system calls."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kvshelf.bench import Row, Scratch, Workload, measure
+from kvshelf.bench.measure import OPERATIONS
+from kvshelf.cli.common import CommandError, Exit, print_json, safe
+from kvshelf.engine import Direct
+
+HELP = "measure stores, loads and lookups on a mount"
+DESCRIPTION = """\
+Measures a directory as kvshelf uses it: stores, loads from the page cache and from
+the storage behind it (cold-load), lookups of absent keys, and loads while chunks are
+stored (mixed); each beside plain write(), read() and stat() by as many threads in the
+same rounds. ROOT may be a shelf or any other directory: the files lie in a folder of
+their own, which is removed. Nothing else is touched.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("root", metavar="ROOT", help="a directory on the mount")
+    parser.add_argument(
+        "--size-mb", type=int, default=512, metavar="MB", help="moved by a measurement (512)"
+    )
+    parser.add_argument(
+        "--chunk-mb", type=int, default=16, metavar="MB", help="size of a chunk file (16)"
+    )
+    parser.add_argument(
+        "--threads", default="1,4,12", metavar="N,N", help="numbers of I/O threads (1,4,12)"
+    )
+    parser.add_argument("--piece-mib", type=int, default=4, metavar="MIB", help="piece size (4)")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of each (3)")
+    parser.add_argument(
+        "--only", default=",".join(OPERATIONS), metavar="OP,OP", help="of " + ", ".join(OPERATIONS)
+    )
+    parser.add_argument("--direct", action="store_true", help="payloads by O_DIRECT")
+    parser.add_argument(
+        "--bytes-per-token",
+        type=int,
+        default=131_072,
+        metavar="BYTES",
+        help="of KV cache, to say tokens a second (131072: Llama-3.1-8B in 16 bits)",
+    )
+    parser.add_argument("--plot", metavar="FILE.png", help="draw the rates (needs matplotlib)")
+
+
+def run(options: argparse.Namespace) -> Exit:
+    workload = _workload(options)
+    root = Path(options.root)
+    try:
+        room = shutil.disk_usage(root).free
+        if room < 3 * workload.total_bytes:
+            raise CommandError(
+                Exit.USAGE,
+                f"--size-mb {options.size_mb} needs {3 * options.size_mb} MB of room, and "
+                f"{safe(str(root))} has {room >> 20}",
+            )
+        with Scratch(root) as scratch:
+            rows = measure(scratch.path, workload, progress)
+    except OSError as error:
+        raise CommandError(Exit.FINDINGS, f"{safe(str(root))}: {error}") from error
+    finally:
+        progress("")
+    if options.plot:
+        _plot(rows, Path(options.plot), safe(str(root)))
+    if options.json:
+        print_json(_json(options, workload, rows))
+    else:
+        print_rows(rows)
+        _print_tokens(rows, options.bytes_per_token)
+    return Exit.FINE
+
+
+def _workload(options: argparse.Namespace) -> Workload:
+    def usage(name: str, allowed: str) -> CommandError:
+        value = getattr(options, name.replace("-", "_"))
+        return CommandError(Exit.USAGE, f"--{name} {safe(str(value))}: {allowed}")
+
+    for name, low, high in (
+        ("chunk-mb", 1, 4096),
+        ("size-mb", 2, 1 << 20),
+        ("piece-mib", 1, 64),
+        ("rounds", 1, 1000),
+        ("bytes-per-token", 1, 1 << 30),
+    ):
+        if not low <= getattr(options, name.replace("-", "_")) <= high:
+            raise usage(name, f"a whole number from {low} to {high}")
+    if options.size_mb < 2 * options.chunk_mb:
+        raise usage("size-mb", f"two chunks at least, {2 * options.chunk_mb}")
+    operations = tuple(options.only.split(","))
+    if not operations or set(operations) - set(OPERATIONS):
+        raise usage("only", f"some of {', '.join(OPERATIONS)}")
+    try:
+        threads = tuple(int(text) for text in options.threads.split(","))
+    except ValueError:
+        threads = ()
+    if not threads or not all(1 <= each <= 256 for each in threads):
+        raise usage("threads", "whole numbers from 1 to 256, with commas between")
+    return Workload(
+        total_bytes=options.size_mb * 1_000_000,
+        chunk_bytes=options.chunk_mb * 1_000_000,
+        threads=threads,
+        piece_bytes=options.piece_mib << 20,
+        rounds=options.rounds,
+        direct=Direct.ON if options.direct else Direct.OFF,
+        operations=operations,
+    )
+
+
+def progress(text: str) -> None:
+    """What is under way, on a terminal only."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def print_rows(rows: Sequence[Row]) -> None:
+    """A table."""
+    head = ("operation", "threads", "kvshelf", "plain", "ratio", "")
+    lines = [head, *map(_cells, rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for cells in lines:
+        first, *rest = cells
+        texts = [first.ljust(widths[0])]
+        texts += [
+            cell.rjust(width) if index < 4 else cell
+            for index, (cell, width) in enumerate(zip(rest, widths[1:], strict=True))
+        ]
+        print("  ".join(texts).rstrip())
+
+
+def _print_tokens(rows: Sequence[Row], bytes_per_token: int) -> None:
+    best = max((row.engine for row in rows if row.operation == "cold-load"), default=None)
+    if best is not None:
+        tokens = best * 1e9 / bytes_per_token
+        print(
+            f"\nA hit whose chunks another node stored loads at {tokens:,.0f} tokens/s here "
+            f"({bytes_per_token:,} bytes a token).\nIt pays if the model computes fewer."
+        )
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    more = ", ".join(
+        f"{name.removesuffix('_ms').replace('_', ' ')} {value:.4g} ms"
+        for name, value in row.more.items()
+    )
+    return (
+        row.operation,
+        str(row.threads),
+        f"{row.engine:,.4g} {row.unit}" if row.engine < 1e4 else f"{row.engine:,.0f} {row.unit}",
+        ""
+        if row.plain is None
+        else f"{row.plain:,.4g}"
+        if row.plain < 1e4
+        else f"{row.plain:,.0f}",
+        "" if row.ratio is None else f"{row.ratio:.2f}",
+        more,
+    )
+
+
+def _json(options: argparse.Namespace, workload: Workload, rows: Sequence[Row]) -> dict[str, Any]:
+    return {
+        "root": options.root,
+        "cores": os.cpu_count(),
+        "size_mb": options.size_mb,
+        "chunk_mb": options.chunk_mb,
+        "rounds": workload.rounds,
+        "direct": workload.direct.value,
+        "rows": [row.to_json() for row in rows],
+    }
+
+
+def _plot(rows: Sequence[Row], path: Path, title: str) -> None:
+    try:
+        from matplotlib.figure import Figure  # noqa: PLC0415
+    except ImportError as error:
+        raise CommandError(
+            Exit.USAGE, "--plot needs matplotlib: pip install 'kvshelf[plot]'"
+        ) from error
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for operation in dict.fromkeys(row.operation for row in rows if row.unit == "GB/s"):
+        these = [row for row in rows if row.operation == operation]
+        (line,) = axes.plot(
+            [row.threads for row in these], [row.engine for row in these], "o-", label=operation
+        )
+        if these[0].plain is not None:
+            axes.plot(
+                [row.threads for row in these],
+                [row.plain or 0.0 for row in these],
+                ":",
+                color=line.get_color(),
+                label=f"{operation}, plain",
+            )
+    axes.set(xlabel="I/O threads", ylabel="GB/s", title=title, ylim=(0, None))
+    axes.legend()
+    try:
+        figure.savefig(path)
+    except (OSError, ValueError) as error:
+        raise CommandError(Exit.USAGE, f"--plot {safe(str(path))}: {error}") from error

@@ -1,0 +1,202 @@
+"""``kvshelf doctor``: will kvshelf work on this mount, how fast, and with which settings."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kvshelf.bench import Row, Scratch, Workload, measure
+from kvshelf.cli.cmd_bench import print_rows, progress
+from kvshelf.cli.cmd_namespaces import identity_of, select
+from kvshelf.cli.common import CommandError, Exit, existing_shelf, print_json, safe
+from kvshelf.config import Settings
+from kvshelf.doctor.findings import Finding, Severity, fine, note, problem
+from kvshelf.doctor.host import check_host
+from kvshelf.doctor.peers import findings_of, meet
+from kvshelf.doctor.recommend import recommend
+from kvshelf.doctor.semantics import check_semantics
+from kvshelf.doctor.site import check_directory, check_mount, check_room, mount_of
+from kvshelf.doctor.why import explain
+from kvshelf.errors import ConfigError
+from kvshelf.namespace import diff
+from kvshelf.root import is_shelf, list_namespaces
+
+HELP = "check a mount and this host, and recommend settings"
+DESCRIPTION = """\
+Looks at ROOT as kvshelf will use it: is it ours to write, how does the mount publish,
+touch and sync files, how fast is it, what is this host, are the settings right. Writes
+into a folder of its own, which is removed. Ends with settings to paste.
+
+--why A B  explains why two replicas do not share: A and B are namespaces of the shelf.
+--peer     waits for the same command on another node and measures how soon one finds
+           what the other stored.
+"""
+_MARKS = {
+    Severity.FINE: "ok",
+    Severity.NOTE: "note",
+    Severity.WARNING: "warning",
+    Severity.PROBLEM: "PROBLEM",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("root", metavar="ROOT", help="the shelf's directory")
+    parser.add_argument("--why", nargs=2, metavar=("A", "B"), help="two namespaces that differ")
+    parser.add_argument("--quick", action="store_true", help="measure no speed: a second")
+    parser.add_argument("--size-mb", type=int, default=256, metavar="MB", help="moved (256)")
+    parser.add_argument("--peer", action="store_true", help="measure with a second node")
+    parser.add_argument(
+        "--wait-seconds", type=float, default=60.0, metavar="S", help="for the peer (60)"
+    )
+    parser.add_argument(
+        "--settings", metavar="JSON", help="kv_connector_extra_config to check, or @FILE"
+    )
+
+
+def run(options: argparse.Namespace) -> Exit:
+    if options.why:
+        return _why(options)
+    root = Path(options.root)
+    findings = check_directory(root)
+    rows: list[Row] = []
+    if not _bad(findings):
+        try:
+            findings += check_mount(mount_of(root)) + check_room(root)
+            rows = _probe(options, root, findings)
+            if options.peer:
+                findings += _meet(root, options.wait_seconds)
+        except OSError as error:
+            findings.append(
+                problem("mount", f"it fails: {error}", "see the kernel's and its server's log")
+            )
+    findings += check_host()
+    if options.settings is not None:
+        findings.append(check_settings(options.settings))
+    settings = None if _bad(findings) else recommend(root, rows)
+    if options.json:
+        print_json(
+            {
+                "root": options.root,
+                "findings": [finding.to_json() for finding in findings],
+                "rows": [row.to_json() for row in rows],
+                "settings": settings,
+            }
+        )
+    else:
+        _print(findings, rows, settings)
+    worst = max(finding.severity for finding in findings)
+    return Exit.FINDINGS if worst >= Severity.WARNING else Exit.FINE
+
+
+def _bad(findings: Sequence[Finding]) -> bool:
+    return any(finding.severity is Severity.PROBLEM for finding in findings)
+
+
+def _probe(options: argparse.Namespace, root: Path, findings: list[Finding]) -> list[Row]:
+    """Semantics and speed, in a scratch folder."""
+    with Scratch(root) as scratch:
+        findings += check_semantics(scratch.path)
+        if options.quick or _bad(findings):
+            return []
+        workload = Workload(
+            total_bytes=max(32, options.size_mb) * 1_000_000,
+            chunk_bytes=8 << 20,
+            threads=(1, 4, 12),
+            rounds=2,
+            operations=("store", "cold-load", "lookup"),
+        )
+        try:
+            return measure(scratch.path, workload, progress)
+        finally:
+            progress("")
+
+
+def _meet(root: Path, wait_seconds: float) -> list[Finding]:
+    if not is_shelf(root):
+        return [
+            note("peers", "not measured: no shelf yet", "start an engine, or store something first")
+        ]
+    progress(f"waiting up to {wait_seconds:.0f} s for kvshelf doctor --peer on another node")
+    try:
+        return findings_of(meet(root, wait_seconds))
+    finally:
+        progress("")
+
+
+def check_settings(text: str) -> Finding:
+    """Whether kvshelf takes the settings that a user means to give."""
+    try:
+        given = json.loads(Path(text[1:]).read_text() if text.startswith("@") else text)
+    except (OSError, ValueError) as error:
+        return problem("settings", f"not JSON: {error}", "a JSON object, or @ and a file of one")
+    if not isinstance(given, dict):
+        return problem("settings", "not a JSON object", '{"shared_storage_path": "/mnt/kv"}')
+    # Of a whole --kv-transfer-config, the part that is ours.
+    given = given.get("kv_connector_extra_config", given)
+    try:
+        Settings.from_mapping(given)
+    except ConfigError as error:
+        return problem("settings", safe(str(error)), "docs/configuration.md")
+    return fine("settings", "accepted")
+
+
+def _print(findings: Sequence[Finding], rows: Sequence[Row], settings: Any) -> None:
+    width = max(len(finding.check) for finding in findings)
+    for finding in findings:
+        mark = _MARKS[finding.severity]
+        print(f"{mark:>7}  {finding.check.ljust(width)}  {safe(finding.message)}")
+        if finding.remedy:
+            print(f"{'':>7}  {'':{width}}  -> {safe(finding.remedy)}")
+    if rows:
+        print()
+        print_rows(rows)
+    print()
+    if settings is None:
+        print("kvshelf cannot work here until the problems above are gone.")
+    else:
+        print("Settings for --kv-transfer-config:")
+        print(json.dumps(settings))
+
+
+def _why(options: argparse.Namespace) -> Exit:
+    root = existing_shelf(options.root)
+    try:
+        entries = list_namespaces(root)
+    except OSError as error:
+        raise CommandError(Exit.NO_SHELF, f"{options.root}: {error.strerror}") from error
+    left, right = (select(entries, name) for name in options.why)
+    reasons = explain(diff(identity_of(left), identity_of(right)))
+    if options.json:
+        print_json(
+            {
+                "left": left.folder,
+                "right": right.folder,
+                "reasons": [
+                    {
+                        "field": reason.difference.field,
+                        "left": str(reason.difference.left),
+                        "right": str(reason.difference.right),
+                        "meaning": reason.meaning,
+                        "remedy": reason.remedy,
+                    }
+                    for reason in reasons
+                ],
+            }
+        )
+        return Exit.FINDINGS if reasons else Exit.FINE
+    if not reasons:
+        print("They share: their identities are equal in every field.")
+        return Exit.FINE
+    print(f"{safe(left.folder)} and {safe(right.folder)} do not share:")
+    for reason in reasons:
+        difference = reason.difference
+        print(
+            f"  {safe(difference.field)}: {safe(str(difference.left))} | "
+            f"{safe(str(difference.right))}"
+        )
+        if reason.meaning:
+            print(f"    {reason.meaning} -> {reason.remedy}")
+    return Exit.FINDINGS
