@@ -184,6 +184,7 @@ def measure(bench: Bench, one_request: int) -> dict[str, Any]:
     )
     verified = bench.shelf("m", config)
     unverified = bench.shelf("m", replace(config, verify=False))
+    keyed = bench.shelf("m", replace(config, auth_key=b"k" * 32))  # in a folder of its own
     job = 0
     for round_number in range(bench.rounds + 1):
         if round_number == 1:
@@ -213,10 +214,23 @@ def measure(bench: Bench, one_request: int) -> dict[str, Any]:
             )
         for chunk in stored:
             (bench.directory / verified.path_of(chunk.key)).unlink()
+        authenticated(bench, keyed, job + 1, stored, wanted)
+        job += 2
     stats = verified.stats()
-    verified.close()
-    unverified.close()
+    for shelf in (verified, unverified, keyed):
+        shelf.close()
     return {"pinned_bytes_loads": 2 * bench.threads * config.piece_bytes, "stats": str(stats)}
+
+
+def authenticated(
+    bench: Bench, shelf: Shelf, job: int, stored: list[Chunk], wanted: list[Chunk]
+) -> None:
+    """The same with tags in place of checksums."""
+    bench.note("store, authenticated", run_job(shelf, "store", stored, job, Phase.FINISHED))
+    bench.note("load, authenticated", run_job(shelf, "load", wanted, job + 1, Phase.FINISHED))
+    check_bytes(bench)
+    for chunk in stored:
+        (bench.directory / shelf.path_of(chunk.key)).unlink()
 
 
 def cold(bench: Bench) -> None:
@@ -282,6 +296,8 @@ def ratios(m: dict[str, float], one: int) -> dict[str, float]:
         "store checksummed / plain write()": ("store, checksummed", "plain write()"),
         "one request / all files": (f"load, one request of {one}, verified", "load, verified"),
         "verified / unverified": ("load, verified", "load, unverified"),
+        "load authenticated / verified": ("load, authenticated", "load, verified"),
+        "store authenticated / checksummed": ("store, authenticated", "store, checksummed"),
         "O_DIRECT load / O_DIRECT read()": ("load, O_DIRECT, verified", "plain O_DIRECT read()"),
         "cold load / O_DIRECT read()": (
             "load, cold page cache, verified",

@@ -104,7 +104,7 @@ def _probe(options: argparse.Namespace, root: Path, findings: list[Finding]) -> 
         workload = Workload(
             total_bytes=max(32, options.size_mb) * 1_000_000,
             chunk_bytes=8 << 20,
-            threads=(1, 4, 12),
+            threads=(1, 12, 32),
             rounds=2,
             operations=("store", "cold-load", "lookup"),
         )

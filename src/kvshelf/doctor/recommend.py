@@ -22,7 +22,8 @@ def recommend(root: Path, rows: Sequence[Row]) -> dict[str, Any]:
     defaults = Settings()
     extra: dict[str, Any] = {"shared_storage_path": str(root)}
     threads = threads_for(rows)
-    if threads is not None and threads != defaults.threads_per_gpu:
+    # Fewer would be enough for this mount, but not for what is still in the page cache.
+    if threads is not None and threads > defaults.threads_per_gpu:
         extra["threads_per_gpu"] = threads
     lookups = lookup_threads_for(rows)
     if lookups > defaults.lookup_threads:
