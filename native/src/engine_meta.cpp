@@ -22,7 +22,9 @@ FileResult LookUp(const RootDir& root, const std::string& path) {
   struct stat found{};
   const int error = root.StatBeneath(path, &found);
   // ELOOP: a folder that is a link. Loads do not follow it, so nothing behind it is a hit.
-  if (error == -ENOENT || error == -ENOTDIR || error == -ESTALE || error == -ELOOP) {
+  // ENAMETOOLONG: of the longest keys and group numbers; such a chunk cannot be stored either.
+  if (error == -ENOENT || error == -ENOTDIR || error == -ESTALE || error == -ELOOP ||
+      error == -ENAMETOOLONG) {
     return {FileStatus::kNotFound, 0};
   }
   if (error < 0) return FileResult::IoError(-error);
