@@ -16,7 +16,7 @@ CMAKE := cmake -S . -G Ninja
 CTEST := ctest --output-on-failure --no-tests=error --test-dir
 
 .DELETE_ON_ERROR:
-.PHONY: FORCE setup tools lint test test-native test-asan test-tsan fuzz test-window demo bench clean
+.PHONY: FORCE setup tools lint test test-native test-asan test-tsan fuzz coverage test-window demo bench clean
 
 # A registry's hiccup is not a broken set-up: one second try.
 define retry
@@ -88,6 +88,10 @@ test-tsan: $(VENV)/.tools
 FUZZ_SECONDS ?= 60
 fuzz: $(VENV)/.tools
 	python scripts/fuzz.py --seconds $(FUZZ_SECONDS)
+
+# Which lines the tests run: a table, the rest named, and build-coverage/coverage.json.
+coverage: $(VENV)/.kvshelf
+	python scripts/line_coverage.py --json build-coverage/coverage.json $(PYTEST_ARGS)
 
 # pytest comes last, so that its closing line is the last one. PYTEST_ARGS='-m "not e2e"' leaves
 # out the engines: a minute instead of ten.

@@ -4,11 +4,22 @@
 namespace kvshelf::fuzz {
 namespace {
 
+// Sizes that follow from others, made right: mutations of them would hardly ever agree.
+void RepairSizes(std::string& page, std::uint64_t* file_bytes) {
+  const std::uint64_t payload = FieldAt<std::uint64_t>(page, 40) * FieldAt<std::uint32_t>(page, 52);
+  const std::uint64_t piece = FieldAt<std::uint32_t>(page, 32);
+  const auto pieces = static_cast<std::uint32_t>(piece == 0 ? 0 : (payload + piece - 1) / piece);
+  std::memcpy(page.data() + 24, &payload, sizeof(payload));
+  std::memcpy(page.data() + 36, &pieces, sizeof(pieces));
+  *file_bytes = kPageBytes + RoundUpToPage(payload);
+}
+
 // Most pages are sealed anew, or no mutation would get past the checksum.
-std::string PageOf(Input& input, bool seal) {
+std::string PageOf(Input& input, std::uint8_t flags, std::uint64_t* file_bytes) {
   std::string page(input.rest().substr(0, kPageBytes));
   page.resize(kPageBytes);
-  if (seal) {
+  if ((flags & 8) != 0) RepairSizes(page, file_bytes);
+  if ((flags & 1) != 0) {
     const std::uint64_t crc = HeaderCrc(page);
     std::memcpy(page.data() + 16, &crc, sizeof(crc));
   }
@@ -66,9 +77,11 @@ std::vector<std::string> Seeds(const std::vector<std::string>& vectors) {
   std::vector<std::string> seeds;
   for (const std::string& file : vectors) {
     const std::uint64_t size = file.size();
-    std::string seed(1, '\1');
-    seed.append(reinterpret_cast<const char*>(&size), sizeof(size));
-    seeds.push_back(seed + file.substr(0, kPageBytes));
+    for (const char flags : {'\1', '\11'}) {
+      std::string seed(1, flags);
+      seed.append(reinterpret_cast<const char*>(&size), sizeof(size));
+      seeds.push_back(seed + file.substr(0, kPageBytes));
+    }
   }
   return seeds;
 }
@@ -79,8 +92,9 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t byte
   using namespace kvshelf::fuzz;
   Input input(data, bytes);
   const auto flags = input.Take<std::uint8_t>();
-  const auto file_bytes = input.Take<std::uint64_t>();
-  CheckAgainstTheOracle(PageOf(input, (flags & 1) != 0), file_bytes, flags);
+  auto file_bytes = input.Take<std::uint64_t>();
+  const std::string page = PageOf(input, flags, &file_bytes);
+  CheckAgainstTheOracle(page, file_bytes, flags);
   CheckTheWriter(input);
   return 0;
 }
