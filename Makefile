@@ -16,7 +16,7 @@ CMAKE := cmake -S . -G Ninja
 CTEST := ctest --output-on-failure --no-tests=error --test-dir
 
 .DELETE_ON_ERROR:
-.PHONY: FORCE setup tools lint test test-native test-asan test-tsan test-window demo bench clean
+.PHONY: FORCE setup tools lint test test-native test-asan test-tsan fuzz coverage test-window demo bench clean
 
 # A registry's hiccup is not a broken set-up: one second try.
 define retry
@@ -83,6 +83,15 @@ test-tsan: $(VENV)/.tools
 	$(CMAKE) -B build-tsan -DKVSHELF_SANITIZE=thread
 	cmake --build build-tsan
 	$(CTEST) build-tsan
+
+# The native core's fuzz targets, each for so long; `make test-asan` runs a short, repeatable part.
+FUZZ_SECONDS ?= 60
+fuzz: $(VENV)/.tools
+	python scripts/fuzz.py --seconds $(FUZZ_SECONDS)
+
+# Which lines the tests run: a table, the rest named, and build-coverage/coverage.json.
+coverage: $(VENV)/.kvshelf
+	python scripts/line_coverage.py --json build-coverage/coverage.json $(PYTEST_ARGS)
 
 # pytest comes last, so that its closing line is the last one. PYTEST_ARGS='-m "not e2e"' leaves
 # out the engines: a minute instead of ten.

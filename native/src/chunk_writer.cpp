@@ -36,7 +36,7 @@ ChunkWriter::~ChunkWriter() { RemoveTemp(); }
 
 ChunkWriter::Start ChunkWriter::Begin(FileResult* result) {
   struct stat existing{};
-  const int found = root_.ops().StatAt(root_.fd(), request_.path.c_str(), &existing);
+  const int found = root_.StatBeneath(request_.path, &existing);
   if (found >= 0) {
     if (!S_ISREG(existing.st_mode) || existing.st_size >= kFileBytesMin || !options_.remove_bad) {
       return Start::kExists;

@@ -20,8 +20,11 @@ constexpr std::size_t kProbeStepBytes = 256 << 10;
 
 FileResult LookUp(const RootDir& root, const std::string& path) {
   struct stat found{};
-  const int error = root.ops().StatAt(root.fd(), path.c_str(), &found);
-  if (error == -ENOENT || error == -ENOTDIR || error == -ESTALE) {
+  const int error = root.StatBeneath(path, &found);
+  // ELOOP: a folder that is a link. Loads do not follow it, so nothing behind it is a hit.
+  // ENAMETOOLONG: of the longest keys and group numbers; such a chunk cannot be stored either.
+  if (error == -ENOENT || error == -ENOTDIR || error == -ESTALE || error == -ELOOP ||
+      error == -ENAMETOOLONG) {
     return {FileStatus::kNotFound, 0};
   }
   if (error < 0) return FileResult::IoError(-error);
@@ -32,7 +35,7 @@ FileResult LookUp(const RootDir& root, const std::string& path) {
 // Whether the access time was renewed.
 bool TouchOne(const RootDir& root, const std::string& path, double interval_seconds) {
   struct stat found{};
-  if (root.ops().StatAt(root.fd(), path.c_str(), &found) < 0 || !S_ISREG(found.st_mode)) {
+  if (root.StatBeneath(path, &found) < 0 || !S_ISREG(found.st_mode)) {
     return false;
   }
   timespec now{};
@@ -41,7 +44,7 @@ bool TouchOne(const RootDir& root, const std::string& path, double interval_seco
                      1e-9 * static_cast<double>(now.tv_nsec - found.st_atim.tv_nsec);
   // A time in the future (clocks of nodes differ) is young enough.
   if (age < interval_seconds) return false;
-  return root.ops().TouchAt(root.fd(), path.c_str()) >= 0;
+  return root.TouchBeneath(path) >= 0;
 }
 
 // Reads the beginning of a file, to see whether storage answers and how fast.
@@ -49,7 +52,9 @@ FileResult ReadSome(const RootDir& root, const std::string& path, std::uint64_t 
                     std::uint64_t* bytes) {
   FileOps& ops = root.ops();
   const int opened = ops.OpenBeneath(root.fd(), path.c_str(), O_RDONLY | O_NONBLOCK | O_NOCTTY, 0);
-  if (opened == -ENOENT || opened == -ENOTDIR || opened == -ESTALE) {
+  // ELOOP and ENXIO: a link or a socket is no chunk file, and no fault of the storage.
+  if (opened == -ENOENT || opened == -ENOTDIR || opened == -ESTALE || opened == -ELOOP ||
+      opened == -ENXIO) {
     return {FileStatus::kNotFound, 0};
   }
   if (opened < 0) return FileResult::IoError(-opened);

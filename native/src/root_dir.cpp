@@ -72,6 +72,27 @@ int RootDir::MakeFolder(const std::string& folder, bool* created) const {
   return OpenFolder(folder);
 }
 
+UniqueFd RootDir::NameFolder(const std::string& folder, int* error) const {
+  const int fd =
+      ops_->OpenBeneath(fd_.get(), folder.empty() ? "." : folder.c_str(), O_PATH | O_DIRECTORY, 0);
+  *error = fd < 0 ? fd : 0;
+  return UniqueFd(fd);
+}
+
+int RootDir::StatBeneath(const std::string& path, struct stat* result) const {
+  const auto [folder, name] = SplitPath(path);
+  int error = 0;
+  const UniqueFd holder = NameFolder(folder, &error);
+  return holder ? ops_->StatAt(holder.get(), name.c_str(), result) : error;
+}
+
+int RootDir::TouchBeneath(const std::string& path) const {
+  const auto [folder, name] = SplitPath(path);
+  int error = 0;
+  const UniqueFd holder = NameFolder(folder, &error);
+  return holder ? ops_->TouchAt(holder.get(), name.c_str()) : error;
+}
+
 std::string RootDir::NextTempName() {
   return temp_prefix_ + "-" + std::to_string(temp_counter_.fetch_add(1)) + ".tmp";
 }

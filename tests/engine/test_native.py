@@ -15,7 +15,7 @@ import anycrc
 import numpy as np
 import pytest
 
-from kvshelf import Chunk, Identity, Shelf, _native
+from kvshelf import Chunk, Identity, Shelf, _native, make_key
 from kvshelf.engine.base import (
     Batch,
     BatchBuilder,
@@ -245,6 +245,13 @@ assert not [t for t in os.listdir("/proc/self/task")
 engine = NativeEngine({str(tmp_path)!r}, [], EngineConfig(), namespace=bytes(32), rank=0)
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_name_longer_than_names_can_be_is_a_miss(setup: Setup) -> None:
+    """Of the longest hash and a group of many digits; not a fault, which would open a breaker."""
+    keys = [make_key(bytes([1]) * 124, group) for group in (0, 2**32 - 1)]
+    setup.engine.submit_lookup_keys(1, ["ns/r0"], keys)
+    assert setup.done(1) == (FileStatus.NOT_FOUND,) * 2
 
 
 def test_an_idle_engine_uses_no_processor_time(setup: Setup) -> None:

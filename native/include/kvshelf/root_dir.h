@@ -33,12 +33,19 @@ class RootDir {
   int OpenFolder(const std::string& folder) const;
   // The same, and makes what is missing of it. Sets `*created` if it made the last component.
   int MakeFolder(const std::string& folder, bool* created) const;
+  // stat and touch of `path`, following no symbolic link in any component, as an open does: 0 or
+  // -errno. The system calls themselves would follow all but the last.
+  int StatBeneath(const std::string& path, struct stat* result) const;
+  int TouchBeneath(const std::string& path) const;
   std::string NextTempName();
 
   // Whether O_DIRECT reads and writes work in the root; 0 or -errno. Leaves no file behind.
   int ProbeDirect();
 
  private:
+  // As OpenFolder, only to name what lies in it: asks for no permission to list.
+  UniqueFd NameFolder(const std::string& folder, int* error) const;
+
   std::shared_ptr<FileOps> ops_;
   UniqueFd fd_;
   std::string temp_prefix_;

@@ -149,6 +149,15 @@ class FileEngineTests(EngineTests):
         assert status is not OK
         (status,) = setup.statuses("store", setup.batch((9, [1], 0)))
         assert status is not OK
+        assert setup.statuses("lookup", [setup.path(1)]) == [NOT_FOUND]
+        os.utime(outside / path.name, (1000, 2000))
+        setup.engine.touch([setup.path(1)])
+        assert setup.engine.drain(10)
+        setup.engine.submit_probe(100, [setup.path(1)], 1 << 20)
+        assert setup.engine.wait([100], Phase.FINISHED, 10)
+        (report,) = setup.engine.poll()
+        assert report.statuses == (NOT_FOUND,) and report.payload_bytes == 0
+        assert (outside / path.name).stat().st_atime == 1000
         assert [p.name for p in outside.iterdir()] == [path.name]
 
     @pytest.mark.parametrize(("offset", "lost"), [(4096, 0), (43_000, 2)])

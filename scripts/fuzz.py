@@ -1,0 +1,144 @@
+"""Fuzzes the native core: builds the targets of native/fuzz, runs each for a while, says how far.
+
+    python scripts/fuzz.py [--seconds 60] [--seed N] [--json FILE] [TARGET...]
+
+With clang (clang++, or clang++-N) libFuzzer drives the targets too, else only their own driver,
+which needs no more than g++. Both run under AddressSanitizer and UndefinedBehaviorSanitizer. The
+corpus is made from tests/vectors, anew each time. Exit status 1: a target failed, and its input is
+in build-fuzz/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+VECTORS = ROOT / "tests" / "vectors"
+TARGETS = ("header", "reader", "tree", "job")
+LIBFUZZER = ROOT / "build-libfuzzer"
+SANITIZERS = "address,undefined"
+
+
+def find_clang() -> str | None:
+    names = ["clang++", *(f"clang++-{version}" for version in range(22, 13, -1))]
+    return next((found for name in names if (found := shutil.which(name))), None)
+
+
+def build(folder: Path, targets: list[str], *options: str) -> None:
+    common = ["-DKVSHELF_FUZZ=ON", f"-DKVSHELF_SANITIZE={SANITIZERS}"]
+    configure = ["cmake", "-S", str(ROOT), "-B", str(folder), "-G", "Ninja", *common, *options]
+    for command in (configure, ["cmake", "--build", str(folder), "--target", *targets]):
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # noqa: S603
+
+
+def run(command: list[str], folder: Path, seconds: float) -> tuple[bool, str]:
+    environment = os.environ | {"UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1"}
+    done = subprocess.run(  # noqa: S603 - what was just built
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        timeout=seconds * 2 + 300,
+        check=False,
+    )
+    return done.returncode == 0, done.stdout
+
+
+def number(pattern: str, text: str) -> int:
+    found = re.findall(pattern, text)
+    return int(found[-1]) if found else 0
+
+
+def own_driver(folder: Path, target: str, options: argparse.Namespace) -> dict[str, Any]:
+    command = [str(folder / "native" / "fuzz" / f"{target}_fuzz"), "--vectors", str(VECTORS)]
+    command += ["--seconds", str(options.seconds), "--seed", str(options.seed)]
+    fine, text = run(command, folder, options.seconds)
+    return {
+        "target": target,
+        "driver": "own",
+        "fine": fine,
+        "runs": number(r"(\d+) runs", text),
+        "edges": number(r"(\d+) edges", text),
+        "inputs": number(r"(\d+) inputs", text),
+        "output": "" if fine else text[-4000:],
+    }
+
+
+def libfuzzer(folder: Path, target: str, options: argparse.Namespace) -> dict[str, Any]:
+    binaries = folder / "native" / "fuzz"
+    corpus = folder / f"corpus-{target}"
+    shutil.rmtree(corpus, ignore_errors=True)
+    seeds = [str(binaries / f"{target}_fuzz"), "--vectors", str(VECTORS)]
+    write = [*seeds, "--write-seeds", str(corpus)]
+    subprocess.run(write, check=True, cwd=folder)  # noqa: S603
+    command = [str(binaries / f"{target}_libfuzzer"), f"-max_total_time={int(options.seconds)}"]
+    command += [f"-seed={options.seed}", "-max_len=65536", "-timeout=60", "-print_final_stats=1"]
+    fine, text = run([*command, str(corpus)], folder, options.seconds)
+    return {
+        "target": target,
+        "driver": "libFuzzer",
+        "fine": fine,
+        "runs": number(r"number_of_executed_units:\s*(\d+)", text),
+        "edges": number(r"cov: (\d+)", text),
+        "inputs": sum(1 for _ in corpus.iterdir()),
+        "output": "" if fine else text[-4000:],
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of {', '.join(TARGETS)}")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of each target and driver")
+    parser.add_argument("--seed", type=int, default=int(time.time()), help="default: the time")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    options = parser.parse_args()
+    targets = options.targets or list(TARGETS)
+    if unknown := set(targets) - set(TARGETS):
+        parser.error(f"no such target: {', '.join(sorted(unknown))}")
+
+    programs = [f"{target}_fuzz" for target in targets]
+    build(ROOT / "build-fuzz", programs)
+    found = []
+    clang = find_clang()
+    if clang is None:
+        print("no clang: its libFuzzer is left out (apt-get install clang)")
+    else:
+        libraries = [f"{target}_libfuzzer" for target in targets]
+        try:
+            build(LIBFUZZER, [*programs, *libraries], f"-DCMAKE_CXX_COMPILER={clang}")
+        except subprocess.CalledProcessError:
+            print(f"{clang} cannot build them with libFuzzer, so that is left out")
+            clang = None
+    print(f"seed {options.seed}, {options.seconds:g} s each, {SANITIZERS}")
+    for target in targets:
+        found.append(own_driver(ROOT / "build-fuzz", target, options))
+        if clang is not None:
+            found.append(libfuzzer(LIBFUZZER, target, options))
+        for row in found[-2 if clang else -1 :]:
+            verdict = "fine" if row["fine"] else "FAILED"
+            print(
+                f"{row['target']:8}{row['driver']:10}{row['runs']:>12,} runs {row['edges']:>6} "
+                f"edges {row['inputs']:>5} inputs  {verdict}\n{row['output']}".rstrip(),
+                flush=True,
+            )
+    if options.json:
+        kept = [{k: v for k, v in row.items() if k != "output"} for row in found]
+        report = {"seed": options.seed, "seconds": options.seconds, "targets": kept}
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    return 0 if all(row["fine"] for row in found) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
