@@ -180,6 +180,10 @@ FileResult ChunkWriter::Publish(CopyGate& gate, ThreadContext& context) {
     const int synced = ops.SyncData(file_.get());
     if (synced < 0) return FileResult::IoError(-synced);
   }
+  // NFS, JuiceFS and others send what was written when the file is closed, and say then that it
+  // failed. Until then another node would find the name and read zeros.
+  const int closed = ops.Close(file_.Release());
+  if (closed < 0) return FileResult::IoError(-closed);
   if (!gate.ClaimPublication()) return FileResult::IoError(ECANCELED);
 
   const auto [folder, name] = SplitPath(request_.path);
