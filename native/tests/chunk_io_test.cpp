@@ -256,6 +256,22 @@ void AFileIsClosedBeforeItGetsItsName() {
   CHECK(f.Store().ok() && closed && f.Load() == FileStatus::kOk);
 }
 
+// Whoever made a folder, or stored the same chunk first, may not have synced yet.
+void FullDurabilitySyncsTheFileAndEveryFolderAbove() {
+  for (const bool taken : {false, true}) {
+    Fixture f;
+    f.options.durability = Durability::kFull;
+    int syncs = 0;
+    f.ops->SetHook([&](Call call) {
+      if (call == Call::kSync) ++syncs;
+      if (call == Call::kRename && taken) f.dir.Write(kPath, "theirs");
+      return 0;
+    });
+    CHECK(f.Store().ok());
+    CHECK(syncs == 1 + 4);  // the file; abc, r0, ns and the root
+  }
+}
+
 void FilesAreWrittenWhereAllocationIsNotSupported() {
   Fixture f;
   f.ops->SetHook(Fail(Call::kAllocate, EOPNOTSUPP));
@@ -339,6 +355,8 @@ int main() {
       {"publication falls back where calls are missing", PublicationFallsBackWhereCallsAreMissing},
       {"failures are reported and leave nothing", FailuresAreReportedAndLeaveNothing},
       {"a file is closed before it gets its name", AFileIsClosedBeforeItGetsItsName},
+      {"full durability syncs the file and every folder above",
+       FullDurabilitySyncsTheFileAndEveryFolderAbove},
       {"files are written where allocation is not supported",
        FilesAreWrittenWhereAllocationIsNotSupported},
       {"steps end where folios do", StepsEndWhereFoliosDo},
