@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.crash.chunks import CHUNKS
+
 PROGRAMS = ("mkfs.ext4", "e2fsck", "losetup", "unshare", "findmnt")
 
 
@@ -41,4 +43,5 @@ def test_a_real_file_system_keeps_what_the_setting_promises(preload: Path, tmp_p
     # It bites: without a sync, a file lies damaged under its name, and is called so.
     assert found["none"].get("CORRUPT", 0) > 0
     assert "CORRUPT" not in {**found["data"], **found["full"]}
-    assert found["full"]["OK"] >= found["data"].get("OK", 0)
+    # A third of the writers came to the end, and all that they were told of is there.
+    assert found["full"]["OK"] >= 4 * CHUNKS

@@ -132,7 +132,7 @@ def killed_at_random(writers: Writers, folder: Path, kills: int) -> None:
         if found.total() == kills:
             break
     sys.stdout.write(f"{kills} kills at random; chunks found: {dict(found)}\n")
-    assert set(found) == set(range(CHUNKS + 1))
+    assert 0 < found[0] < kills
 
 
 def test_killed_at_random(writers: Writers, folder: Path) -> None:
