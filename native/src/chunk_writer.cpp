@@ -197,30 +197,26 @@ FileResult ChunkWriter::Publish(CopyGate& gate, ThreadContext& context) {
     const int synced = ops.SyncData(file_.get());
     if (synced < 0) return FileResult::IoError(-synced);
   }
+  // NFS, JuiceFS and others send what was written when the file is closed, and say then that it
+  // failed. Until then another node would find the name and read zeros.
+  const int closed = ops.Close(file_.Release());
+  if (closed < 0) return FileResult::IoError(-closed);
   if (!gate.ClaimPublication()) return FileResult::IoError(ECANCELED);
 
   const auto [folder, name] = SplitPath(request_.path);
-  bool any_created = false;
-  UniqueFd folder_fd;
   int renamed = -ENOENT;
   for (int attempt = 0; attempt < kFolderAttempts && renamed == -ENOENT; ++attempt) {
     bool created = false;
     const int made = root_.MakeFolder(folder, &created);
     if (made < 0 && made != -ENOENT) return FileResult::IoError(-made);
-    any_created |= created;
     if (made < 0) continue;  // an evictor removed it between mkdir and open
-    folder_fd = UniqueFd(made);
+    const UniqueFd folder_fd(made);
     renamed = GiveFinalName(made, name);
   }
-  if (renamed == -EEXIST) return {};  // somebody else stored the same chunk; ours is dropped
-  if (renamed < 0) return FileResult::IoError(-renamed);
-  temp_name_.clear();
-  if (options_.durability != Durability::kFull) return {};
-  int synced = ops.Sync(folder_fd.get());
-  if (synced >= 0 && any_created) {
-    const UniqueFd parent(root_.OpenFolder(SplitPath(folder).first));
-    if (parent) synced = ops.Sync(parent.get());
-  }
+  // A name that is taken: somebody else stored the same chunk; ours is dropped.
+  if (renamed < 0 && renamed != -EEXIST) return FileResult::IoError(-renamed);
+  if (renamed >= 0) temp_name_.clear();
+  const int synced = options_.durability == Durability::kFull ? root_.SyncFolders(folder) : 0;
   return synced < 0 ? FileResult::IoError(-synced) : FileResult{};
 }
 

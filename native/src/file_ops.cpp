@@ -80,6 +80,10 @@ class PosixFileOps final : public FileOps {
   int Sync(int fd) override {
     return Retry([&] { return ::fsync(fd); });
   }
+  int Close(int fd) override {
+    // Never again after EINTR: Linux has closed it, and its number may be another file's by now.
+    return ::close(fd) < 0 ? -errno : 0;
+  }
   int TouchAt(int dir, const char* path) override {
     const timespec times[2] = {{0, UTIME_NOW}, {0, UTIME_OMIT}};
     return Retry([&] { return ::utimensat(dir, path, times, AT_SYMLINK_NOFOLLOW); });

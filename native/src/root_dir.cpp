@@ -57,6 +57,16 @@ int RootDir::OpenFolder(const std::string& folder) const {
                            0);
 }
 
+int RootDir::SyncFolders(std::string folder) const {
+  for (;;) {
+    const UniqueFd fd(OpenFolder(folder));
+    // One that is gone was empty: what was published in it has been evicted.
+    const int synced = fd ? ops_->Sync(fd.get()) : fd.get() == -ENOENT ? 0 : fd.get();
+    if (synced < 0 || folder.empty()) return synced;
+    folder = SplitPath(folder).first;
+  }
+}
+
 int RootDir::MakeFolder(const std::string& folder, bool* created) const {
   *created = false;
   const int opened = OpenFolder(folder);

@@ -225,11 +225,9 @@ void PublicationFallsBackWhereCallsAreMissing() {
 }
 
 void FailuresAreReportedAndLeaveNothing() {
-  const std::pair<Call, int> faults[] = {{Call::kOpen, EACCES},
-                                         {Call::kAllocate, EDQUOT},
-                                         {Call::kWrite, ENOSPC},
-                                         {Call::kSync, EIO},
-                                         {Call::kRename, EIO}};
+  const std::pair<Call, int> faults[] = {{Call::kOpen, EACCES},  {Call::kAllocate, EDQUOT},
+                                         {Call::kWrite, ENOSPC}, {Call::kSync, EIO},
+                                         {Call::kClose, EDQUOT}, {Call::kRename, EIO}};
   for (const auto& [call, error] : faults) {
     Fixture f;
     f.options.durability = Durability::kFull;
@@ -244,6 +242,34 @@ void FailuresAreReportedAndLeaveNothing() {
   CHECK(f.Load() == FileStatus::kIoError && f.dir.Exists(kPath));
   f.ops->SetHook(Fail(Call::kRead, ESTALE));
   CHECK(f.Load() == FileStatus::kNotFound && f.dir.Exists(kPath));
+}
+
+// NFS and JuiceFS send data on close: under its name another node would read zeros before.
+void AFileIsClosedBeforeItGetsItsName() {
+  Fixture f;
+  bool closed = false;
+  f.ops->SetHook([&](Call call) {
+    if (call == Call::kClose) closed = true;
+    if (call == Call::kRename) CHECK(closed);
+    return 0;
+  });
+  CHECK(f.Store().ok() && closed && f.Load() == FileStatus::kOk);
+}
+
+// Whoever made a folder, or stored the same chunk first, may not have synced yet.
+void FullDurabilitySyncsTheFileAndEveryFolderAbove() {
+  for (const bool taken : {false, true}) {
+    Fixture f;
+    f.options.durability = Durability::kFull;
+    int syncs = 0;
+    f.ops->SetHook([&](Call call) {
+      if (call == Call::kSync) ++syncs;
+      if (call == Call::kRename && taken) f.dir.Write(kPath, "theirs");
+      return 0;
+    });
+    CHECK(f.Store().ok());
+    CHECK(syncs == 1 + 4);  // the file; abc, r0, ns and the root
+  }
 }
 
 void FilesAreWrittenWhereAllocationIsNotSupported() {
@@ -328,6 +354,9 @@ int main() {
       {"a file that exists is left alone", AFileThatExistsIsLeftAlone},
       {"publication falls back where calls are missing", PublicationFallsBackWhereCallsAreMissing},
       {"failures are reported and leave nothing", FailuresAreReportedAndLeaveNothing},
+      {"a file is closed before it gets its name", AFileIsClosedBeforeItGetsItsName},
+      {"full durability syncs the file and every folder above",
+       FullDurabilitySyncsTheFileAndEveryFolderAbove},
       {"files are written where allocation is not supported",
        FilesAreWrittenWhereAllocationIsNotSupported},
       {"steps end where folios do", StepsEndWhereFoliosDo},

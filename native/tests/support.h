@@ -151,7 +151,19 @@ class Trap {
   int passed_ = 0;
 };
 
-enum class Call { kOpen, kAllocate, kRead, kWrite, kStat, kRename, kLink, kUnlink, kSync, kTouch };
+enum class Call {
+  kOpen,
+  kAllocate,
+  kRead,
+  kWrite,
+  kStat,
+  kRename,
+  kLink,
+  kUnlink,
+  kSync,
+  kClose,
+  kTouch
+};
 
 // The real system calls, but `hook` is asked first: a value < 0 is returned in place of the call.
 // A read's hook runs after the call: that is a read whose data arrives late.
@@ -225,6 +237,11 @@ class FaultOps final : public FileOps {
   int Sync(int fd) override {
     const int fault = Ask(Call::kSync);
     return fault < 0 ? fault : real_->Sync(fd);
+  }
+  int Close(int fd) override {
+    const int closed = real_->Close(fd);
+    const int fault = Ask(Call::kClose);
+    return fault < 0 ? fault : closed;
   }
   int TouchAt(int dir, const char* path) override {
     const int fault = Ask(Call::kTouch);

@@ -44,7 +44,8 @@ def open_root(
     """Make sure that ``path`` is a shelf, and return it. Several processes may do so at once.
 
     An absent directory is made (its parent must exist); an empty one becomes a shelf; one with our
-    marker is one.
+    marker is one. The marker survives a power loss: without it, what is stored would be refused as
+    other data.
 
     Raises:
         ConfigError: not absolute, a file, not writable, on a read-only or full file system.
@@ -55,10 +56,14 @@ def open_root(
     if not root.is_absolute() or not _is_encodable(root):
         raise ConfigError(SETTING, str(path), "must be an absolute path")
     try:
-        _make_folder(root, dir_mode)
+        made = _make_folder(root, dir_mode)
         if not os.path.lexists(root / MARKER):
             _claim(root, file_mode)
         check_root(root)
+        _sync_folder(root)  # also if another process has just made it
+        if made:
+            with contextlib.suppress(PermissionError):  # it may be forbidden to list it
+                _sync_folder(root.parent)
     except OSError as error:
         raise _unusable(path, error) from error
     if not os.access(root, os.W_OK | os.X_OK, effective_ids=True):
@@ -197,19 +202,33 @@ def this_owner() -> TempOwner:
     return TempOwner(this_host(), this_boot(), this_pid_namespace(), pid, start_ticks_of(pid) or 0)
 
 
-def _make_folder(path: Path, mode: int) -> None:
+def _make_folder(path: Path, mode: int) -> bool:
     """mkdir that lets a folder be there, and that sets setgid and sticky bits, as mkdir(2) may not.
 
-    A path that is there and no folder is left alone, for the caller to judge.
+    A path that is there and no folder is left alone, for the caller to judge. Returns whether it
+    was made.
     """
     try:
         path.mkdir(mode=mode)
     except FileExistsError:
-        return
+        return False
     if mode & 0o7000:
         # A mount that refuses decides itself whose group files get; the folder works without.
         with contextlib.suppress(OSError):
             path.chmod(stat.S_IMODE(path.stat().st_mode) | mode & 0o7000)
+    return True
+
+
+def _sync_folder(path: Path) -> None:
+    """Make the names in a folder last; nothing where the file system knows no fsync of folders."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _claim(root: Path, file_mode: int) -> None:

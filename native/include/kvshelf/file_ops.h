@@ -35,6 +35,8 @@ class FileOps {
   virtual int Rename(int from_dir, const char* from, int to_dir, const char* to) = 0;
   virtual int SyncData(int fd) = 0;
   virtual int Sync(int fd) = 0;
+  // Closes `fd` whatever the result is: only now may storage say that a write has failed.
+  virtual int Close(int fd) = 0;
   // Sets the access time to now and leaves the modification time alone.
   virtual int TouchAt(int dir, const char* path) = 0;
 };

@@ -1,0 +1,90 @@
+"""File systems that are shared by nodes: NFS in a guest, and those that scripts mount twice here.
+
+KVSHELF_KNFS names the script that runs a command in a guest with the kernel's NFS client and
+server, KVSHELF_SHAREDFS the folder of the scripts for the others; by default both are looked for in
+../shared/storage.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from faulty_mount import shared_storage
+
+NFS_PROGRAMS = ("linux.uml", "exportfs", "rpc.nfsd", "mkfs.ext4", "modprobe")
+CEPH_PROGRAMS = ("ceph-mon", "ceph-mgr", "ceph-osd", "ceph-mds", "ceph-fuse")
+
+
+def knfs_script() -> Path:
+    return shared_storage("KVSHELF_KNFS", "knfs-run.sh")
+
+
+def why_no_nfs() -> str | None:
+    """The reason why there is no guest with NFS here, or None."""
+    if not knfs_script().is_file():
+        return "no script that starts a guest with NFS; set KVSHELF_KNFS"
+    if os.geteuid() != 0:
+        return "the guest needs root"
+    missing = [tool for tool in NFS_PROGRAMS if shutil.which(tool) is None]
+    return f"not installed: {', '.join(missing)}" if missing else None
+
+
+def scripts() -> Path:
+    return shared_storage("KVSHELF_SHAREDFS")
+
+
+@dataclass(frozen=True)
+class FileSystem:
+    """``script``-up.sh mounts it at ``folder``/a and /b; ``needed`` are its programs."""
+
+    script: str
+    folder: str
+    needed: tuple[str, ...]
+    settings: dict[str, str] = field(default_factory=dict)
+
+    def why_not(self) -> str | None:
+        if not (scripts() / f"{self.script}-up.sh").is_file():
+            return "no scripts that start shared file systems; set KVSHELF_SHAREDFS"
+        if os.geteuid() != 0 or not Path("/dev/fuse").exists():
+            return "mounting needs root and /dev/fuse"
+        missing = [program for program in self.needed if shutil.which(program) is None]
+        return f"not installed: {', '.join(missing)}" if missing else None
+
+
+SYSTEMS = {
+    "juicefs": FileSystem("juicefs", "juicefs", ("juicefs",), {"TRASH_DAYS": "0"}),
+    "juicefs-trash": FileSystem("juicefs", "juicefs", ("juicefs",), {"TRASH_DAYS": "1"}),
+    "cephfs": FileSystem("cephfs", "ceph", CEPH_PROGRAMS),
+    "gluster": FileSystem(
+        "gluster", "gluster", ("glusterd", "glusterfs"), {"NODES": "2", "KIND": "distribute"}
+    ),
+}
+
+
+@contextlib.contextmanager
+def mounted(system: FileSystem, folder: Path) -> Iterator[list[str] | str]:
+    """Its two mounts, beneath ``folder``; or why it did not start."""
+    environment = {**os.environ, **system.settings, "SHAREDFS_DIR": str(folder)}
+    if juicefs := shutil.which("juicefs"):
+        environment["JUICEFS"] = juicefs
+
+    def script(step: str) -> subprocess.CompletedProcess[str]:
+        command = [str(scripts() / f"{system.script}-{step}.sh")]
+        return subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=120, check=False
+        )
+
+    started = script("up")
+    try:
+        if started.returncode:
+            yield f"it did not start: {started.stderr[-300:]}"
+        else:
+            yield [str(folder / system.folder / each) for each in "ab"]
+    finally:
+        script("down")

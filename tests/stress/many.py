@@ -1,0 +1,165 @@
+"""Many processes on one shelf, some of them killed and started again.
+
+    python -m tests.stress.many DIRECTORY [DIRECTORY...] [--seconds 30] [--processes 8] [--seed 0]
+
+With several directories, which are mounts of one file system, each process uses one of them. Ends
+with one line of JSON: what was done and verified. Fails if a byte is wrong, or if a process dies,
+hangs or leaks descriptors or threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kvshelf import EngineConfig, Shelf, _native
+from tests.stress.content import IDENTITY, make_content
+from tests.stress.worker import COUNTERS, Worker, count
+
+FORK = multiprocessing.get_context("fork")
+HANG_SECONDS = 90.0
+KILL_EVERY_SECONDS = 1.5  # on average
+# glibc opens no more for malloc or name services than this, once.
+DESCRIPTORS_SLACK = 2
+
+
+class Board:
+    """Counters of all workers in shared memory: one row each, written by that worker alone."""
+
+    def __init__(self, processes: int) -> None:
+        self._memory = FORK.RawArray("d", processes * len(COUNTERS))
+        self.rows = np.frombuffer(self._memory).reshape(processes, len(COUNTERS))
+        self.stop: Any = FORK.RawValue("i", 0)
+
+    def totals(self) -> dict[str, int]:
+        return {
+            name: int(self.rows[:, column].max() if name.endswith("_max") else total)
+            for column, (name, total) in enumerate(
+                zip(COUNTERS, self.rows.sum(axis=0), strict=True)
+            )
+            if name != "beat"
+        }
+
+
+def work(root: Path, seed: int, content: Any, board: Board, number: int) -> None:
+    """A worker's whole life; its exit status is 0 only if all was well."""
+    try:
+        before = count("fd")
+        Worker(root, seed, content, board.rows[number]).run(board.stop)
+        left = count("fd") - before
+        if left > DESCRIPTORS_SLACK:
+            raise AssertionError(f"{left} descriptors are left open")
+        if threading.active_count() != 1 or count("task") != 1:
+            raise AssertionError("threads are left")
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def file_system(path: Path) -> str:
+    command = ["stat", "--file-system", "--format=%T", str(path)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+class Crowd:
+    def __init__(self, roots: list[Path], processes: int, seed: int) -> None:
+        self.roots, self.seed = roots, seed
+        self.content = make_content()
+        self.board = Board(processes)
+        self.random = random.Random(seed)
+        self.starts = self.kills = 0
+        self.processes: list[BaseProcess] = [self.start(i) for i in range(processes)]
+
+    def start(self, number: int) -> BaseProcess:
+        self.starts += 1
+        self.board.rows[number][COUNTERS.index("beat")] = time.monotonic()
+        root = self.roots[number % len(self.roots)]
+        arguments = (root, 1000 * self.seed + self.starts, self.content, self.board, number)
+        process = FORK.Process(target=work, args=arguments)
+        process.start()
+        return process
+
+    def check(self) -> None:
+        """Raises AssertionError if a worker died or hangs."""
+        for number, process in enumerate(self.processes):
+            code = process.exitcode
+            assert code is None, f"worker {number} died: {code}"
+            quiet = time.monotonic() - self.board.rows[number][COUNTERS.index("beat")]
+            assert quiet < HANG_SECONDS, f"worker {number} hangs for {quiet:.0f} s"
+
+    def kill_one(self) -> None:
+        """Any but the first, which lives to the end and would show a leak."""
+        number = self.random.randrange(1, len(self.processes))
+        victim = self.processes[number]
+        assert victim.pid is not None
+        os.kill(victim.pid, signal.SIGKILL)
+        victim.join()
+        # Killed by us, and not dead before of something else.
+        assert victim.exitcode == -signal.SIGKILL, f"worker {number} died: {victim.exitcode}"
+        self.kills += 1
+        self.processes[number] = self.start(number)
+
+    def run(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        next_kill = time.monotonic() + KILL_EVERY_SECONDS
+        try:
+            while time.monotonic() < end:
+                time.sleep(0.05)
+                self.check()
+                if time.monotonic() >= next_kill and len(self.processes) > 1:
+                    self.kill_one()
+                    next_kill = time.monotonic() + self.random.expovariate(1 / KILL_EVERY_SECONDS)
+            self.board.stop.value = 1
+            for number, process in enumerate(self.processes):
+                process.join(HANG_SECONDS)
+                assert process.exitcode == 0, f"worker {number} ended with {process.exitcode}"
+        finally:
+            for process in self.processes:
+                process.kill()
+                process.join()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("directories", nargs="+", type=Path)
+    parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--processes", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    roots = [directory / "shelf" for directory in options.directories]
+    assert _native is not None  # loaded once, before the workers are forked
+    # The first one makes the shelf, so that no mount believes for half a minute that there is none.
+    Shelf(roots[0], IDENTITY, config=EngineConfig(lookup_threads=1)).close()
+    crowd = Crowd(roots, options.processes, options.seed)
+    crowd.run(options.seconds)
+    totals = crowd.board.totals()
+    done = {
+        "processes": options.processes,
+        "seconds": options.seconds,
+        "seed": options.seed,
+        "file_system": file_system(roots[0]),
+        "kills": crowd.kills,
+        **totals,
+    }
+    sys.stdout.write(json.dumps(done) + "\n")
+    assert totals["damaged"] == 0, "a chunk was damaged that nobody has damaged"
+    assert totals["bytes_verified"] > 0, "nothing was loaded"
+
+
+if __name__ == "__main__":
+    main()
