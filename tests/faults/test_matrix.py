@@ -21,7 +21,7 @@ REASON = why_no_calls()
 needs_calls = pytest.mark.skipif(REASON is not None, reason=REASON or "")
 pytestmark = pytest.mark.vllm
 
-PROCESSES = 2
+PROCESSES = 4  # most of a hang's time is waiting
 SECONDS = 240.0
 CELLS = list(every_cell())
 
@@ -71,7 +71,7 @@ def pool() -> Iterator[ProcessPoolExecutor]:
 def running(
     pool: ProcessPoolExecutor, request: pytest.FixtureRequest
 ) -> dict[str, list[tuple[Cell, Future[int]]]]:
-    """All cells of this run's tests, begun at once: most of a hang's time is waiting."""
+    """All cells of this run's tests, begun at once."""
     from .cells import run_cell
 
     chosen = {
