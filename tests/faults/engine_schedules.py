@@ -86,7 +86,7 @@ class EngineRun:
     def __init__(self, folder: Path, seed: int) -> None:
         self.random = random.Random(f"engine {seed}")
         self.seed = seed
-        shelf = folder / "shelf"
+        self.shelf = shelf = folder / "shelf"
         shelf.mkdir()
         self.calls = FaultyCalls(folder / "control", shelf)
         model = make_tiny_model(folder / "model")
@@ -100,7 +100,7 @@ class EngineRun:
             plain.stop()
         self.verdicts: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
-        self.rounds = self.from_shelf = self.cached_tokens = 0
+        self.rounds = self.from_shelf = self.cached_tokens = self.evicted = 0
         self.log_lines: Counter[str] = Counter()
         self.wrong: list[str] = []
 
@@ -132,6 +132,10 @@ class EngineRun:
         self.calls.set(*rules)
         if self.random.random() < 0.8:
             self.engine.reset_prefix_cache()
+        for path in sorted(self.shelf.glob("*/r*/*/*.kv")):  # as an evictor: then there are stores
+            if self.random.random() < 0.3:
+                path.unlink(missing_ok=True)
+                self.evicted += 1
         chosen = self.random.sample(range(len(PROMPTS)), self.random.randint(1, 6))
         self._ask(chosen, f"round {self.rounds} with {rules}")
         for rule, times in zip(rules, self.calls.injected(), strict=True):
@@ -173,6 +177,7 @@ class EngineRun:
             "requests_with_cached_tokens": self.from_shelf,
             "cached_tokens": self.cached_tokens,
             "answers": dict(self.verdicts),
+            "chunks_evicted": self.evicted,
             "faults": self.faults.total(),
             "log_lines_of_faults": dict(self.log_lines),
             "faults_by_kind": dict(sorted(self.faults.items())),

@@ -22,7 +22,7 @@ needs_calls = pytest.mark.skipif(REASON is not None, reason=REASON or "")
 pytestmark = pytest.mark.vllm
 
 PROCESSES = 4  # most of a hang's time is waiting
-SECONDS = 240.0
+SECONDS = 840.0  # a machine with other work to do needs minutes to import vLLM
 CELLS = list(every_cell())
 
 
@@ -87,7 +87,7 @@ def running(
 
 
 @needs_calls
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("group", GROUPS)
 def test_cells(group: str, running: dict[str, list[tuple[Cell, Future[int]]]]) -> None:
     failures = []
@@ -99,7 +99,7 @@ def test_cells(group: str, running: dict[str, list[tuple[Cell, Future[int]]]]) -
 
 
 @needs_calls
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("job", matrix.JOBS)
 @pytest.mark.parametrize("durability", matrix.DURABILITIES)
 def test_the_calls_that_a_job_makes_are_all_in_the_matrix(
