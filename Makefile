@@ -16,7 +16,7 @@ CMAKE := cmake -S . -G Ninja
 CTEST := ctest --output-on-failure --no-tests=error --test-dir
 
 .DELETE_ON_ERROR:
-.PHONY: FORCE setup tools lint test test-native test-asan test-tsan fuzz coverage test-window demo bench clean
+.PHONY: FORCE setup tools lint test test-native test-asan test-tsan fuzz coverage stress test-window demo bench clean
 
 # A registry's hiccup is not a broken set-up: one second try.
 define retry
@@ -103,6 +103,10 @@ WINDOW := 0.26.0 0.33.0
 test-window: $(VENV)/.kvshelf
 	python scripts/fetch_window.py build/window $(WINDOW)
 	KVSHELF_VLLM_WHEELS=$(abspath build/window) python -m pytest tests/vllm/test_window.py
+
+# Minutes to hours: 10,000 random fault schedules, and whatever else is marked so.
+stress: $(VENV)/.kvshelf
+	python -m pytest -m stress
 
 demo: $(VENV)/.kvshelf
 	@python demo/run.py

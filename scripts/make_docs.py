@@ -1,4 +1,4 @@
-"""Writes the tables of docs/configuration.md and docs/metrics.md from the code that they describe.
+"""Writes the tables of docs/configuration.md, metrics.md and faults.md from what they describe.
 
     python scripts/make_docs.py           write them
     python scripts/make_docs.py --check   exit status 1 if one of them is stale
@@ -12,6 +12,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the matrix is the tests'
+
+from tests.faults.table import matrix_table
+
 from kvshelf.config import settings_table
 from kvshelf.metrics import metrics_table
 
@@ -20,6 +24,7 @@ BEGIN = "<!-- made by scripts/make_docs.py: change the code instead -->\n"
 END = "<!-- end -->\n"
 TABLES: dict[str, Callable[[], str]] = {
     "configuration.md": settings_table,
+    "faults.md": matrix_table,
     "metrics.md": metrics_table,
 }
 

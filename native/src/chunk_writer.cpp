@@ -60,6 +60,7 @@ FileResult ChunkWriter::CreateTemp() {
   for (int attempt = 0; attempt < kFolderAttempts && fd == -ENOENT; ++attempt) {
     bool created = false;
     const int folder_fd = root_.MakeFolder(folder, &created);
+    if (folder_fd == -ENOENT) continue;  // removed between mkdir and open
     if (folder_fd < 0) return FileResult::IoError(-folder_fd);
     temp_folder_ = UniqueFd(folder_fd);
     const int flags = O_WRONLY | O_CREAT | O_EXCL;

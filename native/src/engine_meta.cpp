@@ -18,15 +18,18 @@ constexpr off_t kChunkFileBytesMin = 2 * kPageBytes;
 // A read() of a probe: what loads use on a device that copies on its own, or more than they use.
 constexpr std::size_t kProbeStepBytes = 256 << 10;
 
+// What is no chunk file or gone, however the file system says it, is no fault of the storage.
+// ELOOP: a link, which loads do not follow either. ENXIO: a socket. ENAMETOOLONG: of the longest
+// keys and group numbers; such a chunk cannot be stored either.
+bool IsGone(int error) {
+  return error == -ENOENT || error == -ENOTDIR || error == -ESTALE || error == -ELOOP ||
+         error == -ENXIO || error == -ENAMETOOLONG;
+}
+
 FileResult LookUp(const RootDir& root, const std::string& path) {
   struct stat found{};
   const int error = root.StatBeneath(path, &found);
-  // ELOOP: a folder that is a link. Loads do not follow it, so nothing behind it is a hit.
-  // ENAMETOOLONG: of the longest keys and group numbers; such a chunk cannot be stored either.
-  if (error == -ENOENT || error == -ENOTDIR || error == -ESTALE || error == -ELOOP ||
-      error == -ENAMETOOLONG) {
-    return {FileStatus::kNotFound, 0};
-  }
+  if (IsGone(error)) return {FileStatus::kNotFound, 0};
   if (error < 0) return FileResult::IoError(-error);
   const bool chunk = S_ISREG(found.st_mode) && found.st_size >= kChunkFileBytesMin;
   return {chunk ? FileStatus::kOk : FileStatus::kNotFound, 0};
@@ -52,21 +55,19 @@ FileResult ReadSome(const RootDir& root, const std::string& path, std::uint64_t 
                     std::uint64_t* bytes) {
   FileOps& ops = root.ops();
   const int opened = ops.OpenBeneath(root.fd(), path.c_str(), O_RDONLY | O_NONBLOCK | O_NOCTTY, 0);
-  // ELOOP and ENXIO: a link or a socket is no chunk file, and no fault of the storage.
-  if (opened == -ENOENT || opened == -ENOTDIR || opened == -ESTALE || opened == -ELOOP ||
-      opened == -ENXIO) {
-    return {FileStatus::kNotFound, 0};
-  }
+  if (IsGone(opened)) return {FileStatus::kNotFound, 0};
   if (opened < 0) return FileResult::IoError(-opened);
   const UniqueFd file(opened);
   struct stat found{};
   const int error = ops.Fstat(file.get(), &found);
+  if (IsGone(error)) return {FileStatus::kNotFound, 0};
   if (error < 0) return FileResult::IoError(-error);
   if (!S_ISREG(found.st_mode)) return {FileStatus::kNotFound, 0};
   const StagingBuffer buffer = AllocateAligned(kProbeStepBytes);
   while (*bytes < bytes_max) {
     const std::uint64_t step = std::min<std::uint64_t>(buffer.size(), bytes_max - *bytes);
     const ssize_t got = ops.Pread(file.get(), buffer.data(), step, static_cast<off_t>(*bytes));
+    if (IsGone(static_cast<int>(got))) return {FileStatus::kNotFound, 0};
     if (got < 0) return FileResult::IoError(static_cast<int>(-got));
     if (got == 0) break;
     *bytes += static_cast<std::uint64_t>(got);
