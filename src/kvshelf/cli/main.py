@@ -8,18 +8,18 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from kvshelf.cli import cmd_namespaces
+from kvshelf.cli import cmd_namespaces, cmd_scrub
 from kvshelf.cli.common import EXIT_HELP, CommandError, Exit
 
 # Name -> module with HELP, DESCRIPTION, add_arguments(parser) and run(options).
-COMMANDS = {"namespaces": cmd_namespaces}
+COMMANDS = {"namespaces": cmd_namespaces, "scrub": cmd_scrub}
 
 
 def parser() -> argparse.ArgumentParser:
     """The arguments of all commands; every command has ``--json`` and says the exit statuses."""
     top = argparse.ArgumentParser(
         prog="kvshelf",
-        description="Look at the KV cache that vLLM keeps on a shared file system.",
+        description="Look at and look after the KV cache that vLLM keeps on a shared file system.",
         epilog=EXIT_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
