@@ -1,16 +1,58 @@
 #include "kvshelf/chunk_verifier.h"
 
 #include <fcntl.h>
-#include <sys/uio.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <vector>
 
 #include "kvshelf/crc64.h"
 
 namespace kvshelf {
+namespace {
+
+// Pages of a file that are not in the page cache, dropped from it at the end of a scope. mincore(2)
+// says that all pages are there to whoever may not write to the file: then none is dropped.
+class PagesToDrop {
+ public:
+  // REQUIRES: `offset` is a multiple of the page size. Does nothing for fd -1.
+  PagesToDrop(int fd, std::uint64_t offset, std::uint64_t bytes) : fd_(fd), offset_(offset) {
+    if (fd < 0) return;
+    void* const map = ::mmap(nullptr, bytes, PROT_READ, MAP_SHARED, fd, static_cast<off_t>(offset));
+    if (map == MAP_FAILED) return;
+    cached_.resize((bytes + kPageBytes - 1) / kPageBytes);
+    if (::mincore(map, bytes, cached_.data()) != 0) cached_.clear();
+    ::munmap(map, bytes);
+  }
+  ~PagesToDrop() {
+    const int saved = errno;
+    // In runs: a part of a large folio is not dropped.
+    for (auto begin = cached_.begin(); begin != cached_.end();) {
+      begin = std::find_if(begin, cached_.end(), [](auto page) { return (page & 1) == 0; });
+      const auto end =
+          std::find_if(begin, cached_.end(), [](auto page) { return (page & 1) != 0; });
+      if (begin != end) {
+        const auto first = static_cast<std::uint64_t>(begin - cached_.begin());
+        ::posix_fadvise(fd_, static_cast<off_t>(offset_ + first * kPageBytes),
+                        (end - begin) * static_cast<off_t>(kPageBytes), POSIX_FADV_DONTNEED);
+      }
+      begin = end;
+    }
+    errno = saved;
+  }
+  PagesToDrop(const PagesToDrop&) = delete;
+  PagesToDrop& operator=(const PagesToDrop&) = delete;
+
+ private:
+  int fd_;
+  std::uint64_t offset_;
+  std::vector<unsigned char> cached_;
+};
+
+}  // namespace
 
 ChunkVerifier::ChunkVerifier(std::size_t step_bytes)
     : buffer_(AllocateAligned(RoundUpToPage(step_bytes))), page_(AllocateAligned(kPageBytes)) {}
@@ -95,18 +137,12 @@ bool ChunkVerifier::Read(std::byte* data, std::uint64_t bytes, std::uint64_t off
   return true;
 }
 
-// Bytes, or -errno. O_DIRECT reads past the page cache. Without it, what is in the cache already
-// is taken from there and stays (RWF_NOWAIT); what is not is dropped again once it was read.
+// Bytes, or -errno. O_DIRECT reads past the page cache. Without it, pages that were not in the
+// cache are dropped from it once they were read, and those that were stay.
 std::int64_t ChunkVerifier::ReadSome(std::byte* data, std::uint64_t bytes, std::uint64_t offset) {
-  const auto at = static_cast<off_t>(offset);
-  const iovec part{data, bytes};
   for (;;) {
-    ssize_t got = direct_ ? -1 : ::preadv2(fd_, &part, 1, at, RWF_NOWAIT);
-    if (got > 0) return got;
-    got = ::pread(fd_, data, bytes, at);
-    if (got > 0 && !direct_) {
-      ::posix_fadvise(fd_, at, static_cast<off_t>(got), POSIX_FADV_DONTNEED);
-    }
+    const PagesToDrop pages(direct_ ? -1 : fd_, offset, bytes);
+    const ssize_t got = ::pread(fd_, data, bytes, static_cast<off_t>(offset));
     if (got >= 0) return got;
     if (errno == EINVAL && direct_) {
       direct_ = false;
