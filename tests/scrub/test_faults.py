@@ -38,9 +38,7 @@ COUNT = itertools.count()
 
 
 @pytest.mark.parametrize("fault", ["read", "open", "stat"])
-def test_a_file_that_cannot_be_read_is_kept(
-    mounted: Path, mount: FaultyMount, fault: str
-) -> None:
+def test_a_file_that_cannot_be_read_is_kept(mounted: Path, mount: FaultyMount, fault: str) -> None:
     path = chunks(mounted)[3]
     before = everything(mounted)
     mount.set(match=path.name, **{fault: "EIO"})
@@ -60,9 +58,7 @@ def test_a_folder_that_cannot_be_listed_is_kept(mounted: Path, mount: FaultyMoun
     assert found(mounted) == [] and len(chunks(mounted)) == 8
 
 
-def test_a_file_that_is_gone_on_the_server_is_no_finding(
-    mounted: Path, mount: FaultyMount
-) -> None:
+def test_a_file_that_is_gone_on_the_server_is_no_finding(mounted: Path, mount: FaultyMount) -> None:
     mount.set(match=chunks(mounted)[3].name, read="ESTALE")
     findings, run = scrubbed(mounted)
     mount.set()
