@@ -68,7 +68,12 @@ bool ChunkVerifier::Begin(int fd, std::uint64_t file_bytes, const ExpectedChunk&
   // Buffered reads must not bring in more than they ask for, see ReadSome.
   if (!direct_) ::posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM);
   if (file_bytes < kPageBytes) return Judge(Verdict::kCorrupt, "shorter than a header");
-  return !Read(page_.data(), kPageBytes, 0) || CheckHeader(expected);
+  // The header and what follows in one read: of a small file that is all.
+  const std::uint64_t bytes =
+      std::min<std::uint64_t>(buffer_.size(), file_bytes & ~(kPageBytes - 1));
+  if (!Read(bytes, 0)) return true;
+  std::memcpy(page_.data(), buffer_.data(), kPageBytes);
+  return CheckHeader(expected) || Check(buffer_.data() + kPageBytes, bytes - kPageBytes);
 }
 
 bool ChunkVerifier::CheckHeader(const ExpectedChunk& expected) {
@@ -95,26 +100,36 @@ bool ChunkVerifier::CheckHeader(const ExpectedChunk& expected) {
 }
 
 bool ChunkVerifier::Step() {
-  const auto& header = *reinterpret_cast<const ChunkHeader*>(page_.data());
-  const std::uint64_t piece = at_ / header.piece_bytes;
-  const std::uint64_t piece_end = std::min((piece + 1) * header.piece_bytes, header.payload_bytes);
-  const std::uint64_t bytes = std::min<std::uint64_t>(buffer_.size(), piece_end - at_);
   // To the end of a page: O_DIRECT wants that, and what follows the payload is padding.
-  const std::uint64_t with_padding = RoundUpToPage(bytes);
-  if (!Read(buffer_.data(), with_padding, kPageBytes + at_)) return true;
-  crc_ = Crc64(crc_, buffer_.data(), bytes);
-  at_ += bytes;
-  if (at_ < piece_end) return false;
-  if (crc_ != header.piece_checksums[piece]) {
-    return Judge(Verdict::kCorrupt, "piece " + std::to_string(piece) + " of " +
-                                        std::to_string(header.piece_count) + " is damaged");
+  const std::uint64_t bytes =
+      std::min<std::uint64_t>(buffer_.size(), file_bytes_ - kPageBytes - at_);
+  return !Read(bytes, kPageBytes + at_) || Check(buffer_.data(), bytes);
+}
+
+bool ChunkVerifier::Check(const std::byte* data, std::uint64_t bytes) {
+  const auto& header = *reinterpret_cast<const ChunkHeader*>(page_.data());
+  const std::byte* const end = data + bytes;
+  while (data < end) {
+    const std::uint64_t piece = at_ / header.piece_bytes;
+    const std::uint64_t piece_end =
+        std::min((piece + 1) * header.piece_bytes, header.payload_bytes);
+    const auto part = std::min(static_cast<std::uint64_t>(end - data), piece_end - at_);
+    crc_ = Crc64(crc_, data, part);
+    at_ += part;
+    data += part;
+    if (at_ < piece_end) continue;
+    if (crc_ != header.piece_checksums[piece]) {
+      return Judge(Verdict::kCorrupt, "piece " + std::to_string(piece) + " of " +
+                                          std::to_string(header.piece_count) + " is damaged");
+    }
+    crc_ = 0;
+    if (at_ == header.payload_bytes) {
+      const bool zero = std::all_of(data, end, [](std::byte each) { return each == std::byte{0}; });
+      return zero ? Judge(Verdict::kSound, "")
+                  : Judge(Verdict::kPadding, "the bytes behind the payload are not zero");
+    }
   }
-  crc_ = 0;
-  if (at_ < header.payload_bytes) return false;
-  const bool zero = std::all_of(buffer_.data() + bytes, buffer_.data() + with_padding,
-                                [](std::byte each) { return each == std::byte{0}; });
-  return zero ? Judge(Verdict::kSound, "")
-              : Judge(Verdict::kPadding, "the bytes behind the payload are not zero");
+  return false;
 }
 
 bool ChunkVerifier::Judge(Verdict verdict, std::string reason) {
@@ -123,7 +138,8 @@ bool ChunkVerifier::Judge(Verdict verdict, std::string reason) {
   return true;
 }
 
-bool ChunkVerifier::Read(std::byte* data, std::uint64_t bytes, std::uint64_t offset) {
+bool ChunkVerifier::Read(std::uint64_t bytes, std::uint64_t offset) {
+  std::byte* const data = buffer_.data();
   for (std::uint64_t done = 0; done < bytes;) {
     const std::int64_t got = ReadSome(data + done, bytes - done, offset + done);
     if (got == 0) return !Judge(Verdict::kCorrupt, "it ends early");

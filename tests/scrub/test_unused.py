@@ -13,7 +13,7 @@ import pytest
 
 from kvshelf import Shelf
 from kvshelf.layout import removed_name
-from kvshelf.root import use_namespace
+from kvshelf.root import open_namespace, use_namespace
 from kvshelf.scrub.findings import Action, Kind
 from tests.scrub.shelves import BLOCKS, CONFIG, IDENTITY, OTHER, chunks, everything, fill, found
 from tests.scrub.test_orphans import later
@@ -129,6 +129,25 @@ def test_an_engine_that_starts_during_the_removal_makes_it_anew(old: Path) -> No
     # What a killed scrub left behind is deleted by the next one.
     assert found(old, dry_run=True) == [] and gone.exists()
     assert found(old, unused_days=DAYS) == [] and not gone.exists()
+    os.close(descriptor)
+
+
+def test_a_lock_on_what_was_just_removed_is_none(
+    old: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine has opened namespace.json, then the scrub takes the folder, then it locks."""
+    real, gone = fcntl.flock, old / removed_name(FOLDER, "01234567")
+
+    def flock(descriptor: int, operation: int) -> None:
+        if not gone.exists():
+            (old / FOLDER).rename(gone)
+            open_namespace(old, IDENTITY)  # another engine is quicker
+        real(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    descriptor = use_namespace(old, IDENTITY)
+    assert descriptor is not None
+    assert os.path.samestat(os.fstat(descriptor), (old / FOLDER / "namespace.json").stat())
     os.close(descriptor)
 
 

@@ -33,9 +33,10 @@ class ChunkVerifier {
  public:
   explicit ChunkVerifier(std::size_t step_bytes);
 
-  // Reads and checks the header. `fd` must stay open until Step has returned true or another file
-  // begins; `file_bytes` is what fstat said. O_DIRECT is used if the descriptor has it, and taken
-  // from it if the file system refuses. True if the verdict is known.
+  // Reads and checks the header and the beginning of the payload. `fd` must stay open until Step
+  // has returned true or another file begins; `file_bytes` is what fstat said. O_DIRECT is used if
+  // the descriptor has it, and taken from it if the file system refuses. True if the verdict is
+  // known.
   bool Begin(int fd, std::uint64_t file_bytes, const ExpectedChunk& expected);
 
   // Reads and checks the next `step_bytes` at most. True if the verdict is known.
@@ -51,8 +52,10 @@ class ChunkVerifier {
  private:
   bool Judge(Verdict verdict, std::string reason);
   bool CheckHeader(const ExpectedChunk& expected);
-  // Whether all bytes came; if not, the verdict is known.
-  bool Read(std::byte* data, std::uint64_t bytes, std::uint64_t offset);
+  // The next bytes of the payload, and in the end its padding.
+  bool Check(const std::byte* data, std::uint64_t bytes);
+  // Into the buffer. Whether all bytes came; if not, the verdict is known.
+  bool Read(std::uint64_t bytes, std::uint64_t offset);
   std::int64_t ReadSome(std::byte* data, std::uint64_t bytes, std::uint64_t offset);
 
   StagingBuffer buffer_;

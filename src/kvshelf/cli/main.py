@@ -8,11 +8,17 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from kvshelf.cli import cmd_namespaces, cmd_scrub
+from kvshelf.cli import cmd_du, cmd_ls, cmd_namespaces, cmd_scrub, cmd_top
 from kvshelf.cli.common import EXIT_HELP, CommandError, Exit
 
 # Name -> module with HELP, DESCRIPTION, add_arguments(parser) and run(options).
-COMMANDS = {"namespaces": cmd_namespaces, "scrub": cmd_scrub}
+COMMANDS = {
+    "du": cmd_du,
+    "ls": cmd_ls,
+    "namespaces": cmd_namespaces,
+    "scrub": cmd_scrub,
+    "top": cmd_top,
+}
 
 
 def parser() -> argparse.ArgumentParser:

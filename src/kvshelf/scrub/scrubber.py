@@ -58,10 +58,6 @@ class Scrubber:
 
     Attributes:
         totals: counts of the run so far.
-
-    Raises:
-        NotAShelfError: the directory carries no marker that we know.
-        OSError: it cannot be read.
     """
 
     def __init__(
@@ -72,7 +68,6 @@ class Scrubber:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        check_root(root)
         self._root, self._settings, self._clock = root, settings, clock
         self._pace = Pace(
             settings.megabytes_per_second * 1e6, settings.files_per_second, clock=clock, sleep=sleep
@@ -88,7 +83,8 @@ class Scrubber:
         """Findings as they are made, once. Closing the iterator stops, and keeps the place.
 
         Raises:
-            NotAShelfError, OSError: as the constructor.
+            NotAShelfError: the directory carries no marker that we know.
+            OSError: it cannot be read, or has none.
         """
         root = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
