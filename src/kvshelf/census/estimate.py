@@ -14,9 +14,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 CONFIDENCE = 0.95
-# Of the normal distribution; below this many folders a spread says little, see ``total``.
+# Of the normal distribution; below so many folders or chunks a spread says little, see ``total``.
 _STANDARD_ERRORS = statistics.NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
-_FOLDERS_MIN = 30
+_LEAST = 30
 # Buckets of ages: eight to a doubling, so that a percentile is right to a tenth.
 _BUCKETS_PER_DOUBLING = 8
 
@@ -51,7 +51,7 @@ def total(counts: Sequence[float], folders: int, unit: float = 1.0) -> Estimate:
         return Estimate(0.0, math.inf)
     mean = sum(counts) / seen
     variance = statistics.variance(counts) if seen > 1 else 0.0
-    if seen < _FOLDERS_MIN:
+    if seen < _LEAST or sum(counts) < _LEAST * unit:
         # So few may look alike by chance. Chunks that fall into folders as hashes do spread as
         # Poisson's distribution; one more than was seen, in case that none was.
         variance = max(variance, (mean + unit / seen) * unit)
