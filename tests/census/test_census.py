@@ -95,6 +95,12 @@ def test_few_folders_are_not_believed_too_much(seen: int, mean: float) -> None:
     assert right >= 180
 
 
+def test_the_error_is_that_of_the_textbook() -> None:
+    """Half of 4,000 folders, of mean and variance 1: 1.96 x 4000 x sqrt(1 / 2000 x 1 / 2)."""
+    assert total([0, 2] * 1000, 4000).error == pytest.approx(123.96, rel=1e-3)
+    assert total([0, 2] * 1000, 10**9).error == pytest.approx(1.96 * 10**9 / 2000**0.5, rel=1e-3)
+
+
 def test_nothing_seen_is_nothing_known() -> None:
     assert total([], 7).error == float("inf") and total([], 0) == Estimate(0.0)
 
