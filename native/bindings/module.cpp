@@ -1,4 +1,4 @@
-// The Python face of the native core, and the only file that knows Python. Arguments are checked
+// The Python face of the native core; only this folder knows Python. Arguments are checked
 // here and in the core; src/kvshelf/engine/native.py gives them their Python types.
 //
 // The GIL is released around whatever may wait (wait, drain, close, release, destruction). Native
@@ -17,6 +17,7 @@
 #include "kvshelf/cuda_device.h"
 #include "kvshelf/engine.h"
 #include "kvshelf/root_dir.h"
+#include "scrub.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -257,4 +258,5 @@ NB_MODULE(_native, m) {
         "geometry"_a, "block_bytes"_a, "first_block"_a, "block_count"_a);
   m.def("probe_direct", ProbeDirect, "directory"_a,
         "0 if O_DIRECT works for files in the directory, else an errno.");
+  BindScrub(m);
 }

@@ -14,6 +14,9 @@ TEMP_FOLDER = "tmp"
 # Of the root: what `kvshelf doctor --peer` says to another node; there only meanwhile.
 DOCTOR_FOLDER = "doctor"
 CHUNK_SUFFIX = ".kv"
+SCRUB_CURSOR = "kvshelf-scrub.json"
+# Regular files of ours in the root; temp files, with a dot in front, come besides.
+ROOT_FILES = frozenset({MARKER, SCRUB_CURSOR})
 # Three hex digits: 4,096 folders keep each below 3,000 files at 10 million chunks.
 FOLDER_DIGITS = 3
 
@@ -21,6 +24,9 @@ FOLDER_DIGITS = 3
 _FOLDER = re.compile(r"(?!\.)[A-Za-z0-9._]{1,64}-[0-9a-f]{12}")
 # ASCII digits: \d alone also matches those of other scripts.
 _CHUNK = re.compile(r"r(\d{1,9})/([0-9a-f]{3})/([0-9a-f]{16,248})-g(\d{1,10})\.kv", flags=re.ASCII)
+_RANK_FOLDER = re.compile(r"r(0|[1-9]\d{0,8})", flags=re.ASCII)
+_HASH_FOLDER = re.compile(r"[0-9a-f]{3}")
+_REMOVED = re.compile(r"\.removed-(?P<folder>.+)-[0-9a-f]{8}")
 _TEMP = re.compile(
     r"(?P<host>[A-Za-z0-9._-]{1,64})-(?P<boot>[0-9a-f]{8})-(?P<pids>\d{1,20})-(?P<pid>\d{1,9})-"
     r"(?P<start>\d{1,20})-(?P<count>\d{1,20})\.tmp",
@@ -31,6 +37,33 @@ _TEMP = re.compile(
 def is_namespace_folder(name: str) -> bool:
     """Whether a folder of the root may be a namespace's, by its name."""
     return _FOLDER.fullmatch(name) is not None
+
+
+def short_digest(folder: str) -> bytes:
+    """The first 6 bytes of the digest of a namespace, from its folder's name."""
+    return bytes.fromhex(folder[-12:])
+
+
+def parse_rank_folder(name: str) -> int | None:
+    """The rank whose chunk files lie in a folder of a namespace; None for any other name."""
+    match = _RANK_FOLDER.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def is_hash_folder(name: str) -> bool:
+    """Whether a folder of a rank may hold chunk files, by its name."""
+    return _HASH_FOLDER.fullmatch(name) is not None
+
+
+def removed_name(folder: str, token: str) -> str:
+    """Name in the root of a namespace that is being removed; ``token`` is 8 hex digits."""
+    return f".removed-{folder}-{token}"
+
+
+def is_removed_folder(name: str) -> bool:
+    """Whether a folder of the root is a namespace that is being removed, by its name."""
+    match = _REMOVED.fullmatch(name)
+    return match is not None and is_namespace_folder(match["folder"])
 
 
 def chunk_path(folder: str, rank: int, key: bytes) -> str:
@@ -139,14 +172,21 @@ __all__ = [
     "DOCTOR_FOLDER",
     "MARKER",
     "NAMESPACE_FILE",
+    "ROOT_FILES",
+    "SCRUB_CURSOR",
     "TEMP_FOLDER",
     "ChunkName",
     "TempOwner",
     "chunk_path",
+    "is_hash_folder",
     "is_namespace_folder",
+    "is_removed_folder",
     "owner_is_dead",
     "parse_chunk_path",
+    "parse_rank_folder",
     "parse_temp_name",
+    "removed_name",
     "safe_host",
+    "short_digest",
     "temp_name",
 ]

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import itertools
 import json
 import os
 import socket
 import stat
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,8 @@ _IGNORED = frozenset(
     {"lost+found", ".snapshot", ".snapshots", ".zfs", ".glusterfs", ".trashcan", ".trash"}
 )
 _MARKER_BYTES_MAX = 1 << 20
+# Taking a namespace away is a rename: tried for 5 s.
+_USE_ATTEMPTS, _USE_SECONDS = 50, 0.1
 
 
 def open_root(
@@ -80,7 +84,7 @@ def check_root(path: str | os.PathLike[str]) -> None:
     """
     marker_path = Path(path) / MARKER
     try:
-        marker = _read_json(marker_path)
+        marker = read_json(marker_path)
     except ValueError as error:
         raise NotAShelfError(f"{marker_path} is damaged: {error}") from error
     version = marker.get("kvshelf") if isinstance(marker, dict) else None
@@ -117,7 +121,7 @@ def open_namespace(
                 raise NotAShelfError(f"{directory} is not a directory of its own, or a link")
         if not os.path.lexists(folder / NAMESPACE_FILE):
             _publish(folder / NAMESPACE_FILE, identity.to_json(), folder / TEMP_FOLDER, file_mode)
-        found = Identity.from_json(_read_json(folder / NAMESPACE_FILE))
+        found = Identity.from_json(read_json(folder / NAMESPACE_FILE))
     except OSError as error:
         raise _unusable(folder, error) from error
     except ValueError as error:
@@ -142,6 +146,45 @@ class NamespaceEntry:
     problem: str = ""
 
 
+def use_namespace(
+    root: Path, identity: Identity, *, dir_mode: int = 0o2770, file_mode: int = 0o640
+) -> int | None:
+    """Open a namespace and say that this process uses it for as long as a descriptor is open.
+
+    The descriptor holds a shared lock (flock(2)) on namespace.json, and its times are renewed once:
+    ``kvshelf scrub`` removes no namespace that is locked, and none that was used of late. None
+    where the file system has no locks.
+
+    Raises:
+        as ``open_namespace``.
+    """
+    for _ in range(_USE_ATTEMPTS):
+        path = open_namespace(root, identity, dir_mode=dir_mode, file_mode=file_mode)
+        path /= NAMESPACE_FILE
+        descriptor = -1
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            found = path.lstat()
+            if os.path.samestat(found, os.fstat(descriptor)):
+                with contextlib.suppress(OSError):  # another user's file: the lock is enough
+                    os.utime(descriptor)
+                return descriptor
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.ENOENT, errno.ESTALE):
+                _close(descriptor)
+                return None
+        # It is being removed this moment: then it is made anew.
+        _close(descriptor)
+        time.sleep(_USE_SECONDS)
+    return None
+
+
+def _close(descriptor: int) -> None:
+    if descriptor >= 0:
+        os.close(descriptor)
+
+
 def list_namespaces(root: Path) -> list[NamespaceEntry]:
     """Every folder that has a namespace.json, by name. Links are not followed; writes nothing.
 
@@ -153,7 +196,7 @@ def list_namespaces(root: Path) -> list[NamespaceEntry]:
         folders = sorted(entry.name for entry in scan if entry.is_dir(follow_symlinks=False))
     for name in folders:
         try:
-            identity = Identity.from_json(_read_json(root / name / NAMESPACE_FILE))
+            identity = Identity.from_json(read_json(root / name / NAMESPACE_FILE))
         except FileNotFoundError:
             continue
         except OSError as error:
@@ -164,6 +207,11 @@ def list_namespaces(root: Path) -> list[NamespaceEntry]:
             moved = "" if name == identity.folder else f"it is of the folder {identity.folder}"
             entries.append(NamespaceEntry(name, identity, moved))
     return entries
+
+
+def is_of_file_system(name: str) -> bool:
+    """Whether a file system itself puts an entry of this name into folders."""
+    return name in _IGNORED or name.startswith(".nfs")
 
 
 def this_host() -> str:
@@ -234,7 +282,7 @@ def _sync_folder(path: Path) -> None:
 def _claim(root: Path, file_mode: int) -> None:
     """Write the marker into an empty directory; losing the race to another process is fine."""
     for name in sorted(os.listdir(root)):  # noqa: PTH208 - names are all that is needed
-        if name in _IGNORED or name.startswith(".nfs") or parse_temp_name(name.removeprefix(".")):
+        if is_of_file_system(name) or parse_temp_name(name.removeprefix(".")):
             continue
         if os.path.lexists(root / MARKER):
             return  # another process was faster, and what lies here may be its namespace
@@ -276,16 +324,17 @@ def _publish(path: Path, value: Any, temp_folder: Path, file_mode: int) -> None:
         temp.unlink(missing_ok=True)
 
 
-def _read_json(path: Path) -> Any:
-    """Parse a small JSON file that is no link.
+def read_json(path: str | os.PathLike[str], dir_fd: int | None = None) -> Any:
+    """Parse a small JSON file that is no link; ``dir_fd`` as in ``os.open``.
 
     Raises:
         OSError: it cannot be read.
         ValueError: it is not JSON, larger than 1 MiB, a link or no regular file.
     """
+    # O_NONBLOCK: opening a pipe must not wait for its writer.
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
     try:
-        # O_NONBLOCK: opening a pipe must not wait for its writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        descriptor = os.open(path, flags, dir_fd=dir_fd)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise ValueError("a symbolic link") from error

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import os
 import secrets
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -39,7 +40,7 @@ from kvshelf.engine import (
 from kvshelf.keys import group_of
 from kvshelf.layout import chunk_path, chunk_path_in, rank_folder
 from kvshelf.namespace import Identity
-from kvshelf.root import open_namespace, open_root
+from kvshelf.root import open_root, use_namespace
 
 EngineFactory = Callable[..., Engine]
 
@@ -96,6 +97,11 @@ def native_engine(*args: Any, **kwargs: Any) -> Engine:
     return NativeEngine(*args, **kwargs)
 
 
+def _close_descriptor(descriptor: int | None) -> None:
+    if descriptor is not None:
+        os.close(descriptor)
+
+
 class Shelf:
     """Chunks of one namespace and one rank in a shelf's root.
 
@@ -144,7 +150,9 @@ class Shelf:
         if self._config.auth_key:
             identity = identity.with_field("auth_key", key_id(self._config.auth_key))
         self._root = open_root(root, **modes)
-        open_namespace(self._root, identity, **modes)
+        use = use_namespace(self._root, identity, **modes)
+        # Given up by close(), by the collector, and by the kernel however this process ends.
+        self._end_use = weakref.finalize(self, _close_descriptor, use)
         self._folder = identity.folder
         self._rank = rank
         self._ranks = range(world_size)
@@ -255,6 +263,7 @@ class Shelf:
         return self._engine.stats()
 
     def close(self, timeout_seconds: float = 5.0) -> bool:
+        self._end_use()
         return self._engine.close(timeout_seconds)
 
     def store(self, chunks: Sequence[Chunk]) -> list[FileStatus]:

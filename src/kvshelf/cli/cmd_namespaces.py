@@ -9,7 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kvshelf.cli.common import CommandError, Exit, existing_shelf, print_json, safe, shortened
+from kvshelf.cli.common import (
+    CommandError,
+    Exit,
+    existing_shelf,
+    print_json,
+    safe,
+    shortened,
+    table_lines,
+)
 from kvshelf.namespace import ABSENT, FieldDifference, Identity, diff
 from kvshelf.root import NamespaceEntry, list_namespaces
 
@@ -45,7 +53,8 @@ def _list(root: Path, entries: Sequence[NamespaceEntry], *, as_json: bool) -> Ex
     if as_json:
         print_json({"root": str(root), "namespaces": [_entry_json(entry) for entry in entries]})
     elif entries:
-        _print_table([("FOLDER", "MODEL", "ENGINE", "DIGEST"), *map(_row, entries)])
+        rows = [("FOLDER", "MODEL", "ENGINE", "DIGEST"), *map(_row, entries)]
+        print("\n".join(table_lines(rows)))
     else:
         print(f"no namespaces in {safe(str(root))}")
     findings = [entry for entry in entries if entry.problem]
@@ -73,12 +82,6 @@ def _row(entry: NamespaceEntry) -> tuple[str, ...]:
     engine = entry.identity.fields.get("engine", "")
     texts = (entry.folder, entry.identity.model, str(engine), entry.identity.digest12)
     return tuple(_cut(safe(text)) for text in texts)
-
-
-def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(map(str.ljust, row, widths)).rstrip())
 
 
 def select(entries: Sequence[NamespaceEntry], name: str) -> NamespaceEntry:

@@ -8,18 +8,34 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from kvshelf.cli import cmd_bench, cmd_doctor, cmd_namespaces
+from kvshelf.cli import (
+    cmd_bench,
+    cmd_doctor,
+    cmd_du,
+    cmd_ls,
+    cmd_namespaces,
+    cmd_scrub,
+    cmd_top,
+)
 from kvshelf.cli.common import EXIT_HELP, CommandError, Exit
 
 # Name -> module with HELP, DESCRIPTION, add_arguments(parser) and run(options).
-COMMANDS = {"doctor": cmd_doctor, "bench": cmd_bench, "namespaces": cmd_namespaces}
+COMMANDS = {
+    "doctor": cmd_doctor,
+    "bench": cmd_bench,
+    "ls": cmd_ls,
+    "du": cmd_du,
+    "top": cmd_top,
+    "scrub": cmd_scrub,
+    "namespaces": cmd_namespaces,
+}
 
 
 def parser() -> argparse.ArgumentParser:
     """The arguments of all commands; every command has ``--json`` and says the exit statuses."""
     top = argparse.ArgumentParser(
         prog="kvshelf",
-        description="Look at the KV cache that vLLM keeps on a shared file system.",
+        description="Look at and look after the KV cache that vLLM keeps on a shared file system.",
         epilog=EXIT_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

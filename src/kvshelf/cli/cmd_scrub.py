@@ -1,0 +1,147 @@
+"""``kvshelf scrub``: verify every chunk of a shelf, and remove what is bad."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import signal
+import time
+from typing import Any
+
+from kvshelf.auth import read_key
+from kvshelf.cli.common import CommandError, Exit, existing_shelf, safe
+from kvshelf.errors import ConfigError, NotAShelfError
+from kvshelf.scrub.findings import Finding, Totals
+from kvshelf.scrub.settings import ScrubSettings
+
+HELP = "verify every chunk of a shelf, and remove what is bad"
+DESCRIPTION = """\
+Read every chunk file of a shelf at a set rate and verify its checksums. Damaged files
+and files under a wrong name are removed: the next request computes them anew. So are
+temp files of writers that have ended and, with --unused-days, namespaces that no
+engine uses. Everything else that is wrong is reported and kept. Reading changes
+neither access times nor the page cache. A scrub goes on where the last one stopped.
+"""
+DEFAULTS = ScrubSettings()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    number: dict[str, Any] = {"type": float, "metavar": "N"}
+    parser.add_argument("root", metavar="ROOT", help="the shelf's directory")
+    parser.add_argument("--dry-run", action="store_true", help="remove nothing; from the start")
+    parser.add_argument(
+        "--megabytes-per-second",
+        default=DEFAULTS.megabytes_per_second,
+        help="most that is read, in 10^6 bytes; 0: no limit (default: %(default)g)",
+        **number,
+    )
+    parser.add_argument(
+        "--files-per-second",
+        default=DEFAULTS.files_per_second,
+        help="most chunk files that are opened; 0: no limit (default: %(default)g)",
+        **number,
+    )
+    parser.add_argument(
+        "--temp-hours",
+        default=DEFAULTS.temp_hours,
+        help="age at which a temp file is an orphan if its writer cannot be looked for, as on "
+        "another host (default: %(default)g)",
+        **number,
+    )
+    parser.add_argument(
+        "--unused-days",
+        default=DEFAULTS.unused_days,
+        help="remove namespaces that no engine has used for so long; 0: never (default: 0)",
+        **number,
+    )
+    parser.add_argument(
+        "--minutes",
+        default=DEFAULTS.minutes,
+        help="stop after so long, and go on the next time; 0: at the end (default: 0)",
+        **number,
+    )
+    parser.add_argument(
+        "--auth-key-file",
+        metavar="FILE",
+        help="the key of engines with auth_key_file: without it their payloads are not judged",
+    )
+    parser.add_argument("--from-start", action="store_true", help="do not go on: begin anew")
+    runs = parser.add_mutually_exclusive_group()
+    runs.add_argument("--once", action="store_true", help="one pass and no more (the default)")
+    runs.add_argument(
+        "--every-hours", default=0.0, help="a daemon: begin a pass so often", **number
+    )
+
+
+def run(options: argparse.Namespace) -> Exit:
+    from kvshelf.scrub.scrubber import Scrubber  # noqa: PLC0415 - it needs the extension
+
+    settings = _settings(options)
+    root = existing_shelf(options.root)
+    # As Ctrl-C: the place is kept.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    while True:
+        begun = time.monotonic()
+        try:
+            scrubber = Scrubber(root, settings)
+            _report(scrubber.run(), scrubber.totals, begun, as_json=options.json)
+        except (NotAShelfError, OSError) as error:
+            if isinstance(error, BrokenPipeError):
+                raise
+            raise CommandError(Exit.NO_SHELF, f"{options.root}: {error}") from error
+        if not options.every_hours:
+            break
+        time.sleep(max(0.0, begun + 3600 * options.every_hours - time.monotonic()))
+    return Exit.FINDINGS if scrubber.totals.findings else Exit.FINE
+
+
+def _settings(options: argparse.Namespace) -> ScrubSettings:
+    names = ("megabytes_per_second", "files_per_second", "temp_hours", "unused_days", "minutes")
+    values: dict[str, Any] = {
+        name: getattr(options, name) for name in (*names, "dry_run", "from_start")
+    }
+    try:
+        if not 0 <= options.every_hours < float("inf"):
+            raise ConfigError("every_hours", options.every_hours, "must be 0 or more")
+        if options.auth_key_file:
+            values["auth_key"] = read_key(options.auth_key_file)
+        return ScrubSettings(**values)
+    except ConfigError as error:
+        option = "--" + error.setting.replace("_", "-")
+        raise CommandError(Exit.USAGE, f"{option} {error.value}: {error.allowed}") from error
+
+
+def _report(findings: Any, totals: Totals, begun: float, *, as_json: bool) -> None:
+    """Print findings as they come and, however the scrub ends, the totals."""
+    try:
+        with contextlib.closing(findings):
+            for finding in findings:
+                _print_finding(finding, as_json=as_json)
+    finally:
+        seconds = time.monotonic() - begun
+        if as_json:
+            summary = {**totals.to_json(), "seconds": round(seconds, 3)}
+            print(json.dumps({"summary": summary}), flush=True)
+        else:
+            _print_totals(totals, seconds)
+
+
+def _print_finding(finding: Finding, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"finding": finding.to_json()}), flush=True)
+        return
+    what = f"{finding.action} {safe(finding.path)}" if finding.path else "the shelf"
+    print(f"{finding.kind}: {what}: {safe(finding.detail)}", flush=True)
+
+
+def _print_totals(totals: Totals, seconds: float) -> None:
+    rate = totals.bytes / 1e6 / seconds if seconds else 0.0
+    end = "to the end of the shelf" if totals.finished else "stopped: the next scrub goes on there"
+    print(f"{totals.files} chunks, {totals.bytes / 1e6:.1f} MB at {rate:.1f} MB/s, {end}")
+    if totals.sealed:
+        print(f"{totals.sealed} of them carry tags of a key that was not given: not verified")
+    if totals.vanished or totals.writing:
+        print(f"{totals.vanished} vanished meanwhile, {totals.writing} temp files being written")
+    counts = ", ".join(f"{count} {kind}" for kind, count in sorted(totals.findings.items()))
+    print(f"findings: {counts or 'none'}", flush=True)

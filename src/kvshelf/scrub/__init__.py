@@ -1,0 +1,6 @@
+"""Scrubbing: verifies every chunk of a shelf and removes what is bad. ``scrubber.Scrubber`` is it.
+
+    cli -> scrubber -> verify, orphans, unused -> folders -> files
+
+A library that yields findings; ``kvshelf scrub`` prints them. See docs/scrub.md.
+"""

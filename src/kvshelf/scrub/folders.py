@@ -1,0 +1,104 @@
+"""Folders by descriptor: listing, opening and removing without following a link. Any thread."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import heapq
+import os
+from collections.abc import Iterable, Iterator
+from enum import Enum
+from typing import NamedTuple
+
+from kvshelf.root import is_of_file_system
+
+# Names held in memory at once. A folder of kvshelf's has 3,000; one with more is listed again.
+NAMES_MAX = 10_000
+# What a path says that is not there any more; ESTALE: removed by another client of the storage.
+GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESTALE})
+
+
+class Type(Enum):
+    FILE = "file"
+    FOLDER = "folder"
+    OTHER = "other"  # a link, a pipe, a socket or a device
+
+
+class Entry(NamedTuple):
+    name: str
+    type: Type
+
+
+def entries(folder: int, after: str = "", *, inclusive: bool = False) -> Iterator[Entry]:
+    """Entries of a folder in order of their names, those behind ``after`` only, or from it on.
+
+    What a file system puts there itself is left out. Memory is bounded however many there are;
+    the folder may change meanwhile.
+
+    Raises:
+        OSError: it cannot be listed.
+    """
+    while True:
+        with os.scandir(folder) as scan:
+            batch = heapq.nsmallest(NAMES_MAX, _typed(scan, after, inclusive))
+        for name, kind in batch:
+            yield Entry(name, Type(kind))
+        if len(batch) < NAMES_MAX:
+            return
+        after, inclusive = batch[-1][0], False
+
+
+def _typed(
+    scan: Iterable[os.DirEntry[str]], after: str, inclusive: bool
+) -> Iterator[tuple[str, str]]:
+    for entry in scan:
+        before = entry.name < after or (entry.name == after and not inclusive)
+        if before or is_of_file_system(entry.name):
+            continue
+        kind = Type.OTHER
+        if entry.is_dir(follow_symlinks=False):
+            kind = Type.FOLDER
+        elif entry.is_file(follow_symlinks=False):
+            kind = Type.FILE
+        yield entry.name, kind.value
+
+
+@contextlib.contextmanager
+def folder_at(parent: int, name: str) -> Iterator[int]:
+    """A descriptor of a folder; a link is not followed.
+
+    Raises:
+        OSError: it cannot be opened, or is no folder.
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(name, flags, dir_fd=parent)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def same_file(a: os.stat_result, b: os.stat_result) -> bool:
+    return (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino)
+
+
+def unlink_if_same(folder: int, name: str, seen: os.stat_result) -> bool:
+    """Remove a file if the name is still that of the file that was seen.
+
+    The caller holds a descriptor of that file, so that its inode is not used again. Between the
+    look and the removal another process may remove the file and publish a good one under its name,
+    which is then lost: a miss, later. POSIX has no call that does both in one.
+
+    Raises:
+        OSError: it cannot be removed.
+    """
+    try:
+        now = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        if not same_file(now, seen):
+            return False
+        os.unlink(name, dir_fd=folder)
+    except OSError as error:
+        if error.errno in GONE:
+            return False
+        raise
+    return True

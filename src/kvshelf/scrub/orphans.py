@@ -1,0 +1,78 @@
+"""Temp files of writers that are gone. One thread."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+
+from kvshelf.layout import TempOwner, owner_is_dead, parse_temp_name
+from kvshelf.root import start_ticks_of, this_owner
+from kvshelf.scrub.findings import Action, Finding, Kind
+from kvshelf.scrub.folders import GONE, unlink_if_same
+
+
+class Orphans:
+    """Judges temp files.
+
+    Args:
+        now: of the file system's clock; None if it is not known: then no file is old.
+        age_seconds: at which a temp file is an orphan if its writer cannot be looked for.
+
+    Attributes:
+        writing: number of files that were left to their writers.
+    """
+
+    def __init__(self, now: float | None, age_seconds: float, *, dry_run: bool) -> None:
+        self._now, self._age_seconds, self._dry_run = now, age_seconds, dry_run
+        self._here = this_owner()
+        self.writing = 0
+
+    def judge(self, folder: int, name: str, path: str) -> Iterator[Finding]:
+        """One entry of a folder for temp files: a finding, or nothing if it may be being written.
+
+        Args:
+            folder: its folder's descriptor.
+            path: relative to the root, for the finding.
+        """
+        owner = parse_temp_name(name.removeprefix("."))
+        try:
+            seen = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            if owner is None or not stat.S_ISREG(seen.st_mode):
+                yield Finding(Kind.FOREIGN, path, "not a temp file of kvshelf")
+                return
+            reason = self._why_orphan(owner, seen)
+            if not reason:
+                self.writing += 1
+            elif self._dry_run:
+                yield Finding(Kind.ORPHAN, path, reason, Action.WOULD_REMOVE)
+            elif unlink_if_same(folder, name, seen):
+                yield Finding(Kind.ORPHAN, path, reason, Action.REMOVED)
+        except OSError as error:
+            if error.errno not in GONE:
+                yield Finding(Kind.FAULT, path, error.strerror or str(error))
+
+    def _why_orphan(self, owner: TempOwner, seen: os.stat_result) -> str:
+        """Empty if its writer lives, or may."""
+        dead = owner_is_dead(owner, here=self._here, start_ticks_of=start_ticks_of)
+        if dead and not _is_hidden(owner.pid):
+            return "its writer has ended"
+        if dead is False or self._now is None:
+            return ""
+        age = self._now - max(seen.st_mtime, seen.st_ctime)
+        if age < self._age_seconds:
+            return ""
+        return f"nobody has written to it for {age / 3600:.0f} hours"
+
+
+def _is_hidden(pid: int) -> bool:
+    """Whether a process is there that /proc does not show: with hidepid, that of another user."""
+    if start_ticks_of(pid) is not None:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
