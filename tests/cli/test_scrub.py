@@ -54,6 +54,7 @@ def test_json_lines(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert summary["summary"] == {
         "files": 8,
         "bytes": 7 * 16_384 + 2 * 16_384,  # the damaged one twice
+        "sealed": 0,
         "vanished": 0,
         "writing": 0,
         "finished": True,
