@@ -50,10 +50,12 @@ def test_with_all_times_equal_no_more_than_needed_goes(tmp_path: Path) -> None:
     assert len(shelf.gone()) == 100
 
 
-def test_when_everything_is_hot_the_coldest_goes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ahead_seconds", [0.0, 1000.0])
+def test_when_everything_is_hot_the_coldest_goes(tmp_path: Path, ahead_seconds: float) -> None:
+    """Used just now, or by clocks that are ahead of ours."""
     shelf = ShelfMaker(tmp_path)
     for i in range(200):
-        shelf.add(-0.001 * i)  # used now, or by a clock ahead of ours
+        shelf.add(-ahead_seconds - 0.001 * i)
     settle(Evictor(tmp_path, to_keep(150)))
     assert shelf.gone() == shelf.oldest(50)
 
@@ -119,6 +121,7 @@ def test_a_first_scan_is_finished_though_no_limit_is_exceeded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kvshelf.evict.evictor._SAMPLE_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr("kvshelf.evict.evictor._SAMPLE_COVERAGE", 0.0)
     shelf = ShelfMaker(tmp_path)
     for i in range(1000):
         shelf.add(1000 + i)
