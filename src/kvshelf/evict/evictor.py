@@ -250,6 +250,7 @@ class Evictor:
             return
         planned, self._round = self._round, None
         assert planned is not None
+        self._next_refresh = 0.0  # others may have removed where this walk had been before
         if 2 * self._round_removed.bytes > planned.amount.bytes:
             return
         # The histogram promised more than there was: chunks were used since, or others removed.
