@@ -1,4 +1,4 @@
-"""Writes the tables of docs/configuration.md, metrics.md and faults.md from what they describe.
+"""Writes the tables of some pages of docs/ from what they describe.
 
     python scripts/make_docs.py           write them
     python scripts/make_docs.py --check   exit status 1 if one of them is stale
@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the matrix is
 from tests.faults.table import matrix_table
 
 from kvshelf.config import settings_table
-from kvshelf.metrics import metrics_table
+from kvshelf.metrics import EVICT_METRICS, metrics_table
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 BEGIN = "<!-- made by scripts/make_docs.py: change the code instead -->\n"
@@ -25,6 +25,7 @@ END = "<!-- end -->\n"
 TABLES: dict[str, Callable[[], str]] = {
     "configuration.md": settings_table,
     "faults.md": matrix_table,
+    "eviction.md": lambda: metrics_table(EVICT_METRICS),
     "metrics.md": metrics_table,
 }
 

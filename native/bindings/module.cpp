@@ -18,6 +18,7 @@
 #include "kvshelf/engine.h"
 #include "kvshelf/root_dir.h"
 #include "scrub.h"
+#include "sweep.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -259,4 +260,5 @@ NB_MODULE(_native, m) {
   m.def("probe_direct", ProbeDirect, "directory"_a,
         "0 if O_DIRECT works for files in the directory, else an errno.");
   BindScrub(m);
+  BindSweep(m);
 }

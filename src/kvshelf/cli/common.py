@@ -113,7 +113,7 @@ def age_text(seconds: float | None) -> str:
     return f"{count:.1f} {unit}" if count < 9.95 and unit != "s" else f"{count:.0f} {unit}"
 
 
-def print_json(value: Any) -> None:
-    """ASCII, so that it is the same in every locale."""
-    json.dump(value, sys.stdout, indent=1)
+def print_json(value: Any, *, lines: bool = False) -> None:
+    """ASCII, so that it is the same in every locale; with ``lines`` in one line."""
+    json.dump(value, sys.stdout, indent=None if lines else 1)
     print()

@@ -12,6 +12,7 @@ from kvshelf.cli import (
     cmd_bench,
     cmd_doctor,
     cmd_du,
+    cmd_evict,
     cmd_ls,
     cmd_namespaces,
     cmd_scrub,
@@ -26,6 +27,7 @@ COMMANDS = {
     "ls": cmd_ls,
     "du": cmd_du,
     "top": cmd_top,
+    "evict": cmd_evict,
     "scrub": cmd_scrub,
     "namespaces": cmd_namespaces,
 }
