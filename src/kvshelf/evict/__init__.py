@@ -1,0 +1,1 @@
+"""Eviction: which chunks go first, and the evictor that removes them."""
