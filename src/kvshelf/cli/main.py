@@ -8,11 +8,11 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from kvshelf.cli import cmd_namespaces
+from kvshelf.cli import cmd_namespaces, cmd_plan
 from kvshelf.cli.common import EXIT_HELP, CommandError, Exit
 
 # Name -> module with HELP, DESCRIPTION, add_arguments(parser) and run(options).
-COMMANDS = {"namespaces": cmd_namespaces}
+COMMANDS = {"namespaces": cmd_namespaces, "plan": cmd_plan}
 
 
 def parser() -> argparse.ArgumentParser:
