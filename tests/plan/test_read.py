@@ -98,7 +98,7 @@ LOG = """\
 (APIServer pid=77) INFO 12-31 23:59:58 [request_logger.py:65] Received request cmpl-a: params: \
 SamplingParams(n=1), lora_request: None.
 (APIServer pid=77) DEBUG 12-31 23:59:58 [request_logger.py:52] Request cmpl-a details: prompt: \
-'say prompt_token_ids: [9, 9], prompt_embeds shape: None.\\n', prompt_token_ids: [{a}], \
+'say, prompt_token_ids: [9, 9], prompt_embeds shape: None.\\n', prompt_token_ids: [{a}], \
 prompt_embeds shape: None.
 INFO:     127.0.0.1:1 - "POST /v1/completions HTTP/1.1" 200 OK
 (APIServer pid=77) DEBUG 12-31 23:59:59 [request_logger.py:52] Request cmpl-b details: prompt: \

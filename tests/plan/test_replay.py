@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,8 @@ def test_foreign_files_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             made[0].write_text("mine")
             made.append(folder / f"{'000'.ljust(64, 'f')}-g0.kv")
             made[1].symlink_to(made[0])
+            for path in made:  # the oldest there are
+                os.utime(path, (1, 1), follow_symlinks=False)
 
     monkeypatch.setattr(module._Player, "_store", store)
     replay(TRACE, tmp_path, 5)

@@ -28,7 +28,7 @@ DEFAULT_BLOCK_TOKENS = 256
 _TOKENS_MAX = 100_000_000
 
 # "DEBUG 11-24 15:38:33 [...] Request ID details: prompt: 'text', prompt_token_ids: [1, 2], ...".
-# The prompt may itself say "prompt_token_ids: [", so the last one counts: greedy, from the end.
+# The prompt may itself say "prompt_token_ids: [", so the match must reach the end of the line.
 _DETAILS = re.compile(
     r" (?P<time>\d\d-\d\d \d\d:\d\d:\d\d) \[.*\] Request \S+ details: prompt: .*, "
     r"prompt_token_ids: (?P<tokens>\[[0-9, ]*\]|None), prompt_embeds shape: [^,]*\.$"
