@@ -15,6 +15,7 @@ from kvshelf.cli import (
     cmd_evict,
     cmd_ls,
     cmd_namespaces,
+    cmd_plan,
     cmd_scrub,
     cmd_top,
 )
@@ -24,6 +25,7 @@ from kvshelf.cli.common import EXIT_HELP, CommandError, Exit
 COMMANDS = {
     "doctor": cmd_doctor,
     "bench": cmd_bench,
+    "plan": cmd_plan,
     "ls": cmd_ls,
     "du": cmd_du,
     "top": cmd_top,
