@@ -1,6 +1,26 @@
 """Keeps a shelf within its limits. See docs/eviction.md."""
 
-from kvshelf.evict.evictor import Evictor, OnRemoved, Report, State
-from kvshelf.evict.limits import Amount, Limits, Need, Volume
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kvshelf.evict.evictor import Evictor, OnRemoved, Report, State
+    from kvshelf.evict.limits import Amount, Limits, Need, Volume
+
+_HOMES = {
+    "evictor": ("Evictor", "OnRemoved", "Report", "State"),
+    "limits": ("Amount", "Limits", "Need", "Volume"),
+}
 
 __all__ = ["Amount", "Evictor", "Limits", "Need", "OnRemoved", "Report", "State", "Volume"]
+
+
+def __getattr__(name: str) -> Any:
+    """Names are loaded when used (PEP 562): the evictor needs the extension, its policy and its
+    limits do not."""
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"kvshelf.evict.{module}"), name)
+    raise AttributeError(name)
