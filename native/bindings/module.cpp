@@ -1,5 +1,5 @@
-// The Python face of the native core, and the only file that knows Python. Arguments are checked
-// here and in the core; src/kvshelf/engine/native.py gives them their Python types.
+// The Python face of the native core; only this file and sweep.cpp know Python. Arguments are
+// checked here and in the core; src/kvshelf/engine/native.py gives them their Python types.
 //
 // The GIL is released around whatever may wait (wait, drain, close, release, destruction). Native
 // threads never take it: results are fetched by poll, so no call can wait for a thread that waits
@@ -17,6 +17,7 @@
 #include "kvshelf/cuda_device.h"
 #include "kvshelf/engine.h"
 #include "kvshelf/root_dir.h"
+#include "sweep.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -254,4 +255,5 @@ NB_MODULE(_native, m) {
         "geometry"_a, "block_bytes"_a, "first_block"_a, "block_count"_a);
   m.def("probe_direct", ProbeDirect, "directory"_a,
         "0 if O_DIRECT works for files in the directory, else an errno.");
+  BindSweep(m);
 }
