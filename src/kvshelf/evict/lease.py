@@ -21,10 +21,11 @@ import contextlib
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from kvshelf.evict.folders import opened
 from kvshelf.layout import (
     EVICT_FOLDER,
     LeaseName,
@@ -32,7 +33,7 @@ from kvshelf.layout import (
     owner_is_dead,
     parse_lease_name,
 )
-from kvshelf.root import check_root, start_ticks_of, this_owner
+from kvshelf.root import start_ticks_of, this_owner
 
 # What the first process that uses a shelf finds to take.
 _SEED = LeaseName(term=0, beat=0, token="0" * 16, owner=None)
@@ -192,10 +193,7 @@ class Lease:
 
 
 class DirectoryFolder:
-    """``<root>/evict``, opened anew for every look: an NFS client asks its server then.
-
-    Made when it is not there, with the first lease in it. Never follows a link.
-    """
+    """``<root>/evict``; made when it is not there, with the first lease in it."""
 
     def __init__(self, root: str | os.PathLike[str], *, dir_mode: int, file_mode: int) -> None:
         self._root = Path(root)
@@ -222,35 +220,14 @@ class DirectoryFolder:
         with self._opened() as folder, contextlib.suppress(FileNotFoundError):
             os.unlink(name, dir_fd=folder)
 
-    @contextlib.contextmanager
-    def _opened(self) -> Iterator[int]:
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-        root = os.open(self._root, flags)
-        try:
-            try:
-                folder = os.open(EVICT_FOLDER, flags | os.O_NOFOLLOW, dir_fd=root)
-            except FileNotFoundError:
-                folder = self._made(root, flags)
-        finally:
-            os.close(root)
-        try:
-            yield folder
-        finally:
-            os.close(folder)
-
-    def _made(self, root: int, flags: int) -> int:
-        check_root(self._root)  # an unmounted mount point is no shelf
-        try:
-            os.mkdir(EVICT_FOLDER, self._dir_mode, dir_fd=root)
-        except FileExistsError:
-            return os.open(EVICT_FOLDER, flags | os.O_NOFOLLOW, dir_fd=root)
-        folder = os.open(EVICT_FOLDER, flags | os.O_NOFOLLOW, dir_fd=root)
-        if self._dir_mode & 0o7000:
-            with contextlib.suppress(OSError):  # as kvshelf.root: a mount may refuse
-                os.fchmod(folder, os.fstat(folder).st_mode & 0o7777 | self._dir_mode & 0o7000)
+    def _opened(self) -> contextlib.AbstractContextManager[int]:
         # Only who made the folder makes the first lease: so there is one.
-        self._create(folder, str(_SEED))
-        return folder
+        return opened(
+            self._root,
+            EVICT_FOLDER,
+            dir_mode=self._dir_mode,
+            when_made=lambda folder: self._create(folder, str(_SEED)),
+        )
 
     def _create(self, folder: int, name: str) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
