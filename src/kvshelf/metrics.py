@@ -43,9 +43,17 @@ HUNG_THREADS = "kvshelf:hung_threads"
 BREAKER_STATE = "kvshelf:breaker_state"
 BREAKER_OPENINGS = "kvshelf:breaker_openings"
 REFUSED_HIT_TOKENS = "kvshelf:refused_hit_tokens"
+EVICT_LEASE_HELD = "kvshelf:evict_lease_held"
+EVICTED_FILES = "kvshelf:evicted_files"
+EVICTED_BYTES = "kvshelf:evicted_bytes"
+EVICT_DURATION = "kvshelf:evict_pass_seconds"
+EVICT_FAULTS = "kvshelf:evict_faults"
+SHELF_BYTES = "kvshelf:shelf_bytes"
+GONE_KEYS = "kvshelf:gone_keys"
 
 LOOKUP_RESULTS = ("hit", "miss", "timeout", "error")
 BREAKER_SIDES = ("reading", "writing")
+EVICT_PARTS = ("lease", "evict", "journal")
 QUEUE_KINDS = ("load", "store", "lookup", "touch")
 
 # From a metadata call in the page cache to a server that takes its time.
@@ -136,6 +144,34 @@ METRICS: tuple[Metric, ...] = (
         Kind.COUNTER,
         "tokens",
         "Tokens on the shelf that were computed all the same: sooner than loaded, or too few.",
+    ),
+    Metric(EVICT_LEASE_HELD, Kind.GAUGE, "state", "Whether this engine is the one that evicts."),
+    Metric(EVICTED_FILES, Kind.COUNTER, "files", "Chunk files that this engine evicted."),
+    Metric(EVICTED_BYTES, Kind.COUNTER, "bytes", "Bytes of chunk files that this engine evicted."),
+    Metric(
+        EVICT_DURATION,
+        Kind.GAUGE,
+        "seconds",
+        "Time that this engine's last eviction took, from exceeding a limit to the low mark.",
+    ),
+    Metric(
+        EVICT_FAULTS,
+        Kind.COUNTER,
+        "faults",
+        "Faults of the storage in eviction, by part.",
+        ("part",),
+    ),
+    Metric(
+        SHELF_BYTES,
+        Kind.GAUGE,
+        "bytes",
+        "Bytes of all chunk files on the shelf, from the engine that evicts; 0 from others.",
+    ),
+    Metric(
+        GONE_KEYS,
+        Kind.COUNTER,
+        "keys",
+        "Keys of this engine's namespace that were reported as evicted, by anybody.",
     ),
     Metric(HUNG_THREADS, Kind.GAUGE, "threads", "I/O threads that the storage does not let go."),
 )

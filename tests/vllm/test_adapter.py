@@ -69,6 +69,7 @@ class Replica:
             self.presence,
             SETTINGS,
             chunk_bytes=LAYERS * BLOCK_BYTES * PER_CHUNK,
+            chunk_tokens=16,
             num_workers=1,
             emit_events=True,
         )
@@ -316,7 +317,13 @@ def test_a_chunk_that_one_rank_lacks_is_not_served(tmp_path: Path) -> None:
     shelf = Shelf(tmp_path, IDENTITY, world_size=2)
     presence = Presence(hit_ttl_seconds=9, miss_ttl_seconds=0, failed_ttl_seconds=9, keys_max=9)
     manager = KvshelfManager(
-        shelf, presence, SETTINGS, chunk_bytes=1, num_workers=2, emit_events=True
+        shelf,
+        presence,
+        SETTINGS,
+        chunk_bytes=1,
+        chunk_tokens=16,
+        num_workers=2,
+        emit_events=True,
     )
     manager.prepare_store([A], CONTEXT)
     manager.absorb(WorkerReport(published={A: 1}))
