@@ -95,9 +95,13 @@ class Replica:
             time.sleep(0.001)
 
     def store(
-        self, keys: list[bytes], ids: list[int], sizes: list[int] | None = None
+        self,
+        keys: list[bytes],
+        ids: list[int],
+        sizes: list[int] | None = None,
+        context: ReqContext = CONTEXT,
     ) -> list[bytes]:
-        output = self.manager.prepare_store(keys, CONTEXT)
+        output = self.manager.prepare_store(keys, context)
         sizes = sizes or [len(ids)]
         self.jobs += 1
         spec = GPULoadStoreSpec(ids, group_sizes=sizes, block_indices=[0] * len(sizes))
@@ -107,9 +111,11 @@ class Replica:
         self.step()
         return list(output.keys_to_store)
 
-    def load(self, keys: list[bytes], ids: list[int], first: int = 0) -> set[int]:
+    def load(
+        self, keys: list[bytes], ids: list[int], first: int = 0, context: ReqContext = CONTEXT
+    ) -> set[int]:
         """Load and return the blocks that vLLM must recompute."""
-        spec = self.manager.prepare_load(keys, CONTEXT)
+        spec = self.manager.prepare_load(keys, context)
         self.jobs += 1
         blocks = GPULoadStoreSpec(ids, group_sizes=[len(ids)], block_indices=[first])
         assert self.worker.submit_load(self.jobs, spec, blocks)
