@@ -72,11 +72,13 @@ bool ShelfSweep::Judge(Walk& walk, Rank& rank, Found& found, const std::string& 
       walk.need.bytes -= file.st_size;
     }
     const int error = RemoveFile(walk, rank, found.folder.get(), name, file);
-    Amount& gone = error == 0 ? found.removed : found.vanished;
     if (error == 0 || error == -ENOENT) {
-      gone.files += 1;
-      gone.bytes += file.st_size;
-      if (!walk.pass.dry_run) return true;
+      if (!walk.pass.dry_run) {
+        Amount& gone = error == 0 ? found.removed : found.vanished;
+        gone.files += 1;
+        gone.bytes += file.st_size;
+        return true;
+      }
     } else {
       std::lock_guard lock(mutex_);
       walk.need.files += 1;

@@ -176,6 +176,41 @@ METRICS: tuple[Metric, ...] = (
     Metric(HUNG_THREADS, Kind.GAUGE, "threads", "I/O threads that the storage does not let go."),
 )
 
+# What an evictor that runs by itself shows on a port of its own (docs/eviction.md).
+EVICTED_CHUNKS = "kvshelf:evicted_chunks"
+EVICTED_BYTES = "kvshelf:evicted_bytes"
+EVICT_SPARED = "kvshelf:evict_spared_chunks"
+EVICT_FAULTS = "kvshelf:evict_faults"
+SHELF_CHUNKS = "kvshelf:shelf_chunks"
+SHELF_BYTES = "kvshelf:shelf_bytes"
+SHELF_FOREIGN = "kvshelf:shelf_foreign_files"
+VOLUME_USED_BYTES = "kvshelf:volume_used_bytes"
+VOLUME_TOTAL_BYTES = "kvshelf:volume_total_bytes"
+EVICT_STATE = "kvshelf:evict_state"
+
+EVICT_METRICS: tuple[Metric, ...] = (
+    Metric(EVICTED_CHUNKS, Kind.COUNTER, "files", "Chunk files removed to stay within limits."),
+    Metric(EVICTED_BYTES, Kind.COUNTER, "bytes", "Bytes of those."),
+    Metric(
+        EVICT_SPARED,
+        Kind.COUNTER,
+        "files",
+        "Chunk files that were to go, and stayed because they were used meanwhile.",
+    ),
+    Metric(EVICT_FAULTS, Kind.COUNTER, "times", "System calls that failed, by errno.", ("errno",)),
+    Metric(SHELF_CHUNKS, Kind.GAUGE, "files", "Chunk files on the shelf.", ("namespace",)),
+    Metric(SHELF_BYTES, Kind.GAUGE, "bytes", "Bytes of those.", ("namespace",)),
+    Metric(SHELF_FOREIGN, Kind.GAUGE, "files", "Entries on the shelf that are not kvshelf's."),
+    Metric(VOLUME_USED_BYTES, Kind.GAUGE, "bytes", "Bytes of the file system that are used."),
+    Metric(VOLUME_TOTAL_BYTES, Kind.GAUGE, "bytes", "Bytes of the file system, used or free."),
+    Metric(
+        EVICT_STATE,
+        Kind.GAUGE,
+        "state",
+        "0 within limits, 1 scanning, 2 evicting, 3 a limit is exceeded and nothing more may go.",
+    ),
+)
+
 
 class EngineGauges(Protocol):
     """The part of ``kvshelf.engine.EngineStats`` that becomes gauges."""
@@ -211,10 +246,10 @@ def engine_gauges(stats: EngineGauges) -> Iterator[tuple[str, tuple[str, ...], f
     yield REMOVED_BAD, (), stats.removed_bad
 
 
-def metrics_table() -> str:
-    """All metrics as a Markdown table, for docs/metrics.md. Names as Prometheus shows them."""
+def metrics_table(metrics: tuple[Metric, ...] = METRICS) -> str:
+    """Metrics as a Markdown table, for the documentation. Names as Prometheus shows them."""
     lines = ["| metric | kind | unit | labels | meaning |", "|---|---|---|---|---|"]
-    for metric in METRICS:
+    for metric in metrics:
         name = f"{metric.name}_total" if metric.kind is Kind.COUNTER else metric.name
         labels = ", ".join(f"`{label}`" for label in metric.labels)
         cells = (f"`{name}`", metric.kind.value, metric.unit, labels, metric.help)

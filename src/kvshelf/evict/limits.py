@@ -190,14 +190,13 @@ def _largest(
     limits: Limits, volume: Volume, shelf: Amount, wanted: list[tuple[str, Amount]]
 ) -> Need:
     """All limits' demands as one: what meets the largest in files and in bytes meets each."""
-    keep = volume.total_bytes * limits.keep_percent / 100
-    share = max(0.0, 1 - keep / shelf.bytes) if shelf.bytes else 0.0
+    keep = math.ceil(volume.total_bytes * limits.keep_percent / 100)
+    spare = max(0, shelf.bytes - keep)
+    above_floor = Amount(shelf.files * spare // max(1, shelf.bytes), spare)
     files = bytes_ = 0
     short = Amount()
     for reason, amount in wanted:
-        most = shelf
-        if reason != "shelf_bytes":
-            most = Amount(int(shelf.files * share), int(shelf.bytes * share))
+        most = shelf if reason == "shelf_bytes" else above_floor
         files = max(files, min(amount.files, most.files))
         bytes_ = max(bytes_, min(amount.bytes, most.bytes))
         missing = Amount(max(0, amount.files - most.files), max(0, amount.bytes - most.bytes))
