@@ -23,6 +23,8 @@ from vllm.v1.kv_offload.base import (  # noqa: E402
 
 from kvshelf import EngineConfig, Identity, make_key, metrics  # noqa: E402
 from kvshelf.config import Settings  # noqa: E402
+from kvshelf.evict import Limits  # noqa: E402
+from kvshelf.evict.duty import EvictionDuty  # noqa: E402
 from kvshelf.layout import chunk_path  # noqa: E402
 from kvshelf.shelf import Shelf  # noqa: E402
 from kvshelf.vllm.compat import KeyRun  # noqa: E402
@@ -33,6 +35,7 @@ from kvshelf.vllm.specs import ChunkKeysSpec  # noqa: E402
 from kvshelf.vllm.worker import KvshelfWorker, blocks_of  # noqa: E402
 
 BLOCKS, BLOCK_BYTES, PER_CHUNK, LAYERS = 32, 4096, 4, 3
+LEASE_SECONDS = 3.0
 SETTINGS = Settings()
 CONTEXT = ReqContext(req_id="r")
 STEP_END = ScheduleEndContext(new_req_ids=(), preempted_req_ids=())
@@ -53,6 +56,7 @@ class Replica:
 
     root: Path
     groups: int = 1
+    limits: Limits | None = None  # with any, it evicts in the background
 
     def __post_init__(self) -> None:
         rng = np.random.default_rng(7)
@@ -72,6 +76,11 @@ class Replica:
             chunk_tokens=16,
             num_workers=1,
             emit_events=True,
+            duty=None
+            if self.limits is None
+            else EvictionDuty(
+                self.root, IDENTITY.folder, limits=self.limits, lease_seconds=LEASE_SECONDS
+            ),
         )
         self.worker = KvshelfWorker(
             Shelf.of_arrays(self.root, IDENTITY, self.memory, config=config),

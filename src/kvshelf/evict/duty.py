@@ -1,6 +1,6 @@
 """Eviction as a background duty of an engine: whichever replica holds the lease does it.
 
-    thread:  lease -> Evictor.step -> journal        (the holder)
+    thread:  Turn -> Evictor.step -> journal         (the holder)
              journal -> keys that are gone           (every replica)
     owner:   take() -> News
 
@@ -14,22 +14,21 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from kvshelf.evict.evictor import Evictor, OnRemoved, Report, State
-from kvshelf.evict.journal import RemovedReader, RemovedWriter
-from kvshelf.evict.lease import Lease, open_lease
+from kvshelf.evict.journal import RemovedReader
+from kvshelf.evict.lease import Lease
 from kvshelf.evict.limits import Limits
+from kvshelf.evict.turn import Turn
 
-# A limit is looked at so often, and the journal too.
+# Limits are looked at so often, and the journal too.
 WAKE_SECONDS = 1.0
 # Between two steps the lease is looked at. The holder trusts it for two thirds of its time.
 STEP_SECONDS = 0.5
-# The folder of the journal is cleaned so often, by the holder.
-CLEAN_SECONDS = 60.0
 # Keys that wait for the owner; more are forgotten, and found out by lookups.
 KEYS_MAX = 65_536
 # Faults that wait for the owner.
@@ -37,7 +36,16 @@ FAULTS_MAX = 100
 # Who holds the lease and cannot evict leaves it alone for so long.
 STAND_BACK_SECONDS = 60.0
 _NICE = 10
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What failed: "lease", "evict" or "journal"; the errno's name or "other"; how often."""
+
+    part: str
+    errno: str
+    text: str
+    times: int = 1
 
 
 @dataclass(slots=True)
@@ -49,10 +57,9 @@ class News:
         removed_files, removed_bytes: that this replica evicted.
         gone: keys of this replica's namespace that somebody evicted.
         dropped: keys that were not kept for the owner.
-        shelf_bytes: of all chunks, as the holder knows them; 0 for others.
+        shelf_bytes: of all chunks by namespace, as the holder knows them; empty for others.
         pass_seconds: from crossing a limit to being within it again, of the last pass; None: none
             ended.
-        faults: (what failed, text) in the order in which they came.
     """
 
     is_holder: bool = False
@@ -60,9 +67,9 @@ class News:
     removed_bytes: int = 0
     gone: dict[bytes, None] = field(default_factory=dict)
     dropped: int = 0
-    shelf_bytes: int = 0
+    shelf_bytes: Mapping[str, int] = field(default_factory=dict)
     pass_seconds: float | None = None
-    faults: list[tuple[str, str]] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
 
 
 class Steps(Protocol):
@@ -99,17 +106,18 @@ class EvictionDuty:
     ) -> None:
         self._root = Path(root)
         self._limits = limits
-        self._lease = lease or open_lease(
-            root, lease_seconds=lease_seconds, dir_mode=dir_mode, file_mode=file_mode
+        self._turn = Turn(
+            root,
+            lease_seconds=lease_seconds,
+            on_fault=self._fault,
+            dir_mode=dir_mode,
+            file_mode=file_mode,
+            lease=lease,
         )
         self._step_seconds = min(STEP_SECONDS, lease_seconds / 10)
         self._make_evictor = evictor
         self._evictor: Steps | None = None
         self._reader = RemovedReader(root, folder)
-        self._writer = RemovedWriter(
-            root, self._lease.token, dir_mode=dir_mode, file_mode=file_mode
-        )
-        self._clean_at = 0.0
         self._stand_back_until = 0.0
         self._pass_since: float | None = None
         self._lock = threading.Lock()  # never held across a system call
@@ -131,7 +139,7 @@ class EvictionDuty:
     def close(self, timeout_seconds: float) -> bool:
         """End the thread, which leaves the lease; False if the storage does not let it go.
 
-        It is then left behind, and does nothing more when it comes back.
+        It is then left behind, and ends when it comes back.
         """
         self._stop.set()
         evictor = self._evictor
@@ -145,43 +153,44 @@ class EvictionDuty:
         with contextlib.suppress(OSError, AttributeError):
             # Of this thread alone, on Linux: setpriority(2), "C library/kernel differences".
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+        self._guarded("journal", self._read)  # from now on
         wait_seconds = WAKE_SECONDS
         while not self._stop.wait(wait_seconds):
             is_busy = self._guarded("evict", self._evict)
             self._guarded("journal", self._read)
             wait_seconds = 0.0 if is_busy else WAKE_SECONDS
-        self._guarded("lease", self._lease.release)
+        self._turn.leave()
 
-    def _guarded(self, what: str, work: Callable[[], bool | None]) -> bool:
+    def _guarded(self, part: str, work: Callable[[], bool]) -> bool:
         try:
-            return bool(work())
+            return work()
         except Exception as error:  # whatever it is, an engine goes on without eviction
-            text = f"{type(error).__name__}: {error}"
-            self._fault(what, text)
+            self._fault(part, error)
             return False
 
-    def _fault(self, what: str, text: str) -> None:
+    def _fault(self, part: str, error: Exception) -> None:
+        number = error.errno if isinstance(error, OSError) else None
+        name = errno.errorcode.get(number or 0, "other")
+        self._add_fault(Fault(part, name, f"{type(error).__name__}: {error}"))
+
+    def _add_fault(self, fault: Fault) -> None:
         with self._lock:
             if len(self._news.faults) < FAULTS_MAX:
-                self._news.faults.append((what, text))
+                self._news.faults.append(fault)
             self.has_news = True
 
     def _evict(self) -> bool:
         """One step, if it is ours to do; True if the next should follow at once."""
         if not self._limits or time.monotonic() < self._stand_back_until:
             return False
-        is_holder = self._may_evict()
-        with self._lock:
-            if is_holder != self._news.is_holder:
-                self._news.is_holder, self.has_news = is_holder, True
-                self._news.shelf_bytes = 0
+        is_holder = self._turn.is_ours()
+        self._holds(is_holder)
         if not is_holder:
-            self._pass_since = None
             return False
         try:
             if self._evictor is None:
-                on_removed: OnRemoved = self._removed
-                self._evictor = self._make_evictor(self._root, self._limits, on_removed=on_removed)
+                told: OnRemoved = self._turn.removed
+                self._evictor = self._make_evictor(self._root, self._limits, on_removed=told)
             report = self._evictor.step(self._step_seconds)
         except Exception:
             self._stand_back()
@@ -189,59 +198,52 @@ class EvictionDuty:
         self._tell(report)
         if report.faults and not report.removed:
             self._stand_back()
-        if time.monotonic() >= self._clean_at:
-            self._clean_at = time.monotonic() + CLEAN_SECONDS
-            self._guarded("journal", lambda: bool(self._writer.clean()))
+            return False
         return report.state in (State.SCANNING, State.EVICTING)
+
+    def _holds(self, is_holder: bool) -> None:
+        if is_holder == self._news.is_holder:
+            return
+        self._pass_since = None
+        with self._lock:
+            self._news.is_holder, self._news.shelf_bytes = is_holder, {}
+            self.has_news = True
 
     def _stand_back(self) -> None:
         """Leave it to another for a while, who may be allowed or able to do it."""
         self._stand_back_until = time.monotonic() + STAND_BACK_SECONDS
-        with self._lock:
-            self._news.is_holder, self._news.shelf_bytes, self.has_news = False, 0, True
-        self._lease.release()
+        self._holds(False)
+        self._turn.leave()
 
-    def _may_evict(self) -> bool:
-        try:
-            return self._lease.tick()
-        except OSError as error:
-            # On a disk so full that not even a name can change, somebody must begin. If several
-            # do, they remove what one would have removed.
-            if error.errno in _FULL:
-                return True
-            self._fault("lease", f"{type(error).__name__}: {error}")
-            return False
-
-    def _removed(self, folder: str, rank: int, keys: Sequence[bytes]) -> None:
-        del rank  # a chunk of which one rank's file is gone is gone
-        self._guarded("journal", lambda: self._writer.append(folder, keys))
-
-    def _read(self) -> None:
+    def _read(self) -> bool:
         keys = self._reader.read()
         if not keys:
-            return
+            return False
         with self._lock:
             gone = self._news.gone
             room = max(0, KEYS_MAX - len(gone))
             gone.update(dict.fromkeys(keys[:room]))
             self._news.dropped += max(0, len(keys) - room)
             self.has_news = True
+        return True
 
     def _tell(self, report: Report) -> None:
         now = time.monotonic()
         ended = None
         if report.state is State.EVICTING:
             self._pass_since = self._pass_since or now - report.seconds
-        elif self._pass_since is not None:
-            ended, self._pass_since = now - self._pass_since, None
-        shelf_bytes = report.shelf.bytes
-        for number, count in report.faults.items():
-            self._fault("evict", f"{os.strerror(number)} ({count} times)")
+        elif self._pass_since is not None or report.removed:
+            ended = now - (self._pass_since or now - report.seconds)
+            self._pass_since = None
+        for number, times in report.faults.items():
+            name = errno.errorcode.get(number, "other")
+            self._add_fault(Fault("evict", name, os.strerror(number), times))
+        shelf_bytes = {folder: amount.bytes for folder, amount in report.usage.items()}
         with self._lock:
             news = self._news
             news.removed_files += report.removed.files
             news.removed_bytes += report.removed.bytes
             news.pass_seconds = ended if ended is not None else news.pass_seconds
-            if shelf_bytes != news.shelf_bytes or report.removed or ended:
+            if shelf_bytes != news.shelf_bytes or report.removed or ended is not None:
                 news.shelf_bytes = shelf_bytes
                 self.has_news = True

@@ -49,7 +49,8 @@ class Eviction:
         self._stats = stats
         self._logger = logger
         self._faults = FaultLog(logger)
-        self._is_holder: bool | None = None
+        self._is_holder = False
+        self._counted: set[str] = set()  # namespaces
         if duty is not None:
             duty.start()
 
@@ -72,9 +73,11 @@ class Eviction:
             what = "now" if news.is_holder else "no longer"
             self._logger.info("kvshelf: this engine %s keeps the shelf within its limits", what)
         stats.gauge(metrics.EVICT_LEASE_HELD, news.is_holder)
-        stats.gauge(metrics.SHELF_BYTES, news.shelf_bytes)
+        for folder in self._counted | news.shelf_bytes.keys():
+            stats.gauge(metrics.SHELF_BYTES, news.shelf_bytes.get(folder, 0), folder)
+        self._counted = set(news.shelf_bytes)
         for name, value in (
-            (metrics.EVICTED_FILES, news.removed_files),
+            (metrics.EVICTED_CHUNKS, news.removed_files),
             (metrics.EVICTED_BYTES, news.removed_bytes),
             (metrics.GONE_KEYS, len(news.gone) + news.dropped),
         ):
@@ -82,6 +85,6 @@ class Eviction:
                 stats.count(name, by=value)
         if news.pass_seconds is not None:
             stats.gauge(metrics.EVICT_DURATION, news.pass_seconds)
-        for part, text in news.faults:
-            stats.count(metrics.EVICT_FAULTS, part)
-            self._faults.fault(f"eviction, {part}", text)
+        for fault in news.faults:
+            stats.count(metrics.EVICT_FAULTS, fault.errno, by=fault.times)
+            self._faults.fault(f"eviction, {fault.part}", fault.text)
