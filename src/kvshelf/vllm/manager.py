@@ -206,11 +206,11 @@ class KvshelfManager(OffloadingManager):
         """Offer what is not known to be stored. Never None: a full buffer drops in the worker."""
         is_stored = self._presence.is_stored
         wanted = [key for key in keys if not is_stored(key)]
+        if len(wanted) < len(keys):
+            self.touch([key for key in keys if is_stored(key)] if wanted else keys, req_context)
         if wanted and not self._may_write(req_context.req_id):
             self._stats.count(metrics.STORE_OUTCOMES, "breaker", by=len(wanted))
             wanted = []
-        if len(wanted) < len(keys):
-            self.touch([key for key in keys if is_stored(key)], req_context)
         if wanted:
             self._touches.stores(wanted, req_context)
         for key in wanted:
