@@ -21,7 +21,7 @@ from engines import (
 )
 from tests.e2e.servers import free_port
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(2000)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
 CHUNKS = 6  # of each prompt; see conftest.py
 LIMIT_CHUNKS = 14  # two prompts and a bit
@@ -39,7 +39,7 @@ class Events(threading.Thread):
         self._ended = threading.Event()
         self._socket = zmq.Context.instance().socket(zmq.SUB)
         self._socket.subscribe(b"")
-        self._socket.connect(endpoint)
+        self._socket.bind(endpoint)  # vLLM connects to an endpoint without a star
 
     def run(self) -> None:
         import msgspec
@@ -96,11 +96,11 @@ def test_an_engine_serves_while_its_shelf_is_kept_small(
         "publisher": "zmq",
         "endpoint": endpoint,
     }
-    others = [make_prompt(seed, CHUNKS * CHUNK_TOKENS + 1) for seed in range(500, 508)]
+    others = [make_prompt(seed, CHUNKS * CHUNK_TOKENS + 1) for seed in range(500, 504)]
     events = Events(endpoint)
     events.start()
     with EngineProcess("evicts", arguments, tmp_path / "engine.log") as engine:
-        for turn in range(4):
+        for turn in range(2):
             engine.generate(others[2 * turn : 2 * turn + 2])
             for prompt, true in zip(prompts, truth, strict=True):
                 for _ in range(2):  # the second time from the shelf, if it is there still
@@ -118,7 +118,7 @@ def test_an_engine_serves_while_its_shelf_is_kept_small(
         assert series("kvshelf:evict_lease_held") == 1
         assert series("kvshelf:load_chunks_total") > 0
         evicted = series("kvshelf:evicted_chunks_total")
-        assert evicted >= 8
+        assert evicted > LIMIT_CHUNKS
         assert series("kvshelf:evicted_bytes_total") == evicted * file_bytes
         assert series("kvshelf:evict_faults_total") == 0
         until(lambda: series("kvshelf:gone_keys_total") == evicted)

@@ -72,7 +72,7 @@ class Eviction:
             self._is_holder = news.is_holder
             what = "now" if news.is_holder else "no longer"
             self._logger.info("kvshelf: this engine %s keeps the shelf within its limits", what)
-        stats.gauge(metrics.EVICT_LEASE_HELD, news.is_holder)
+        stats.gauge(metrics.EVICT_LEASE_HELD, float(news.is_holder))
         for folder in self._counted | news.shelf_bytes.keys():
             stats.gauge(metrics.SHELF_BYTES, news.shelf_bytes.get(folder, 0), folder)
         self._counted = set(news.shelf_bytes)
