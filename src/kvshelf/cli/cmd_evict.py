@@ -218,7 +218,7 @@ class _Command:
             self._ended.set()
 
     def _fault(self, what: str, error: Exception) -> None:
-        self._say(f"{what}: {error}", repeat=False)
+        self._say(f"{self._root}: {what}: {error}; trying again", repeat=False)
 
     def _loop(self) -> None:
         while not self._stop.is_set():
