@@ -171,14 +171,16 @@ std::unique_ptr<ShelfSweep::Pass> ShelfSweep::BeginPass() {
   for (std::size_t i = 0; i < namespaces_.size(); ++i) {
     if (namespaces_[i].listed) OpenNamespace(i, *pass);
   }
-  // A rank whose folder is gone counts no more.
+  // A rank whose folder is gone counts no more; after a fault nobody knows which those are.
   std::erase_if(ranks_, [&](const std::unique_ptr<Rank>& rank) {
-    if (rank->fd) return false;
+    if (rank->fd || !pass->faults.empty()) return false;
     for (Leaf& leaf : rank->leaves) Forget(*rank, leaf);
     complete_ = nullptr;  // its histograms count what is gone
     return true;
   });
-  for (const std::unique_ptr<Rank>& rank : ranks_) ListRank(*rank, *pass);
+  for (const std::unique_ptr<Rank>& rank : ranks_) {
+    if (rank->fd) ListRank(*rank, *pass);
+  }
   std::stable_sort(pass->items.begin(), pass->items.end(),
                    [](const auto& a, const auto& b) { return a.second < b.second; });
   return pass;
@@ -196,13 +198,11 @@ void ShelfSweep::OpenNamespace(std::size_t index, Pass& pass) {
   const std::string& name = namespaces_[index].folder;
   struct stat found{};
   const UniqueFd folder(OpenFolder(root_.get(), name, &found));
-  struct stat identity{};
-  if (!folder || ops_->StatAt(folder.get(), "namespace.json", &identity) < 0 ||
-      !S_ISREG(identity.st_mode)) {
-    return NoteUnopened(pass, name, folder ? -ENOTDIR : folder.get());
-  }
+  int error = folder.get();
+  if (folder) error = ops_->StatAt(folder.get(), "namespace.json", &found);
+  if (error >= 0 && !S_ISREG(found.st_mode)) error = -ENOTDIR;
   std::vector<std::string> names;
-  const int error = ListNames(folder.get(), &names);
+  if (error >= 0) error = ListNames(folder.get(), &names);
   if (error < 0) return NoteUnopened(pass, name, error);
   for (const std::string& entry : names) {
     if (entry == "namespace.json" || entry == "tmp") continue;

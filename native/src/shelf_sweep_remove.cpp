@@ -107,12 +107,13 @@ void ShelfSweep::AddToBand(Pass& pass, Found& found) {
 
 void ShelfSweep::WalkBand(Walk& walk) {
   Pass& pass = walk.pass;
-  for (;;) {
+  for (bool first = true;; first = false) {
     if (!Pace()) return;
     std::size_t index = 0;
     {
       std::lock_guard lock(mutex_);
-      const bool over = stop_ || Clock::now() >= walk.deadline || Enough(walk);
+      const bool late = !first && Clock::now() >= walk.deadline;
+      const bool over = stop_ || late || Enough(walk);
       if (over || pass.next == pass.band.size()) return;
       index = pass.next++;
       walk.need.files -= 1;

@@ -26,11 +26,13 @@ void Count(Histograms& histograms, std::size_t use_class, std::int64_t age_ns, s
 
 void ShelfSweep::WalkLeaves(Walk& walk) {
   Pass& pass = walk.pass;
-  for (;;) {
+  // The first is not refused for lack of time, so that each call gets on.
+  for (bool first = true;; first = false) {
     std::size_t item = 0;
     {
       std::lock_guard lock(mutex_);
-      if (stop_ || Clock::now() >= walk.deadline || (pass.removing && Enough(walk))) return;
+      const bool late = !first && Clock::now() >= walk.deadline;
+      if (stop_ || late || (pass.removing && Enough(walk))) return;
       if (!pass.again.empty()) {
         item = pass.again.back();
         pass.again.pop_back();

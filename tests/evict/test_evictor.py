@@ -34,7 +34,7 @@ def test_the_oldest_go_and_no_more_than_needed(
     for i in range(1000):
         age = span_seconds * draw.random() + 5
         shelf.add(age, rank=i % 2, reused=i % 3 == 0)
-    evictor = Evictor(tmp_path, to_keep(1000 - go))
+    evictor = Evictor(tmp_path, to_keep(1000 - go), policy=lambda age, reused, idle: age)
     report = settle(evictor)
     assert report.state is State.IDLE and not report.needs
     assert shelf.gone() == shelf.oldest(go)
@@ -50,10 +50,12 @@ def test_with_all_times_equal_no_more_than_needed_goes(tmp_path: Path) -> None:
     assert len(shelf.gone()) == 100
 
 
-def test_when_everything_is_hot_the_coldest_goes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ahead_seconds", [0.0, 1000.0])
+def test_when_everything_is_hot_the_coldest_goes(tmp_path: Path, ahead_seconds: float) -> None:
+    """Used just now, or by clocks that are ahead of ours."""
     shelf = ShelfMaker(tmp_path)
     for i in range(200):
-        shelf.add(-0.001 * i)  # used now, or by a clock ahead of ours
+        shelf.add(-ahead_seconds - 0.001 * i)
     settle(Evictor(tmp_path, to_keep(150)))
     assert shelf.gone() == shelf.oldest(50)
 
@@ -113,6 +115,38 @@ def test_the_keys_of_all_that_went_are_told(tmp_path: Path) -> None:
         if not chunk.path.exists()
     }
     assert len(gone) == len(told) == 200 and set(told) == gone
+
+
+def test_a_first_scan_is_finished_though_no_limit_is_exceeded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kvshelf.evict.evictor._SAMPLE_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr("kvshelf.evict.evictor._SAMPLE_COVERAGE", 0.0)
+    shelf = ShelfMaker(tmp_path)
+    for i in range(1000):
+        shelf.add(1000 + i)
+    evictor = Evictor(tmp_path, Limits(shelf_bytes=10**12), files_per_second=4000)
+    assert evictor.step(seconds_max=0.1).state is State.SCANNING
+    assert settle(evictor).shelf.files == 1000
+
+
+def test_a_long_first_scan_does_not_hold_up_removal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It begins with what a sample of the folders says, and ends with what all say."""
+    monkeypatch.setattr("kvshelf.evict.evictor._SAMPLE_AFTER_SECONDS", 0.0)
+    shelf = ShelfMaker(tmp_path)
+    for i in range(1500):
+        shelf.add(1000 + i)
+    evictor = Evictor(tmp_path, to_keep(1000), files_per_second=4000)
+    report = evictor.step(seconds_max=0.1)
+    while not report.removed:
+        report = evictor.step(seconds_max=0.1)
+    assert not evictor._known
+    report = settle(evictor)
+    assert report.state is State.IDLE and report.shelf.files == 1000
+    # A sample of a hundred chunks is off by a few percent of all.
+    assert len(shelf.gone() & shelf.oldest(500)) >= 400 and len(shelf.gone()) == 500
 
 
 def test_a_namespace_has_a_limit_of_its_own(tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ class Evictor:
         if not wanted:
             self._evicting = self._fresh = self._future = False
             self._round = None
-            return State.IDLE
+            return State.IDLE if self._known else State.SCANNING
         if not any(need.amount for need in wanted) or now < self._stuck_until:
             return State.STUCK
         if not self._evicting:
@@ -250,6 +250,7 @@ class Evictor:
             return
         planned, self._round = self._round, None
         assert planned is not None
+        self._next_refresh = 0.0  # others may have removed where this walk had been before
         if 2 * self._round_removed.bytes > planned.amount.bytes:
             return
         # The histogram promised more than there was: chunks were used since, or others removed.
@@ -289,6 +290,10 @@ class Evictor:
 
     def _wanted(self) -> list[Need]:
         """What must go, by what is known now."""
+        if self._round is not None and not self._known:
+            # The sample ended when the removal began: what it said holds for this round.
+            left = replace(self._round, amount=self._round.amount - self._round_removed)
+            return [left] if left.amount else []
         wanted = needs(self._limits, self._volume(), self._usage(), self._evicting)
         if not self._dry_run:
             return wanted

@@ -1,0 +1,87 @@
+"""No hot chunk goes, however the file system keeps access times: kvshelf sets them itself."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kvshelf.evict import Evictor, Limits
+from kvshelf.layout import chunk_path
+from tests.evict.shelves import CHUNK_BYTES, ShelfMaker, settle
+
+
+@pytest.fixture(params=["relatime", "noatime", "strictatime"])
+def mount(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """An ext4 image of 64 MB, mounted so."""
+    image, folder = tmp_path / "image", tmp_path / "mount"
+    folder.mkdir()
+    with image.open("wb") as file:
+        file.truncate(64 << 20)
+    steps = (
+        ["mkfs.ext4", "-q", "-F", "-m", "0", str(image)],
+        ["mount", "-o", f"loop,{request.param}", str(image), str(folder)],
+    )
+    for step in steps:
+        try:
+            subprocess.run(step, check=True, capture_output=True, timeout=60)
+        except (OSError, subprocess.SubprocessError) as error:
+            pytest.skip(f"no loop-mounted ext4 here: {error}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True, timeout=60)
+
+
+def test_hot_chunks_stay(mount: Path) -> None:
+    """Half of the oldest are touched as engines do it; the others are only read, by anybody."""
+    from kvshelf.engine.base import EngineConfig
+    from kvshelf.engine.native import NativeEngine
+
+    shelf = ShelfMaker(mount / "shelf")
+    chunks = [shelf.add(90_000 - i, real=True) for i in range(300)]
+    hot = {chunk.path for chunk in chunks[:100]}
+    engine = NativeEngine(
+        shelf.root, [], EngineConfig(touch_interval_seconds=0), namespace=b"n" * 32, rank=0
+    )
+    engine.touch([chunk_path(shelf.folders[0], 0, chunk.key) for chunk in chunks[:100]])
+    assert engine.drain(30)
+    deadline = time.monotonic() + 30
+    while engine.stats().touched < 100 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    engine.close()
+    settle(Evictor(shelf.root, Limits(shelf_bytes=150 * CHUNK_BYTES, low_percent=100)))
+    gone = shelf.gone()
+    assert len(gone) == 150 and not gone & hot
+    assert gone == {chunk.path for chunk in chunks[100:250]}
+
+
+def test_percent_of_bytes_and_of_inodes(mount: Path) -> None:
+    """Real blocks and inodes, and the file system's own count of them."""
+    shelf = ShelfMaker(mount / "shelf")
+    for i in range(200):
+        shelf.add(1000 + i, size=100 << 10, real=True)
+    found = os.statvfs(mount)
+    used = (
+        100 * (found.f_blocks - found.f_bfree) / (found.f_blocks - found.f_bfree + found.f_bavail)
+    )
+    report = settle(
+        Evictor(mount / "shelf", Limits(volume_percent=used - 1, low_percent=75, keep_percent=0))
+    )
+    volume = report.volume
+    low = (used - 1) * 0.75 / 100 * volume.total_bytes
+    assert shelf.gone() == shelf.oldest(len(shelf.gone()))
+    assert low - 0.005 * volume.total_bytes <= volume.used_bytes <= low
+    inodes = 100 * volume.used_inodes / volume.total_inodes
+    report = settle(
+        Evictor(
+            mount / "shelf", Limits(inode_percent=inodes - 0.01, low_percent=95, keep_percent=0)
+        )
+    )
+    low_inodes = (inodes - 0.01) * 0.95 / 100 * volume.total_inodes
+    assert low_inodes - 2 <= report.volume.used_inodes <= low_inodes
+    assert shelf.gone() == shelf.oldest(len(shelf.gone()))
