@@ -16,8 +16,8 @@ REPLICAS = 10
 SECONDS = 8.0
 LIMIT_BYTES = 24 << 20
 SETTLE_SECONDS = 12.0
-# How much of all that is written may lie beyond the limit at any time. On a quiet machine it is a
-# quarter; how soon an evictor acts is measured elsewhere.
+# How much of all that is written may lie beyond the limit at any time. On a quiet machine it is an
+# eighth; how soon an evictor acts is measured elsewhere.
 BEYOND_SHARE = 0.75
 
 
