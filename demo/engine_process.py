@@ -93,8 +93,12 @@ def _answer(llm: Any, request: dict[str, Any]) -> Any:
 def main() -> None:
     answers = _take_stdout()
     from vllm import LLM
+    from vllm.config import KVEventsConfig
 
-    llm = LLM(**json.loads(sys.argv[1]))
+    arguments = json.loads(sys.argv[1])
+    if "kv_events_config" in arguments:  # the one that vLLM does not take as a mapping
+        arguments["kv_events_config"] = KVEventsConfig(**arguments["kv_events_config"])
+    llm = LLM(**arguments)
     print(json.dumps({"ok": "ready"}), file=answers)
     for line in sys.stdin:
         request = json.loads(line)

@@ -127,6 +127,14 @@ void SubmitLookupKeys(Engine& engine, JobId id, std::vector<std::string> folders
   engine.SubmitLookupKeys(id, std::move(folders), std::move(copies), std::move(runs));
 }
 
+void TouchKeys(Engine& engine, const std::vector<std::string>& folders, const nb::sequence& keys,
+               const std::vector<std::int64_t>& times_ns, bool always) {
+  std::vector<std::string> copies;
+  copies.reserve(nb::len(keys));
+  for (const nb::handle key : keys) copies.emplace_back(View(nb::cast<nb::bytes>(key)));
+  engine.TouchKeys(folders, copies, times_ns, always);
+}
+
 // Reports as (job id, kind, phase, statuses as bytes, errnos or None, payload bytes, seconds).
 nb::object Poll(Engine& engine) {
   if (!engine.HasReports()) return nb::none();
@@ -237,6 +245,7 @@ NB_MODULE(_native, m) {
       .def("submit_lookup_keys", SubmitLookupKeys, "job_id"_a, "folders"_a, "keys"_a, "runs"_a)
       .def("submit_probe", &Engine::SubmitProbe, "job_id"_a, "paths"_a, "bytes_max"_a)
       .def("touch", &Engine::Touch, "paths"_a)
+      .def("touch_keys", TouchKeys, "folders"_a, "keys"_a, "times_ns"_a, "always"_a)
       .def("poll", Poll, nb::sig("def poll(self) -> list | None"))
       .def("wait", Wait, "job_ids"_a, "phase"_a, "timeout_seconds"_a)
       .def("release", Release, "job_ids"_a)

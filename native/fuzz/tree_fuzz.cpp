@@ -175,7 +175,7 @@ struct Transfer {
 void Use(const Site& site, RootDir& root, const std::string& path) {
   struct stat found{};
   const bool there = root.StatBeneath(path, &found) == 0;
-  root.TouchBeneath(path);
+  root.TouchBeneath(path, {0, UTIME_NOW});
   bool flag = false;
   const UniqueFd folder(root.MakeFolder(SplitPath(path).first, &flag));
   // A store makes its temp folder, so that name is no chunk's; layout.py never makes it one.

@@ -96,11 +96,11 @@ int RootDir::StatBeneath(const std::string& path, struct stat* result) const {
   return holder ? ops_->StatAt(holder.get(), name.c_str(), result) : error;
 }
 
-int RootDir::TouchBeneath(const std::string& path) const {
+int RootDir::TouchBeneath(const std::string& path, timespec time) const {
   const auto [folder, name] = SplitPath(path);
   int error = 0;
   const UniqueFd holder = NameFolder(folder, &error);
-  return holder ? ops_->TouchAt(holder.get(), name.c_str()) : error;
+  return holder ? ops_->TouchAt(holder.get(), name.c_str(), time) : error;
 }
 
 std::string RootDir::NextTempName() {

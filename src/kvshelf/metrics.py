@@ -43,6 +43,19 @@ HUNG_THREADS = "kvshelf:hung_threads"
 BREAKER_STATE = "kvshelf:breaker_state"
 BREAKER_OPENINGS = "kvshelf:breaker_openings"
 REFUSED_HIT_TOKENS = "kvshelf:refused_hit_tokens"
+EVICT_LEASE_HELD = "kvshelf:evict_lease_held"
+EVICT_DURATION = "kvshelf:evict_pass_seconds"
+GONE_KEYS = "kvshelf:gone_keys"
+EVICTED_CHUNKS = "kvshelf:evicted_chunks"
+EVICTED_BYTES = "kvshelf:evicted_bytes"
+EVICT_SPARED = "kvshelf:evict_spared_chunks"
+EVICT_FAULTS = "kvshelf:evict_faults"
+SHELF_CHUNKS = "kvshelf:shelf_chunks"
+SHELF_BYTES = "kvshelf:shelf_bytes"
+SHELF_FOREIGN = "kvshelf:shelf_foreign_files"
+VOLUME_USED_BYTES = "kvshelf:volume_used_bytes"
+VOLUME_TOTAL_BYTES = "kvshelf:volume_total_bytes"
+EVICT_STATE = "kvshelf:evict_state"
 
 LOOKUP_RESULTS = ("hit", "miss", "timeout", "error")
 BREAKER_SIDES = ("reading", "writing")
@@ -66,6 +79,47 @@ _TRANSFER_BUCKETS = (
     10.0,
     30.0,
     120.0,
+)
+
+# Of whoever evicts, an engine or ``kvshelf evict``.
+_EVICTED: tuple[Metric, ...] = (
+    Metric(EVICTED_CHUNKS, Kind.COUNTER, "files", "Chunk files removed to stay within limits."),
+    Metric(EVICTED_BYTES, Kind.COUNTER, "bytes", "Bytes of those."),
+    Metric(
+        EVICT_FAULTS,
+        Kind.COUNTER,
+        "times",
+        "What failed in eviction, by errno; other for what is no system call's.",
+        ("errno",),
+    ),
+    Metric(
+        SHELF_BYTES,
+        Kind.GAUGE,
+        "bytes",
+        "Bytes of chunk files on the shelf, as who evicts knows them; 0 from others.",
+        ("namespace",),
+    ),
+)
+
+# What an evictor that runs by itself shows on a port of its own (docs/eviction.md).
+EVICT_METRICS: tuple[Metric, ...] = (
+    *_EVICTED,
+    Metric(
+        EVICT_SPARED,
+        Kind.COUNTER,
+        "files",
+        "Chunk files that were to go, and stayed because they were used meanwhile.",
+    ),
+    Metric(SHELF_CHUNKS, Kind.GAUGE, "files", "Chunk files on the shelf.", ("namespace",)),
+    Metric(SHELF_FOREIGN, Kind.GAUGE, "files", "Entries on the shelf that are not kvshelf's."),
+    Metric(VOLUME_USED_BYTES, Kind.GAUGE, "bytes", "Bytes of the file system that are used."),
+    Metric(VOLUME_TOTAL_BYTES, Kind.GAUGE, "bytes", "Bytes of the file system, used or free."),
+    Metric(
+        EVICT_STATE,
+        Kind.GAUGE,
+        "state",
+        "0 within limits, 1 scanning, 2 evicting, 3 a limit is exceeded and nothing more may go.",
+    ),
 )
 
 METRICS: tuple[Metric, ...] = (
@@ -137,42 +191,21 @@ METRICS: tuple[Metric, ...] = (
         "tokens",
         "Tokens on the shelf that were computed all the same: sooner than loaded, or too few.",
     ),
-    Metric(HUNG_THREADS, Kind.GAUGE, "threads", "I/O threads that the storage does not let go."),
-)
-
-# What an evictor that runs by itself shows on a port of its own (docs/eviction.md).
-EVICTED_CHUNKS = "kvshelf:evicted_chunks"
-EVICTED_BYTES = "kvshelf:evicted_bytes"
-EVICT_SPARED = "kvshelf:evict_spared_chunks"
-EVICT_FAULTS = "kvshelf:evict_faults"
-SHELF_CHUNKS = "kvshelf:shelf_chunks"
-SHELF_BYTES = "kvshelf:shelf_bytes"
-SHELF_FOREIGN = "kvshelf:shelf_foreign_files"
-VOLUME_USED_BYTES = "kvshelf:volume_used_bytes"
-VOLUME_TOTAL_BYTES = "kvshelf:volume_total_bytes"
-EVICT_STATE = "kvshelf:evict_state"
-
-EVICT_METRICS: tuple[Metric, ...] = (
-    Metric(EVICTED_CHUNKS, Kind.COUNTER, "files", "Chunk files removed to stay within limits."),
-    Metric(EVICTED_BYTES, Kind.COUNTER, "bytes", "Bytes of those."),
+    *_EVICTED,
+    Metric(EVICT_LEASE_HELD, Kind.GAUGE, "state", "Whether this engine is the one that evicts."),
     Metric(
-        EVICT_SPARED,
-        Kind.COUNTER,
-        "files",
-        "Chunk files that were to go, and stayed because they were used meanwhile.",
-    ),
-    Metric(EVICT_FAULTS, Kind.COUNTER, "times", "System calls that failed, by errno.", ("errno",)),
-    Metric(SHELF_CHUNKS, Kind.GAUGE, "files", "Chunk files on the shelf.", ("namespace",)),
-    Metric(SHELF_BYTES, Kind.GAUGE, "bytes", "Bytes of those.", ("namespace",)),
-    Metric(SHELF_FOREIGN, Kind.GAUGE, "files", "Entries on the shelf that are not kvshelf's."),
-    Metric(VOLUME_USED_BYTES, Kind.GAUGE, "bytes", "Bytes of the file system that are used."),
-    Metric(VOLUME_TOTAL_BYTES, Kind.GAUGE, "bytes", "Bytes of the file system, used or free."),
-    Metric(
-        EVICT_STATE,
+        EVICT_DURATION,
         Kind.GAUGE,
-        "state",
-        "0 within limits, 1 scanning, 2 evicting, 3 a limit is exceeded and nothing more may go.",
+        "seconds",
+        "Time that this engine's last eviction took, from exceeding a limit to the low mark.",
     ),
+    Metric(
+        GONE_KEYS,
+        Kind.COUNTER,
+        "keys",
+        "Keys of this engine's namespace that were reported as evicted, by anybody.",
+    ),
+    Metric(HUNG_THREADS, Kind.GAUGE, "threads", "I/O threads that the storage does not let go."),
 )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from kvshelf import Shelf
-from kvshelf.layout import removed_name
+from kvshelf.layout import doomed_name
 from kvshelf.root import open_namespace, use_namespace
 from kvshelf.scrub.findings import Action, Kind
 from tests.scrub.shelves import BLOCKS, CONFIG, IDENTITY, OTHER, chunks, everything, fill, found
@@ -120,7 +120,7 @@ def test_an_engine_that_starts_during_the_removal_makes_it_anew(old: Path) -> No
         engine.start()
         engine.join(0.3)
         assert engine.is_alive()  # it waits for what is being removed
-        gone = old / removed_name(FOLDER, "01234567")
+        gone = old / doomed_name(FOLDER, "01234567")
         (old / FOLDER).rename(gone)
     engine.join(10)
     [descriptor] = result
@@ -136,7 +136,7 @@ def test_a_lock_on_what_was_just_removed_is_none(
     old: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The engine has opened namespace.json, then the scrub takes the folder, then it locks."""
-    real, gone = fcntl.flock, old / removed_name(FOLDER, "01234567")
+    real, gone = fcntl.flock, old / doomed_name(FOLDER, "01234567")
 
     def flock(descriptor: int, operation: int) -> None:
         if not gone.exists():
@@ -166,7 +166,7 @@ def test_what_is_not_kvshelfs_keeps_it(old: Path) -> None:
 
 
 def test_what_somebody_puts_into_a_folder_that_is_being_removed_is_kept(old: Path) -> None:
-    gone = old / removed_name(FOLDER, "01234567")
+    gone = old / doomed_name(FOLDER, "01234567")
     (old / FOLDER).rename(gone)
     (gone / "notes.txt").write_text("mine")
     name = f"{gone.name}/notes.txt"

@@ -10,15 +10,18 @@ from kvshelf import metrics
 from kvshelf.engine import EngineStats
 from kvshelf.metrics import (
     BREAKER_STATE,
+    EVICT_DURATION,
+    EVICT_LEASE_HELD,
     EVICT_METRICS,
     METRICS,
+    SHELF_BYTES,
     Kind,
     Metric,
     engine_gauges,
     metrics_table,
 )
 
-ALL = METRICS + EVICT_METRICS
+ALL = tuple(dict.fromkeys((*METRICS, *EVICT_METRICS)))  # some are in both
 BY_NAME = {metric.name: metric for metric in ALL}
 
 
@@ -62,7 +65,8 @@ def test_an_engine_gives_every_gauge() -> None:
         ("kvshelf:hung_threads", ()): 6,
         ("kvshelf:removed_bad_chunks", ()): 7,
     }
-    others = {BREAKER_STATE}  # the scheduler's
+    # The scheduler's and eviction's.
+    others = {BREAKER_STATE, EVICT_LEASE_HELD, EVICT_DURATION, SHELF_BYTES}
     assert {n for n, _ in gauges} | others == {m.name for m in METRICS if m.kind is Kind.GAUGE}
     assert all(len(labels) == len(BY_NAME[name].labels) for name, labels in gauges)
 

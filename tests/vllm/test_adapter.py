@@ -23,6 +23,8 @@ from vllm.v1.kv_offload.base import (  # noqa: E402
 
 from kvshelf import EngineConfig, Identity, make_key, metrics  # noqa: E402
 from kvshelf.config import Settings  # noqa: E402
+from kvshelf.evict import Limits  # noqa: E402
+from kvshelf.evict.duty import EvictionDuty  # noqa: E402
 from kvshelf.layout import chunk_path  # noqa: E402
 from kvshelf.shelf import Shelf  # noqa: E402
 from kvshelf.vllm.compat import KeyRun  # noqa: E402
@@ -33,6 +35,7 @@ from kvshelf.vllm.specs import ChunkKeysSpec  # noqa: E402
 from kvshelf.vllm.worker import KvshelfWorker, blocks_of  # noqa: E402
 
 BLOCKS, BLOCK_BYTES, PER_CHUNK, LAYERS = 32, 4096, 4, 3
+LEASE_SECONDS = 3.0
 SETTINGS = Settings()
 CONTEXT = ReqContext(req_id="r")
 STEP_END = ScheduleEndContext(new_req_ids=(), preempted_req_ids=())
@@ -53,6 +56,7 @@ class Replica:
 
     root: Path
     groups: int = 1
+    limits: Limits | None = None  # with any, it evicts in the background
 
     def __post_init__(self) -> None:
         rng = np.random.default_rng(7)
@@ -69,8 +73,14 @@ class Replica:
             self.presence,
             SETTINGS,
             chunk_bytes=LAYERS * BLOCK_BYTES * PER_CHUNK,
+            chunk_tokens=16,
             num_workers=1,
             emit_events=True,
+            duty=None
+            if self.limits is None
+            else EvictionDuty(
+                self.root, IDENTITY.folder, limits=self.limits, lease_seconds=LEASE_SECONDS
+            ),
         )
         self.worker = KvshelfWorker(
             Shelf.of_arrays(self.root, IDENTITY, self.memory, config=config),
@@ -94,9 +104,13 @@ class Replica:
             time.sleep(0.001)
 
     def store(
-        self, keys: list[bytes], ids: list[int], sizes: list[int] | None = None
+        self,
+        keys: list[bytes],
+        ids: list[int],
+        sizes: list[int] | None = None,
+        context: ReqContext = CONTEXT,
     ) -> list[bytes]:
-        output = self.manager.prepare_store(keys, CONTEXT)
+        output = self.manager.prepare_store(keys, context)
         sizes = sizes or [len(ids)]
         self.jobs += 1
         spec = GPULoadStoreSpec(ids, group_sizes=sizes, block_indices=[0] * len(sizes))
@@ -106,9 +120,11 @@ class Replica:
         self.step()
         return list(output.keys_to_store)
 
-    def load(self, keys: list[bytes], ids: list[int], first: int = 0) -> set[int]:
+    def load(
+        self, keys: list[bytes], ids: list[int], first: int = 0, context: ReqContext = CONTEXT
+    ) -> set[int]:
         """Load and return the blocks that vLLM must recompute."""
-        spec = self.manager.prepare_load(keys, CONTEXT)
+        spec = self.manager.prepare_load(keys, context)
         self.jobs += 1
         blocks = GPULoadStoreSpec(ids, group_sizes=[len(ids)], block_indices=[first])
         assert self.worker.submit_load(self.jobs, spec, blocks)
@@ -316,7 +332,13 @@ def test_a_chunk_that_one_rank_lacks_is_not_served(tmp_path: Path) -> None:
     shelf = Shelf(tmp_path, IDENTITY, world_size=2)
     presence = Presence(hit_ttl_seconds=9, miss_ttl_seconds=0, failed_ttl_seconds=9, keys_max=9)
     manager = KvshelfManager(
-        shelf, presence, SETTINGS, chunk_bytes=1, num_workers=2, emit_events=True
+        shelf,
+        presence,
+        SETTINGS,
+        chunk_bytes=1,
+        chunk_tokens=16,
+        num_workers=2,
+        emit_events=True,
     )
     manager.prepare_store([A], CONTEXT)
     manager.absorb(WorkerReport(published={A: 1}))

@@ -40,7 +40,7 @@ class RootDir {
   // stat and touch of `path`, following no symbolic link in any component, as an open does: 0 or
   // -errno. The system calls themselves would follow all but the last.
   int StatBeneath(const std::string& path, struct stat* result) const;
-  int TouchBeneath(const std::string& path) const;
+  int TouchBeneath(const std::string& path, timespec time) const;
   std::string NextTempName();
 
   // Whether O_DIRECT reads and writes work in the root; 0 or -errno. Leaves no file behind.

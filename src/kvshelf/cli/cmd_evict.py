@@ -19,14 +19,15 @@ from kvshelf.cli.common import CommandError, Exit, existing_shelf, print_json, s
 from kvshelf.errors import ConfigError, KvshelfError
 
 if TYPE_CHECKING:
-    from kvshelf.evict import Evictor, Limits, Report
+    from kvshelf.evict import Evictor, Limits, OnRemoved, Report
 
 HELP = "remove the chunks least recently used while a limit is exceeded"
 DESCRIPTION = """\
 Looks at the shelf every second, and when a limit is exceeded removes the chunks that
 were not used for longest until the low mark is reached. Runs until SIGTERM or SIGINT;
-with --once until the shelf is within its limits. Several may run at once. Without any
-limit, 90 percent of the file system and of its inodes may be used. SIZE is a number of
+with --once until the shelf is within its limits. Several may run at once, also beside
+engines: one evicts and the others wait, but --once does not wait. Without any limit,
+90 percent of the file system and of its inodes may be used. SIZE is a number of
 bytes, or with a unit: 500GB, 1.5TB, 200GiB. See docs/eviction.md.
 Exit status 1 with --once: a limit is still exceeded, and nothing more may go.
 """
@@ -67,6 +68,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--rate", metavar="N", type=float, default=50_000.0, help="files a second (50000); 0: any")
     add("--threads", metavar="N", type=int, default=4, help="threads that look at files (4)")
     add("--interval", metavar="S", type=float, default=1.0, help="seconds between two looks (1)")
+    add(
+        "--lease-seconds",
+        metavar="S",
+        type=float,
+        default=15.0,
+        help="another follows an evictor that is gone after so long (15)",
+    )
     add("--once", action="store_true", help="end when there is nothing to do")
     add("--dry-run", action="store_true", help="remove nothing, say what would go (with --once)")
     add("--metrics-port", metavar="PORT", type=int, help="answer /metrics and /healthz there")
@@ -95,18 +103,21 @@ def run(options: argparse.Namespace) -> Exit:
     root = existing_shelf(options.root)
     if not options.interval > 0 or options.rate < 0 or not 1 <= options.threads <= 64:
         raise CommandError(Exit.USAGE, "--interval above 0, --rate 0 or more, --threads 1 to 64")
+    if not 1 <= options.lease_seconds <= 3600:
+        raise CommandError(Exit.USAGE, "--lease-seconds 1 to 3600")
     try:
         limits = _limits(options)
     except ConfigError as error:
         raise CommandError(Exit.USAGE, str(error)) from error
 
-    def make() -> Evictor:
+    def make(on_removed: OnRemoved) -> Evictor:
         return Evictor(
             root,
             limits,
             files_per_second=options.rate,
             threads=options.threads,
             dry_run=options.dry_run,
+            on_removed=on_removed,
         )
 
     return _Command(options, root, make).run()
@@ -135,12 +146,15 @@ class _Command:
     """Steps in a thread, so that a signal is obeyed while a step hangs in the storage."""
 
     def __init__(
-        self, options: argparse.Namespace, root: Path, make: Callable[[], Evictor]
+        self, options: argparse.Namespace, root: Path, make: Callable[[OnRemoved], Evictor]
     ) -> None:
         self._options = options
         self._once = options.once or options.dry_run
         self._root = root
+        from kvshelf.evict.turn import Turn  # noqa: PLC0415
+
         self._make = make
+        self._turn = Turn(root, lease_seconds=options.lease_seconds, on_fault=self._fault)
         self._stop = threading.Event()
         self._ended = threading.Event()
         self._evictor: Evictor | None = None
@@ -199,13 +213,23 @@ class _Command:
         except BaseException as error:  # the main thread must hear of it
             self._failure = CommandError(Exit.FINDINGS, f"{type(error).__name__}: {error}")
         finally:
+            if not self._once:
+                self._turn.leave()
             self._ended.set()
+
+    def _fault(self, what: str, error: Exception) -> None:
+        self._say(f"{self._root}: {what}: {error}; trying again", repeat=False)
 
     def _loop(self) -> None:
         while not self._stop.is_set():
+            if not self._once and not self._turn.is_ours():
+                if self._exposition is not None:
+                    self._exposition.waits()
+                self._stop.wait(self._options.interval)
+                continue
             try:
                 if self._evictor is None:
-                    self._evictor = self._make()
+                    self._evictor = self._make(self._turn.removed)
                 report = self._evictor.step()
             except (OSError, KvshelfError) as error:
                 if self._once:

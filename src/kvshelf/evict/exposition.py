@@ -39,6 +39,11 @@ class Exposition:
                 name = errno.errorcode.get(number, str(number))
                 self._counters[metrics.EVICT_FAULTS, f'{{errno="{name}"}}'] += times
 
+    def waits(self) -> None:
+        """Another evicts: nothing is done, and all is well."""
+        with self._lock:
+            self._last_step = time.monotonic()
+
     def healthy(self) -> bool:
         """Whether a step has ended lately."""
         with self._lock:

@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from kvshelf.layout import MARKER, is_namespace_folder
+from kvshelf.layout import EVICT_FOLDER, MARKER, REMOVED_FOLDER, is_namespace_folder
 from kvshelf.root import list_namespaces
 
 # The root's time may be so coarse, and a namespace.json comes a moment after its folder.
@@ -50,7 +50,7 @@ class Spaces:
             and not entry.problem
             and is_namespace_folder(entry.folder)
         ]
-        known = {MARKER, "lost+found", *self._folders}
+        known = {MARKER, EVICT_FOLDER, REMOVED_FOLDER, "lost+found", *self._folders}
         self.foreign = tuple(
             name
             for name in sorted(os.listdir(self._root))[:_FOREIGN_MAX]  # noqa: PTH208

@@ -15,7 +15,7 @@ import secrets
 import stat
 from collections.abc import Iterator
 
-from kvshelf.layout import NAMESPACE_FILE, TEMP_FOLDER, removed_name
+from kvshelf.layout import NAMESPACE_FILE, TEMP_FOLDER, doomed_name
 from kvshelf.scrub.findings import Action, Finding, Kind
 from kvshelf.scrub.folders import GONE, folder_at
 from kvshelf.scrub.pace import Pace
@@ -60,7 +60,7 @@ class UnusedNamespaces:
                 with _locked(folder):
                     self._check_old(folder, NAMESPACE_FILE)
                     self._check_old(folder, TEMP_FOLDER)
-                    gone = removed_name(name, secrets.token_hex(4))
+                    gone = doomed_name(name, secrets.token_hex(4))
                     os.rename(name, gone, src_dir_fd=root, dst_dir_fd=root)
         except _InUseError:
             return

@@ -9,10 +9,11 @@ from enum import Enum
 from kvshelf.layout import (
     NAMESPACE_FILE,
     ROOT_FILES,
+    ROOT_FOLDERS,
     TEMP_FOLDER,
+    is_doomed_folder,
     is_hash_folder,
     is_namespace_folder,
-    is_removed_folder,
     parse_chunk_path,
     parse_rank_folder,
     parse_temp_name,
@@ -65,7 +66,9 @@ def _in_root(parts: Sequence[str], kind: Type) -> What | None:
     if kind is Type.FOLDER:
         if is_namespace_folder(name):
             return What.FOLDER
-        return What.REMOVED if is_removed_folder(name) else None
+        if name in ROOT_FOLDERS:  # others tend them
+            return What.ROOT_FILE
+        return What.REMOVED if is_doomed_folder(name) else None
     if kind is Type.FILE and name in ROOT_FILES:
         return What.ROOT_FILE
     # Not one without a dot: the root is no folder for temp files.

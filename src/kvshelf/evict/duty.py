@@ -1,0 +1,249 @@
+"""Eviction as a background duty of an engine: whichever replica holds the lease does it.
+
+    thread:  Turn -> Evictor.step -> journal         (the holder)
+             journal -> keys that are gone           (every replica)
+    owner:   take() -> News
+
+The thread makes all the file-system calls and may hang in one; its owner never waits for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from kvshelf.evict.evictor import Evictor, OnRemoved, Report, State
+from kvshelf.evict.journal import RemovedReader
+from kvshelf.evict.lease import Lease
+from kvshelf.evict.limits import Limits
+from kvshelf.evict.turn import Turn
+
+# Limits are looked at so often, and the journal too.
+WAKE_SECONDS = 1.0
+# Between two steps the lease is looked at. The holder trusts it for two thirds of its time.
+STEP_SECONDS = 0.5
+# Keys that wait for the owner; more are forgotten, and found out by lookups.
+KEYS_MAX = 65_536
+# Faults that wait for the owner.
+FAULTS_MAX = 100
+# Who holds the lease and cannot evict leaves it alone for so long.
+STAND_BACK_SECONDS = 60.0
+_NICE = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What failed: "lease", "evict" or "journal"; the errno's name or "other"; how often."""
+
+    part: str
+    errno: str
+    text: str
+    times: int = 1
+
+
+@dataclass(slots=True)
+class News:
+    """What happened since the owner last asked.
+
+    Attributes:
+        is_holder: whether this replica holds the lease.
+        removed_files, removed_bytes: that this replica evicted.
+        gone: keys of this replica's namespace that somebody evicted.
+        dropped: keys that were not kept for the owner.
+        shelf_bytes: of all chunks by namespace, as the holder knows them; empty for others.
+        pass_seconds: from crossing a limit to being within it again, of the last pass; None: none
+            ended.
+    """
+
+    is_holder: bool = False
+    removed_files: int = 0
+    removed_bytes: int = 0
+    gone: dict[bytes, None] = field(default_factory=dict)
+    dropped: int = 0
+    shelf_bytes: Mapping[str, int] = field(default_factory=dict)
+    pass_seconds: float | None = None
+    faults: list[Fault] = field(default_factory=list)
+
+
+class Steps(Protocol):
+    """The part of ``Evictor`` that is used here."""
+
+    def step(self, seconds_max: float = 1.0) -> Report: ...
+    def stop(self) -> None: ...
+
+
+class EvictionDuty:
+    """One thread that evicts while this process holds the lease, and reads what others evict.
+
+    Args:
+        root: the shelf.
+        folder: the namespace whose removed keys are wanted.
+        limits: what the shelf may take; without any, only the journal is read.
+        lease_seconds: see ``Lease``.
+        evictor: makes it; called when the lease is first held.
+
+    Threads: ``take``, ``has_news`` and ``close`` are for one owner, and never wait for storage.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        folder: str,
+        *,
+        limits: Limits,
+        lease_seconds: float,
+        dir_mode: int = 0o2770,
+        file_mode: int = 0o640,
+        evictor: Callable[..., Steps] = Evictor,
+        lease: Lease | None = None,
+    ) -> None:
+        self._root = Path(root)
+        self._limits = limits
+        self._turn = Turn(
+            root,
+            lease_seconds=lease_seconds,
+            on_fault=self._fault,
+            dir_mode=dir_mode,
+            file_mode=file_mode,
+            lease=lease,
+        )
+        self._step_seconds = min(STEP_SECONDS, lease_seconds / 10)
+        self._make_evictor = evictor
+        self._evictor: Steps | None = None
+        self._reader = RemovedReader(root, folder)
+        self._stand_back_until = 0.0
+        self._pass_since: float | None = None
+        self._lock = threading.Lock()  # never held across a system call
+        self._news = News()
+        self.has_news = False
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="kvshelf-evict", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def take(self) -> News:
+        """What happened since the last call."""
+        with self._lock:
+            news, self.has_news = self._news, False
+            self._news = News(is_holder=news.is_holder, shelf_bytes=news.shelf_bytes)
+        return news
+
+    def close(self, timeout_seconds: float) -> bool:
+        """End the thread, which leaves the lease; False if the storage does not let it go.
+
+        It is then left behind, and ends when it comes back.
+        """
+        self._stop.set()
+        evictor = self._evictor
+        if evictor is not None:
+            evictor.stop()
+        if self._thread.ident is not None:
+            self._thread.join(timeout_seconds)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        with contextlib.suppress(OSError, AttributeError):
+            # Of this thread alone, on Linux: setpriority(2), "C library/kernel differences".
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+        self._guarded("journal", self._read)  # from now on
+        wait_seconds = WAKE_SECONDS
+        while not self._stop.wait(wait_seconds):
+            is_busy = self._guarded("evict", self._evict)
+            self._guarded("journal", self._read)
+            wait_seconds = 0.0 if is_busy else WAKE_SECONDS
+        self._turn.leave()
+
+    def _guarded(self, part: str, work: Callable[[], bool]) -> bool:
+        try:
+            return work()
+        except Exception as error:  # whatever it is, an engine goes on without eviction
+            self._fault(part, error)
+            return False
+
+    def _fault(self, part: str, error: Exception) -> None:
+        number = error.errno if isinstance(error, OSError) else None
+        name = errno.errorcode.get(number or 0, "other")
+        self._add_fault(Fault(part, name, f"{type(error).__name__}: {error}"))
+
+    def _add_fault(self, fault: Fault) -> None:
+        with self._lock:
+            if len(self._news.faults) < FAULTS_MAX:
+                self._news.faults.append(fault)
+            self.has_news = True
+
+    def _evict(self) -> bool:
+        """One step, if it is ours to do; True if the next should follow at once."""
+        if not self._limits or time.monotonic() < self._stand_back_until:
+            return False
+        is_holder = self._turn.is_ours()
+        self._holds(is_holder)
+        if not is_holder:
+            return False
+        try:
+            if self._evictor is None:
+                told: OnRemoved = self._turn.removed
+                self._evictor = self._make_evictor(self._root, self._limits, on_removed=told)
+            report = self._evictor.step(self._step_seconds)
+        except Exception:
+            self._stand_back()
+            raise
+        self._tell(report)
+        if report.faults and not report.removed:
+            self._stand_back()
+            return False
+        return report.state in (State.SCANNING, State.EVICTING)
+
+    def _holds(self, is_holder: bool) -> None:
+        if is_holder == self._news.is_holder:
+            return
+        self._pass_since = None
+        with self._lock:
+            self._news.is_holder, self._news.shelf_bytes = is_holder, {}
+            self.has_news = True
+
+    def _stand_back(self) -> None:
+        """Leave it to another for a while, who may be allowed or able to do it."""
+        self._stand_back_until = time.monotonic() + STAND_BACK_SECONDS
+        self._holds(False)
+        self._turn.leave()
+
+    def _read(self) -> bool:
+        keys = self._reader.read()
+        if not keys:
+            return False
+        with self._lock:
+            gone = self._news.gone
+            room = max(0, KEYS_MAX - len(gone))
+            gone.update(dict.fromkeys(keys[:room]))
+            self._news.dropped += max(0, len(keys) - room)
+            self.has_news = True
+        return True
+
+    def _tell(self, report: Report) -> None:
+        now = time.monotonic()
+        ended = None
+        if report.state is State.EVICTING:
+            self._pass_since = self._pass_since or now - report.seconds
+        elif self._pass_since is not None or report.removed:
+            ended = now - (self._pass_since or now - report.seconds)
+            self._pass_since = None
+        for number, times in report.faults.items():
+            name = errno.errorcode.get(number, "other")
+            self._add_fault(Fault("evict", name, os.strerror(number), times))
+        shelf_bytes = {folder: amount.bytes for folder, amount in report.usage.items()}
+        with self._lock:
+            news = self._news
+            news.removed_files += report.removed.files
+            news.removed_bytes += report.removed.bytes
+            news.pass_seconds = ended if ended is not None else news.pass_seconds
+            if shelf_bytes != news.shelf_bytes or report.removed or ended is not None:
+                news.shelf_bytes = shelf_bytes
+                self.has_news = True

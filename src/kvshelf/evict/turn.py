@@ -1,0 +1,82 @@
+"""Whose turn it is to evict, and where that is written down: what engines and the command share."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable, Sequence
+
+from kvshelf.evict.journal import RemovedWriter
+from kvshelf.evict.lease import Lease, open_lease
+
+# The folder of the journal is cleaned so often, by the holder.
+CLEAN_SECONDS = 60.0
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+OnFault = Callable[[str, Exception], None]
+"""Called with what was tried and the error, which did no harm."""
+
+
+class Turn:
+    """One thread.
+
+    Args:
+        lease_seconds: see ``Lease``.
+        on_fault: told of a lease or journal that cannot be used.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        *,
+        lease_seconds: float,
+        on_fault: OnFault,
+        dir_mode: int = 0o2770,
+        file_mode: int = 0o640,
+        lease: Lease | None = None,
+    ) -> None:
+        self._lease = lease or open_lease(
+            root, lease_seconds=lease_seconds, dir_mode=dir_mode, file_mode=file_mode
+        )
+        self._writer = RemovedWriter(
+            root, self._lease.token, dir_mode=dir_mode, file_mode=file_mode
+        )
+        self._on_fault = on_fault
+        self._clean_at = 0.0
+
+    def is_ours(self) -> bool:
+        """Whether this process may evict for a moment. Ask before every step."""
+        try:
+            if not self._lease.tick():
+                return False
+        except OSError as error:
+            self._on_fault("lease", error)
+            # On a disk so full that not even a name can change, somebody must begin. If several
+            # do, they remove what one would have removed.
+            return error.errno in _FULL
+        except Exception as error:
+            self._on_fault("lease", error)
+            return False
+        if time.monotonic() >= self._clean_at:
+            self._clean_at = time.monotonic() + CLEAN_SECONDS
+            try:
+                self._writer.clean()
+            except Exception as error:
+                self._on_fault("journal", error)
+        return True
+
+    def removed(self, folder: str, rank: int, keys: Sequence[bytes]) -> None:
+        """Write down what is gone; an ``OnRemoved``."""
+        del rank  # a chunk of which one rank's file is gone is gone
+        try:
+            self._writer.append(folder, keys)
+        except Exception as error:
+            self._on_fault("journal", error)
+
+    def leave(self) -> None:
+        """Let another have it at once."""
+        try:
+            self._lease.release()
+        except Exception as error:
+            self._on_fault("lease", error)

@@ -1,0 +1,268 @@
+"""What engines do about evicted chunks: forget them, and say so once and truthfully."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+pytestmark = pytest.mark.vllm
+
+from vllm.v1.kv_offload.base import LookupResult  # noqa: E402
+
+from kvshelf import metrics  # noqa: E402
+from kvshelf.config import Settings  # noqa: E402
+from kvshelf.evict import Limits  # noqa: E402
+from kvshelf.evict import duty as duty_module  # noqa: E402
+from kvshelf.evict.journal import RemovedWriter  # noqa: E402
+from kvshelf.vllm import evict as evict_module  # noqa: E402
+from kvshelf.vllm import manager as manager_module  # noqa: E402
+from kvshelf.vllm.evict import limits_of  # noqa: E402
+from kvshelf.vllm.report import WorkerReport  # noqa: E402
+from tests.vllm.test_adapter import (  # noqa: E402
+    BLOCK_BYTES,
+    CONTEXT,
+    IDENTITY,
+    LAYERS,
+    PER_CHUNK,
+    STEP_END,
+    Replica,
+    key,
+)
+
+A, B = key(1), key(2)
+FILE_BYTES = LAYERS * BLOCK_BYTES * PER_CHUNK + 4096
+LISTEN = Limits(shelf_bytes=1 << 40)
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Replica]]:
+    monkeypatch.setattr(duty_module, "WAKE_SECONDS", 0.02)
+    made: list[Replica] = []
+
+    def one(limits: Limits | None = LISTEN) -> Replica:
+        made.append(Replica(tmp_path / "shelf", limits=limits))
+        return made[-1]
+
+    yield one
+    for replica in made:
+        replica.close()
+
+
+class Told:
+    """Events as they come, step by step: "+" and "-" with the key."""
+
+    def __init__(self, replica: Replica) -> None:
+        self.replica = replica
+        self.events: list[tuple[str, bytes]] = []
+        self.counted: dict[str, Any] = {}
+
+    def step(self) -> None:
+        manager = self.replica.manager
+        manager.on_schedule_end(STEP_END)
+        for event in manager.take_events():
+            self.events += [("-" if event.removed else "+", k) for k in event.keys]
+        if (stats := manager.get_stats()) is not None:
+            for name, value in stats.reduce().items():
+                self.counted[name] = self.counted.get(name, 0) + value
+
+    def until(self, is_enough: Callable[[], object], seconds: float = 20.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not is_enough():
+            assert time.monotonic() < deadline, self.events
+            self.step()
+            time.sleep(0.005)
+
+
+def evict(replica: Replica, *keys: bytes) -> None:
+    """As an evictor on another host."""
+    for each in keys:
+        replica.path(each).unlink()
+    RemovedWriter(replica.root, "f" * 16).append(IDENTITY.folder, keys)
+
+
+def long_ago(replica: Replica) -> None:
+    """Whatever was published was so before any journal that is read now."""
+    replica.manager._published.clear()
+
+
+def read_once(replica: Replica) -> None:
+    """The journal is read from now on."""
+    duty = replica.manager._eviction._duty
+    assert duty is not None
+    deadline = time.monotonic() + 20
+    while duty._reader._offsets is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_an_evicted_chunk_is_a_miss_at_once_and_an_event(make: Callable[..., Replica]) -> None:
+    one, two = make(), make()
+    for replica in (one, two):
+        read_once(replica)
+    one.store([A, B], list(range(8)))
+    told = Told(one), Told(two)
+    assert two.lookup(A, B) == [LookupResult.HIT] * 2
+    for each in told:
+        each.step()
+    assert told[0].events == [("+", A), ("+", B)]
+    assert told[1].events == []  # who did not store it does not say so
+    for replica in (one, two):
+        long_ago(replica)
+    evict(one, A)
+    for each in told:
+        each.until(lambda each=each: ("-", A) in each.events)
+    # Without a probe, for the time of a miss.
+    assert [r.manager.lookup(A, CONTEXT) for r in (one, two)] == [LookupResult.MISS] * 2
+    assert one.manager.lookup(B, CONTEXT) is LookupResult.HIT
+    assert told[0].events == [("+", A), ("+", B), ("-", A)]
+    assert one.manager.prepare_store([A, B], CONTEXT).keys_to_store == [A]
+    RemovedWriter(one.root, "e" * 16).append(IDENTITY.folder, [A])  # of its second rank
+    told[0].until(lambda: told[0].counted[metrics.GONE_KEYS] == 2)
+    assert told[0].events[3:] == []
+
+
+def test_a_chunk_that_was_stored_anew_meanwhile_is_not_said_to_be_gone(
+    make: Callable[..., Replica],
+) -> None:
+    """The journal comes late: what it tells may be of the file before."""
+    one = make()
+    read_once(one)
+    one.store([A, B], list(range(8)))
+    told = Told(one)
+    evict(one, A)
+    writer = RemovedWriter(one.root, "e" * 16)
+    told.until(lambda: ("-", A) in told.events)
+    one.store([A], [0, 1, 2, 3])
+    told.step()
+    assert told.events == [("+", A), ("+", B), ("-", A), ("+", A)]
+    writer.append(IDENTITY.folder, [A, B])  # of another evictor, and long ago
+    told.until(lambda: told.counted.get(metrics.GONE_KEYS) == 3)
+    told.until(lambda: one.manager.lookup(A, CONTEXT) is LookupResult.HIT)
+    told.until(lambda: one.manager.lookup(B, CONTEXT) is LookupResult.HIT)
+    assert told.events[4:] == []
+
+
+def test_what_is_being_stored_is_not_said_to_be_gone(make: Callable[..., Replica]) -> None:
+    one = make()
+    read_once(one)
+    one.manager.prepare_store([A], CONTEXT)
+    told = Told(one)
+    RemovedWriter(one.root, "f" * 16).append(IDENTITY.folder, [A])
+    told.until(lambda: told.counted.get(metrics.GONE_KEYS))
+    one.manager.absorb(WorkerReport(published={A: 1}))
+    told.step()
+    assert told.events == [("+", A)]
+
+
+def test_a_missed_journal_is_found_out_by_a_lookup(make: Callable[..., Replica]) -> None:
+    one = make(None)
+    one.store([A, B], list(range(8)))
+    told = Told(one)
+    told.step()
+    one.path(A).unlink()
+    one.presence.answers.clear()  # as when the time of a hit is over
+    assert one.lookup(A, B) == [LookupResult.MISS, LookupResult.HIT]
+    told.step()
+    assert told.events == [("+", A), ("+", B), ("-", A)]
+    one.presence.answers.clear()
+    assert one.lookup(A) == [LookupResult.MISS]
+    told.step()
+    assert told.events[3:] == []  # it was said
+
+
+@pytest.mark.parametrize("damage", ["absent", "corrupt"])
+def test_a_chunk_that_fails_to_load_is_said_to_be_gone_once(
+    make: Callable[..., Replica], damage: str
+) -> None:
+    one = make(None)
+    one.store([A, B], list(range(8)))
+    told = Told(one)
+    if damage == "absent":
+        one.path(A).unlink()
+    else:
+        data = bytearray(one.path(A).read_bytes())
+        data[5000] ^= 1
+        one.path(A).write_bytes(data)
+    assert one.load([A, B], list(range(8, 16)))
+    one.manager.absorb(WorkerReport(failed={A}))  # a second rank
+    told.step()
+    assert told.events == [("+", A), ("+", B), ("-", A)]
+
+
+def test_a_chunk_that_could_not_be_read_is_not_said_to_be_gone(
+    make: Callable[..., Replica],
+) -> None:
+    one = make(None)
+    one.store([A], list(range(4)))
+    one.manager.absorb(WorkerReport(unread={A}, failed=set()))
+    told = Told(one)
+    told.step()
+    assert told.events == [("+", A)]
+
+
+def test_much_is_forgotten_in_many_steps(
+    make: Callable[..., Replica], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manager_module, "EVICTED_KEYS_A_STEP", 100)
+    one = make()
+    read_once(one)
+    keys = [key(i) for i in range(1000, 1350)]
+    told = Told(one)
+    RemovedWriter(one.root, "f" * 16).append(IDENTITY.folder, keys)
+    sizes = []
+    deadline = time.monotonic() + 20
+    while len(told.events) < len(keys):
+        before = len(told.events)
+        told.step()
+        sizes.append(len(told.events) - before)
+        assert time.monotonic() < deadline
+    assert max(sizes) == 100
+    assert told.events == [("-", k) for k in keys]
+
+
+def test_no_event_is_kept_for_a_vllm_that_wants_none(make: Callable[..., Replica]) -> None:
+    one = make(None)
+    one.manager._events = type(one.manager._events)(are_wanted=False)
+    one.store([A], list(range(4)))
+    assert list(one.manager.take_events()) == []
+
+
+def test_the_shelf_stays_within_its_limit_and_metrics_say_so(
+    make: Callable[..., Replica],
+) -> None:
+    one = make(Limits(shelf_bytes=10 * FILE_BYTES))
+    read_once(one)
+    told = Told(one)
+    told.until(lambda: told.counted.get(metrics.EVICT_LEASE_HELD))
+    keys = [key(i) for i in range(2000, 2024)]
+    for start in range(0, 24, 4):
+        one.store(keys[start : start + 4], list(range(16)))
+        told.until(lambda: len(list(one.root.rglob("*.kv"))) <= 10)
+    told.until(lambda: [k for sign, k in told.events if sign == "-"])
+    said = {"+": set(), "-": set()}
+    told.until(lambda: told.counted.get(metrics.EVICTED_CHUNKS, 0) >= 14)
+    told.until(lambda: len([1 for sign, _ in told.events if sign == "-"]) >= 14)
+    for sign, each in told.events:
+        said[sign].add(each)
+    there = {k for k in keys if one.path(k).exists()}
+    assert said["+"] == set(keys)
+    assert said["-"] == set(keys) - there
+    evicted = len(keys) - len(there)
+    assert told.counted[metrics.EVICTED_CHUNKS] == evicted
+    assert told.counted[metrics.EVICTED_BYTES] == evicted * FILE_BYTES
+    assert metrics.EVICT_FAULTS not in told.counted
+
+
+def test_settings_become_limits() -> None:
+    settings = Settings(evict_shelf_gb=1.5, evict_percent=80, evict_low_percent=70)
+    assert limits_of(settings) == Limits(
+        shelf_bytes=1_500_000_000, volume_percent=80, inode_percent=80, low_percent=70
+    )
+    assert not limits_of(Settings(evict=False))
+    assert limits_of(Settings()).shelf_bytes is None
+    assert evict_module.duty_of(Settings(shared_storage_path="/nowhere"), "m-0123456789ab")
