@@ -61,6 +61,7 @@ def scheduler(directory: Path, rounds: int) -> dict[str, list[float]]:
         presence,
         Settings(),
         chunk_bytes=1 << 25,
+        chunk_tokens=256,
         num_workers=1,
         emit_events=False,
     )

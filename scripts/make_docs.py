@@ -1,4 +1,4 @@
-"""Writes the tables of docs/configuration.md and docs/metrics.md from the code that they describe.
+"""Writes the tables of three pages of docs/ from the code that they describe.
 
     python scripts/make_docs.py           write them
     python scripts/make_docs.py --check   exit status 1 if one of them is stale
@@ -13,13 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kvshelf.config import settings_table
-from kvshelf.metrics import metrics_table
+from kvshelf.metrics import EVICT_METRICS, metrics_table
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 BEGIN = "<!-- made by scripts/make_docs.py: change the code instead -->\n"
 END = "<!-- end -->\n"
 TABLES: dict[str, Callable[[], str]] = {
     "configuration.md": settings_table,
+    "eviction.md": lambda: metrics_table(EVICT_METRICS),
     "metrics.md": metrics_table,
 }
 

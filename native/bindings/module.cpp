@@ -1,5 +1,5 @@
-// The Python face of the native core, and the only file that knows Python. Arguments are checked
-// here and in the core; src/kvshelf/engine/native.py gives them their Python types.
+// The Python face of the native core; only this file and sweep.cpp know Python. Arguments are
+// checked here and in the core; src/kvshelf/engine/native.py gives them their Python types.
 //
 // The GIL is released around whatever may wait (wait, drain, close, release, destruction). Native
 // threads never take it: results are fetched by poll, so no call can wait for a thread that waits
@@ -17,6 +17,7 @@
 #include "kvshelf/cuda_device.h"
 #include "kvshelf/engine.h"
 #include "kvshelf/root_dir.h"
+#include "sweep.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -123,6 +124,14 @@ void SubmitLookupKeys(Engine& engine, JobId id, std::vector<std::string> folders
   copies.reserve(nb::len(keys));
   for (const nb::handle key : keys) copies.emplace_back(View(nb::cast<nb::bytes>(key)));
   engine.SubmitLookupKeys(id, std::move(folders), std::move(copies), std::move(runs));
+}
+
+void TouchKeys(Engine& engine, const std::vector<std::string>& folders, const nb::sequence& keys,
+               const std::vector<std::int64_t>& times_ns, bool always) {
+  std::vector<std::string> copies;
+  copies.reserve(nb::len(keys));
+  for (const nb::handle key : keys) copies.emplace_back(View(nb::cast<nb::bytes>(key)));
+  engine.TouchKeys(folders, copies, times_ns, always);
 }
 
 // Reports as (job id, kind, phase, statuses as bytes, errnos or None, payload bytes, seconds).
@@ -235,6 +244,7 @@ NB_MODULE(_native, m) {
       .def("submit_lookup_keys", SubmitLookupKeys, "job_id"_a, "folders"_a, "keys"_a, "runs"_a)
       .def("submit_probe", &Engine::SubmitProbe, "job_id"_a, "paths"_a, "bytes_max"_a)
       .def("touch", &Engine::Touch, "paths"_a)
+      .def("touch_keys", TouchKeys, "folders"_a, "keys"_a, "times_ns"_a, "always"_a)
       .def("poll", Poll, nb::sig("def poll(self) -> list | None"))
       .def("wait", Wait, "job_ids"_a, "phase"_a, "timeout_seconds"_a)
       .def("release", Release, "job_ids"_a)
@@ -257,4 +267,5 @@ NB_MODULE(_native, m) {
         "geometry"_a, "block_bytes"_a, "first_block"_a, "block_count"_a);
   m.def("probe_direct", ProbeDirect, "directory"_a,
         "0 if O_DIRECT works for files in the directory, else an errno.");
+  BindSweep(m);
 }

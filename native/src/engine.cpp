@@ -32,6 +32,11 @@ void Engine::SubmitProbe(JobId id, std::vector<std::string> paths, std::uint64_t
   core_->SubmitProbe(id, std::move(paths), bytes_max);
 }
 void Engine::Touch(std::vector<std::string> paths) { core_->Touch(std::move(paths)); }
+void Engine::TouchKeys(const std::vector<std::string>& folders,
+                       const std::vector<std::string>& keys,
+                       const std::vector<std::int64_t>& times_ns, bool always) {
+  core_->TouchKeys(folders, keys, times_ns, always);
+}
 std::vector<Report> Engine::Poll() { return core_->Poll(); }
 bool Engine::HasReports() const { return core_->HasReports(); }
 bool Engine::Wait(std::span<const JobId> ids, Phase phase, double timeout_seconds) {

@@ -41,6 +41,12 @@ struct Worker {
   std::shared_ptr<ThreadContext> context;
 };
 
+struct TouchRequest {
+  std::string path;
+  std::int64_t time_ns = 0;  // 0: when it is done
+  bool always = false;       // also if the access time is not old
+};
+
 // Deadlines in the order of time. All that is put into one has the same time-out, so a queue will
 // do; what is done already is skipped.
 struct Deadline {
@@ -49,6 +55,9 @@ struct Deadline {
   std::size_t index = 0;
 };
 using DeadlineQueue = std::deque<Deadline>;
+
+// Throws std::invalid_argument, which names the row, if the path is not that of a file beneath.
+void CheckPath(std::size_t row, const std::string& path);
 
 class EngineCore : public std::enable_shared_from_this<EngineCore> {
  public:
@@ -62,6 +71,8 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
                         std::vector<std::uint32_t> runs);
   void SubmitProbe(JobId id, std::vector<std::string> paths, std::uint64_t bytes_max);
   void Touch(std::vector<std::string> paths);
+  void TouchKeys(const std::vector<std::string>& folders, const std::vector<std::string>& keys,
+                 const std::vector<std::int64_t>& times_ns, bool always);
   std::vector<Report> Poll();
   bool HasReports() const { return has_reports_.load(std::memory_order_acquire); }
   bool Wait(std::span<const JobId> ids, Phase phase, double timeout_seconds);
@@ -133,6 +144,7 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
   // engine_meta.cpp
   void Probe(Lock& lock, const MetaBatch& batch);
   FileResult ProbeOne(Job& job, std::size_t index, std::uint64_t* bytes) const;
+  void AddTouches(std::vector<TouchRequest> touches);
   void TouchSome(Lock& lock, Worker& worker);
 
   // engine_supervisor.cpp
@@ -186,7 +198,7 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
   std::deque<TransferRef> copies_;  // write-behind: bytes to be taken
   std::vector<std::unique_ptr<ChunkWriter>> leftovers_;  // of files given up; I/O threads end them
   std::deque<MetaBatch> lookups_;
-  std::deque<std::string> touches_;
+  std::deque<TouchRequest> touches_;
   std::size_t touching_ = 0;  // threads
 
   DeadlineQueue load_deadlines_;

@@ -17,6 +17,7 @@ constexpr std::size_t kTouchRun = 8;
 constexpr off_t kChunkFileBytesMin = 2 * kPageBytes;
 // A read() of a probe: what loads use on a device that copies on its own, or more than they use.
 constexpr std::size_t kProbeStepBytes = 256 << 10;
+constexpr std::int64_t kNsPerSecond = 1'000'000'000;
 
 FileResult LookUp(const RootDir& root, const std::string& path) {
   struct stat found{};
@@ -30,25 +31,26 @@ FileResult LookUp(const RootDir& root, const std::string& path) {
 }
 
 // Whether the access time was renewed.
-bool TouchOne(const RootDir& root, const std::string& path, double interval_seconds) {
+bool TouchOne(const RootDir& root, const TouchRequest& touch, double interval_seconds) {
   struct stat found{};
-  if (root.ops().StatAt(root.fd(), path.c_str(), &found) < 0 || !S_ISREG(found.st_mode)) {
+  if (root.ops().StatAt(root.fd(), touch.path.c_str(), &found) < 0 || !S_ISREG(found.st_mode)) {
     return false;
   }
-  timespec now{};
-  ::clock_gettime(CLOCK_REALTIME, &now);
-  const double age = static_cast<double>(now.tv_sec - found.st_atim.tv_sec) +
-                     1e-9 * static_cast<double>(now.tv_nsec - found.st_atim.tv_nsec);
+  timespec time{touch.time_ns / kNsPerSecond, touch.time_ns % kNsPerSecond};
+  if (touch.time_ns == 0) ::clock_gettime(CLOCK_REALTIME, &time);
+  const double age = static_cast<double>(time.tv_sec - found.st_atim.tv_sec) +
+                     1e-9 * static_cast<double>(time.tv_nsec - found.st_atim.tv_nsec);
   // A time in the future (clocks of nodes differ) is young enough.
-  if (age < interval_seconds) return false;
-  return root.ops().TouchAt(root.fd(), path.c_str()) >= 0;
+  if (!touch.always && age < interval_seconds) return false;
+  return root.ops().TouchAt(root.fd(), touch.path.c_str(), time) >= 0;
 }
 
 // Reads the beginning of a file, to see whether storage answers and how fast.
 FileResult ReadSome(const RootDir& root, const std::string& path, std::uint64_t bytes_max,
                     std::uint64_t* bytes) {
   FileOps& ops = root.ops();
-  const int opened = ops.OpenBeneath(root.fd(), path.c_str(), O_RDONLY | O_NONBLOCK | O_NOCTTY, 0);
+  const int opened =
+      ops.OpenBeneath(root.fd(), path.c_str(), O_RDONLY | O_NONBLOCK | O_NOCTTY | O_NOATIME, 0);
   if (opened == -ENOENT || opened == -ENOTDIR || opened == -ESTALE) {
     return {FileStatus::kNotFound, 0};
   }
@@ -127,18 +129,60 @@ void EngineCore::Probe(Lock& lock, const MetaBatch& batch) {
   }
 }
 
+void EngineCore::Touch(std::vector<std::string> paths) {
+  std::vector<TouchRequest> touches;
+  touches.reserve(paths.size());
+  for (std::size_t row = 0; row < paths.size(); ++row) {
+    CheckPath(row, paths[row]);
+    touches.push_back({std::move(paths[row])});
+  }
+  AddTouches(std::move(touches));
+}
+
+void EngineCore::TouchKeys(const std::vector<std::string>& folders,
+                           const std::vector<std::string>& keys,
+                           const std::vector<std::int64_t>& times_ns, bool always) {
+  if (keys.size() != times_ns.size()) throw std::invalid_argument("times_ns: one a key");
+  for (std::size_t row = 0; row < folders.size(); ++row) CheckPath(row, folders[row]);
+  std::vector<TouchRequest> touches;
+  touches.reserve(folders.size() * keys.size());
+  for (std::size_t row = 0; row < keys.size(); ++row) {
+    if (keys[row].size() < kKeyBytesMin || keys[row].size() > kKeyBytesMax) {
+      throw std::invalid_argument("a key must have 12 to 128 bytes");
+    }
+    if (times_ns[row] <= 0) throw std::invalid_argument("times_ns: after 1970");
+    for (const std::string& folder : folders) {
+      touches.push_back({ChunkPath(folder, keys[row]), times_ns[row], always});
+    }
+  }
+  AddTouches(std::move(touches));
+}
+
+void EngineCore::AddTouches(std::vector<TouchRequest> touches) {
+  std::lock_guard lock(mutex_);
+  if (closed_) throw EngineClosed();
+  for (TouchRequest& touch : touches) {
+    if (touches_.size() < config_.touch_queue_files) {
+      touches_.push_back(std::move(touch));
+    } else {
+      ++stats_.touches_dropped;
+    }
+  }
+  meta_work_.notify_all();
+}
+
 void EngineCore::TouchSome(Lock& lock, Worker& worker) {
-  std::vector<std::string> paths;
-  while (!touches_.empty() && paths.size() < kTouchRun) {
-    paths.push_back(std::move(touches_.front()));
+  std::vector<TouchRequest> touches;
+  while (!touches_.empty() && touches.size() < kTouchRun) {
+    touches.push_back(std::move(touches_.front()));
     touches_.pop_front();
   }
   ++touching_;
   worker.touching = true;
   lock.unlock();
   std::uint64_t touched = 0;
-  for (const std::string& path : paths) {
-    if (TouchOne(root_, path, config_.touch_interval_seconds)) ++touched;
+  for (const TouchRequest& touch : touches) {
+    if (TouchOne(root_, touch, config_.touch_interval_seconds)) ++touched;
   }
   lock.lock();
   stats_.touched += touched;

@@ -16,14 +16,14 @@ constexpr std::size_t kLookupRun = 32;
   throw std::invalid_argument("row " + std::to_string(row) + ": " + what);
 }
 
+std::int32_t At(std::span<const std::int32_t> column, std::size_t row) { return column[row]; }
+
+}  // namespace
+
 void CheckPath(std::size_t row, const std::string& path) {
   const std::string_view wrong = WhatIsWrongWithPath(path);
   if (!wrong.empty()) Refuse(row, "path " + std::string(wrong));
 }
-
-std::int32_t At(std::span<const std::int32_t> column, std::size_t row) { return column[row]; }
-
-}  // namespace
 
 void EngineCore::CheckRow(JobKind kind, const Batch& batch, std::size_t row) const {
   CheckPath(row, batch.paths[row]);
@@ -279,20 +279,6 @@ void EngineCore::EnqueueMeta(const std::shared_ptr<Job>& job) {
   }
   // One thread, which wakes the next: waking all here would hold up the caller.
   meta_work_.notify_one();
-}
-
-void EngineCore::Touch(std::vector<std::string> paths) {
-  for (std::size_t row = 0; row < paths.size(); ++row) CheckPath(row, paths[row]);
-  std::lock_guard lock(mutex_);
-  if (closed_) throw EngineClosed();
-  for (std::string& path : paths) {
-    if (touches_.size() < config_.touch_queue_files) {
-      touches_.push_back(std::move(path));
-    } else {
-      ++stats_.touches_dropped;
-    }
-  }
-  meta_work_.notify_all();
 }
 
 std::vector<Report> EngineCore::Poll() {

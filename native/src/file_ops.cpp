@@ -31,16 +31,14 @@ class PosixFileOps final : public FileOps {
   explicit PosixFileOps(bool try_openat2) : has_openat2_(try_openat2) {}
 
   int OpenBeneath(int dir, const char* path, int flags, mode_t mode) override {
-    if (has_openat2_.load(std::memory_order_relaxed)) {
-      const int fd = OpenAt2(dir, path, flags, mode);
-      if (fd != -ENOSYS && fd != -EPERM) return fd;
-      // Old kernels lack the call and some container profiles forbid it. EPERM can also be about
-      // the file, so it does not turn the call off for good.
-      if (fd == -ENOSYS) has_openat2_.store(false, std::memory_order_relaxed);
-    }
-    return OpenByComponents(dir, path, flags, mode);
+    if ((flags & O_NOATIME) == 0) return Open(dir, path, flags, mode);
+    const int without = flags & ~O_NOATIME;
+    if (!may_hide_reads_.load(std::memory_order_relaxed)) return Open(dir, path, without, mode);
+    const int fd = Open(dir, path, flags, mode);
+    if (fd != -EPERM) return fd;
+    may_hide_reads_.store(false, std::memory_order_relaxed);  // or each file would be tried twice
+    return Open(dir, path, without, mode);
   }
-
   ssize_t Pread(int fd, std::byte* data, std::size_t bytes, off_t offset) override {
     return Retry([&] { return ::pread(fd, data, bytes, offset); });
   }
@@ -80,12 +78,23 @@ class PosixFileOps final : public FileOps {
   int Sync(int fd) override {
     return Retry([&] { return ::fsync(fd); });
   }
-  int TouchAt(int dir, const char* path) override {
-    const timespec times[2] = {{0, UTIME_NOW}, {0, UTIME_OMIT}};
+  int TouchAt(int dir, const char* path, timespec time) override {
+    const timespec times[2] = {time, {0, UTIME_OMIT}};
     return Retry([&] { return ::utimensat(dir, path, times, AT_SYMLINK_NOFOLLOW); });
   }
 
  private:
+  int Open(int dir, const char* path, int flags, mode_t mode) {
+    if (has_openat2_.load(std::memory_order_relaxed)) {
+      const int fd = OpenAt2(dir, path, flags, mode);
+      if (fd != -ENOSYS && fd != -EPERM) return fd;
+      // Old kernels lack the call and some container profiles forbid it. EPERM can also be about
+      // the file, so it does not turn the call off for good.
+      if (fd == -ENOSYS) has_openat2_.store(false, std::memory_order_relaxed);
+    }
+    return OpenByComponents(dir, path, flags, mode);
+  }
+
   static int OpenAt2(int dir, const char* path, int flags, mode_t mode) {
 #if defined(RESOLVE_BENEATH) && defined(SYS_openat2)
     open_how how{};
@@ -128,6 +137,7 @@ class PosixFileOps final : public FileOps {
   }
 
   std::atomic<bool> has_openat2_;
+  std::atomic<bool> may_hide_reads_{true};
 };
 
 }  // namespace

@@ -226,9 +226,9 @@ class FaultOps final : public FileOps {
     const int fault = Ask(Call::kSync);
     return fault < 0 ? fault : real_->Sync(fd);
   }
-  int TouchAt(int dir, const char* path) override {
+  int TouchAt(int dir, const char* path, timespec time) override {
     const int fault = Ask(Call::kTouch);
-    return fault < 0 ? fault : real_->TouchAt(dir, path);
+    return fault < 0 ? fault : real_->TouchAt(dir, path, time);
   }
 
  private:

@@ -172,6 +172,32 @@ class Settings:
         low=0,
         high=365 * _DAY_SECONDS,
     )
+    evict: bool = _setting(
+        True,
+        "Whether this engine keeps the shelf within its limits when no other does.",
+        shown="true",
+    )
+    evict_lease_seconds: float = _setting(
+        15.0,
+        "Seconds after which another engine evicts if the one that did is gone.",
+        low=1,
+        high=3600,
+    )
+    evict_shelf_gb: float = _setting(
+        0.0, "GB (10^9 bytes) that all chunks may take; 0: no limit.", low=0, high=1e9
+    )
+    evict_percent: float = _setting(
+        90.0,
+        "Percent of the file system's bytes and inodes that may be in use, by anybody.",
+        low=1,
+        high=100,
+    )
+    evict_low_percent: float = _setting(
+        95.0,
+        "Percent of a limit down to which chunks are evicted once it is exceeded.",
+        low=1,
+        high=100,
+    )
     close_timeout_seconds: float = _setting(
         10.0, "Seconds that shutdown lets pending stores finish.", low=0, high=3600
     )

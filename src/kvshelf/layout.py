@@ -14,6 +14,9 @@ TEMP_FOLDER = "tmp"
 # Of the root: what `kvshelf doctor --peer` says to another node; there only meanwhile.
 DOCTOR_FOLDER = "doctor"
 CHUNK_SUFFIX = ".kv"
+# Folders of the root beside namespaces: who evicts, and what was evicted.
+EVICT_FOLDER = "evict"
+REMOVED_FOLDER = "removed"
 # Three hex digits: 4,096 folders keep each below 3,000 files at 10 million chunks.
 FOLDER_DIGITS = 3
 
@@ -21,9 +24,17 @@ FOLDER_DIGITS = 3
 _FOLDER = re.compile(r"(?!\.)[A-Za-z0-9._]{1,64}-[0-9a-f]{12}")
 # ASCII digits: \d alone also matches those of other scripts.
 _CHUNK = re.compile(r"r(\d{1,9})/([0-9a-f]{3})/([0-9a-f]{16,248})-g(\d{1,10})\.kv", flags=re.ASCII)
-_TEMP = re.compile(
+_OWNER = (
     r"(?P<host>[A-Za-z0-9._-]{1,64})-(?P<boot>[0-9a-f]{8})-(?P<pids>\d{1,20})-(?P<pid>\d{1,9})-"
-    r"(?P<start>\d{1,20})-(?P<count>\d{1,20})\.tmp",
+    r"(?P<start>\d{1,20})"
+)
+_TEMP = re.compile(rf"{_OWNER}-(?P<count>\d{{1,20}})\.tmp", flags=re.ASCII)
+_LEASE = re.compile(
+    rf"lease-(?P<term>\d{{10}})-(?P<beat>\d{{10}})-(?P<token>[0-9a-f]{{16}})-(?:free|{_OWNER})",
+    flags=re.ASCII,
+)
+_REMOVED = re.compile(
+    r"(?P<folder>[A-Za-z0-9._]{1,64}-[0-9a-f]{12})-(?P<token>[0-9a-f]{16})-(?P<part>\d{1,10})\.keys",
     flags=re.ASCII,
 )
 
@@ -100,8 +111,7 @@ def safe_host(host: str) -> str:
 
 def temp_name(owner: TempOwner, count: int) -> str:
     """Name of a temp file in a namespace's ``tmp`` folder."""
-    who = f"{owner.host}-{owner.boot}-{owner.pids}-{owner.pid}-{owner.start_ticks}"
-    return f"{who}-{count}.tmp"
+    return f"{_owner_name(owner)}-{count}.tmp"
 
 
 def parse_temp_name(name: str) -> TempOwner | None:
@@ -109,10 +119,81 @@ def parse_temp_name(name: str) -> TempOwner | None:
     match = _TEMP.fullmatch(name)
     if match is None:
         return None
-    numbers = (int(match[name]) for name in ("pids", "pid", "start"))
-    owner = TempOwner(match["host"], match["boot"], *numbers)
+    owner = _owner_of(match)
     # Numbers with leading zeros are not ours: their owner would be judged by a guess.
     return owner if temp_name(owner, int(match["count"])) == name else None
+
+
+def _owner_name(owner: TempOwner) -> str:
+    return f"{owner.host}-{owner.boot}-{owner.pids}-{owner.pid}-{owner.start_ticks}"
+
+
+def _owner_of(match: re.Match[str]) -> TempOwner:
+    numbers = (int(match[name]) for name in ("pids", "pid", "start"))
+    return TempOwner(match["host"], match["boot"], *numbers)
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseName:
+    """What the name of the lease file says; the file is empty.
+
+    Attributes:
+        term: how often the lease has changed hands.
+        beat: renewals by this holder.
+        token: 16 hex digits, drawn by the holder at random.
+        owner: the holder; None if nobody holds it.
+    """
+
+    term: int
+    beat: int
+    token: str
+    owner: TempOwner | None
+
+    @property
+    def order(self) -> tuple[int, str, int]:
+        """Of several leases the greatest counts. Renewals do not change who that is."""
+        return self.term, self.token, self.beat
+
+    def __str__(self) -> str:
+        who = "free" if self.owner is None else _owner_name(self.owner)
+        return f"lease-{self.term:010}-{self.beat:010}-{self.token}-{who}"
+
+
+def parse_lease_name(name: str) -> LeaseName | None:
+    """The inverse of ``str``; None for a name that it could not have made."""
+    match = _LEASE.fullmatch(name)
+    if match is None:
+        return None
+    owner = None if match["host"] is None else _owner_of(match)
+    lease = LeaseName(int(match["term"]), int(match["beat"]), match["token"], owner)
+    return lease if str(lease) == name else None
+
+
+@dataclass(frozen=True, slots=True)
+class RemovedName:
+    """What the name of a journal of removed chunks says.
+
+    Attributes:
+        folder: the namespace.
+        token: 16 hex digits, the process that writes it.
+        part: number of the file among those of this process.
+    """
+
+    folder: str
+    token: str
+    part: int
+
+    def __str__(self) -> str:
+        return f"{self.folder}-{self.token}-{self.part}.keys"
+
+
+def parse_removed_name(name: str) -> RemovedName | None:
+    """The inverse of ``str``; None for a name that it could not have made."""
+    match = _REMOVED.fullmatch(name)
+    if match is None or not is_namespace_folder(match["folder"]):
+        return None
+    removed = RemovedName(match["folder"], match["token"], int(match["part"]))
+    return removed if str(removed) == name else None
 
 
 def owner_is_dead(
@@ -137,15 +218,21 @@ def owner_is_dead(
 __all__ = [
     "CHUNK_SUFFIX",
     "DOCTOR_FOLDER",
+    "EVICT_FOLDER",
     "MARKER",
     "NAMESPACE_FILE",
+    "REMOVED_FOLDER",
     "TEMP_FOLDER",
     "ChunkName",
+    "LeaseName",
+    "RemovedName",
     "TempOwner",
     "chunk_path",
     "is_namespace_folder",
     "owner_is_dead",
     "parse_chunk_path",
+    "parse_lease_name",
+    "parse_removed_name",
     "parse_temp_name",
     "safe_host",
     "temp_name",

@@ -43,9 +43,17 @@ HUNG_THREADS = "kvshelf:hung_threads"
 BREAKER_STATE = "kvshelf:breaker_state"
 BREAKER_OPENINGS = "kvshelf:breaker_openings"
 REFUSED_HIT_TOKENS = "kvshelf:refused_hit_tokens"
+EVICT_LEASE_HELD = "kvshelf:evict_lease_held"
+EVICTED_FILES = "kvshelf:evicted_files"
+EVICTED_BYTES = "kvshelf:evicted_bytes"
+EVICT_DURATION = "kvshelf:evict_pass_seconds"
+EVICT_FAULTS = "kvshelf:evict_faults"
+SHELF_BYTES = "kvshelf:shelf_bytes"
+GONE_KEYS = "kvshelf:gone_keys"
 
 LOOKUP_RESULTS = ("hit", "miss", "timeout", "error")
 BREAKER_SIDES = ("reading", "writing")
+EVICT_PARTS = ("lease", "evict", "journal")
 QUEUE_KINDS = ("load", "store", "lookup", "touch")
 
 # From a metadata call in the page cache to a server that takes its time.
@@ -137,7 +145,70 @@ METRICS: tuple[Metric, ...] = (
         "tokens",
         "Tokens on the shelf that were computed all the same: sooner than loaded, or too few.",
     ),
+    Metric(EVICT_LEASE_HELD, Kind.GAUGE, "state", "Whether this engine is the one that evicts."),
+    Metric(EVICTED_FILES, Kind.COUNTER, "files", "Chunk files that this engine evicted."),
+    Metric(EVICTED_BYTES, Kind.COUNTER, "bytes", "Bytes of chunk files that this engine evicted."),
+    Metric(
+        EVICT_DURATION,
+        Kind.GAUGE,
+        "seconds",
+        "Time that this engine's last eviction took, from exceeding a limit to the low mark.",
+    ),
+    Metric(
+        EVICT_FAULTS,
+        Kind.COUNTER,
+        "faults",
+        "Faults of the storage in eviction, by part.",
+        ("part",),
+    ),
+    Metric(
+        SHELF_BYTES,
+        Kind.GAUGE,
+        "bytes",
+        "Bytes of all chunk files on the shelf, from the engine that evicts; 0 from others.",
+    ),
+    Metric(
+        GONE_KEYS,
+        Kind.COUNTER,
+        "keys",
+        "Keys of this engine's namespace that were reported as evicted, by anybody.",
+    ),
     Metric(HUNG_THREADS, Kind.GAUGE, "threads", "I/O threads that the storage does not let go."),
+)
+
+# What an evictor that runs by itself shows on a port of its own (docs/eviction.md).
+EVICTED_CHUNKS = "kvshelf:evicted_chunks"
+EVICTED_BYTES = "kvshelf:evicted_bytes"
+EVICT_SPARED = "kvshelf:evict_spared_chunks"
+EVICT_FAULTS = "kvshelf:evict_faults"
+SHELF_CHUNKS = "kvshelf:shelf_chunks"
+SHELF_BYTES = "kvshelf:shelf_bytes"
+SHELF_FOREIGN = "kvshelf:shelf_foreign_files"
+VOLUME_USED_BYTES = "kvshelf:volume_used_bytes"
+VOLUME_TOTAL_BYTES = "kvshelf:volume_total_bytes"
+EVICT_STATE = "kvshelf:evict_state"
+
+EVICT_METRICS: tuple[Metric, ...] = (
+    Metric(EVICTED_CHUNKS, Kind.COUNTER, "files", "Chunk files removed to stay within limits."),
+    Metric(EVICTED_BYTES, Kind.COUNTER, "bytes", "Bytes of those."),
+    Metric(
+        EVICT_SPARED,
+        Kind.COUNTER,
+        "files",
+        "Chunk files that were to go, and stayed because they were used meanwhile.",
+    ),
+    Metric(EVICT_FAULTS, Kind.COUNTER, "times", "System calls that failed, by errno.", ("errno",)),
+    Metric(SHELF_CHUNKS, Kind.GAUGE, "files", "Chunk files on the shelf.", ("namespace",)),
+    Metric(SHELF_BYTES, Kind.GAUGE, "bytes", "Bytes of those.", ("namespace",)),
+    Metric(SHELF_FOREIGN, Kind.GAUGE, "files", "Entries on the shelf that are not kvshelf's."),
+    Metric(VOLUME_USED_BYTES, Kind.GAUGE, "bytes", "Bytes of the file system that are used."),
+    Metric(VOLUME_TOTAL_BYTES, Kind.GAUGE, "bytes", "Bytes of the file system, used or free."),
+    Metric(
+        EVICT_STATE,
+        Kind.GAUGE,
+        "state",
+        "0 within limits, 1 scanning, 2 evicting, 3 a limit is exceeded and nothing more may go.",
+    ),
 )
 
 
@@ -175,10 +246,10 @@ def engine_gauges(stats: EngineGauges) -> Iterator[tuple[str, tuple[str, ...], f
     yield REMOVED_BAD, (), stats.removed_bad
 
 
-def metrics_table() -> str:
-    """All metrics as a Markdown table, for docs/metrics.md. Names as Prometheus shows them."""
+def metrics_table(metrics: tuple[Metric, ...] = METRICS) -> str:
+    """Metrics as a Markdown table, for the documentation. Names as Prometheus shows them."""
     lines = ["| metric | kind | unit | labels | meaning |", "|---|---|---|---|---|"]
-    for metric in METRICS:
+    for metric in metrics:
         name = f"{metric.name}_total" if metric.kind is Kind.COUNTER else metric.name
         labels = ", ".join(f"`{label}`" for label in metric.labels)
         cells = (f"`{name}`", metric.kind.value, metric.unit, labels, metric.help)

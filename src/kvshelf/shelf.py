@@ -150,6 +150,7 @@ class Shelf:
         self._ranks = range(world_size)
         self._rank_folders = [rank_folder(identity.folder, each) for each in self._ranks]
         self._touched_ranks = (rank,) if groups else tuple(self._ranks)
+        self._touched_folders = [self._rank_folders[each] for each in self._touched_ranks]
         self._position = {group: position for position, group in enumerate(ids)}
         self._own_jobs = itertools.count(-1, -1)
         self._engine = engine(
@@ -231,6 +232,12 @@ class Shelf:
         self._engine.touch(
             [chunk_path(folder, rank, key) for key in keys for rank in self._touched_ranks]
         )
+
+    def touch_at(
+        self, keys: Sequence[bytes], times_ns: Sequence[int], *, always: bool = False
+    ) -> None:
+        """Mark chunks as used at these times; see ``Engine.touch_keys``."""
+        self._engine.touch_keys(self._touched_folders, keys, times_ns, always=always)
 
     def poll(self) -> list[JobResult]:
         """Reports since the last call; lookups of several ranks reduced to one status a key."""

@@ -13,15 +13,18 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from kvshelf import Chunk, EngineConfig, FileStatus, Identity, make_key
 from kvshelf.engine import Phase
+from kvshelf.evict.lease import open_lease
 from kvshelf.shelf import Shelf
 
 BLOCKS, BLOCK_BYTES, CHUNKS = 64, 65536, 16
+LEASE_SECONDS = 3.0
 PER_CHUNK = BLOCKS // CHUNKS
 ROUNDS = 12
 CONFIG = EngineConfig(
@@ -119,6 +122,35 @@ def removed_while_loading(one: Node, two: Node) -> None:
     say(f"removed while loading, {ROUNDS} times: {dict(seen)}")
 
 
+def one_lease(mounts: Sequence[str]) -> None:
+    """Of two nodes one may evict, and the other follows it when it is gone."""
+    first, second = (open_lease(Path(m) / "shelf", lease_seconds=LEASE_SECONDS) for m in mounts)
+    deadline = time.monotonic() + 120
+    while not first.tick():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    until = time.monotonic() + 3 * LEASE_SECONDS
+    while time.monotonic() < until:
+        assert first.tick() and not second.tick()
+        time.sleep(0.05)
+    gone = time.monotonic()
+    while not second.tick():
+        assert not first.is_held or time.monotonic() < gone + LEASE_SECONDS
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    seconds = time.monotonic() - gone
+    assert not first.is_held and not first.tick() and first.lost == 1
+    second.release()
+    left = time.monotonic()
+    while not first.tick():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    say(
+        f"lease of {LEASE_SECONDS} s: taken over after {seconds:.1f} s, "
+        f"when left after {time.monotonic() - left:.1f} s"
+    )
+
+
 def server_stops(two: Node) -> None:
     """A hard mount gives no error: deadlines must, and work goes on when the server is back."""
     subprocess.run(["rpc.nfsd", "0"], check=True)
@@ -146,6 +178,7 @@ def main() -> None:
     one, two = Node(sys.argv[1], 1), Node(sys.argv[2], 2)
     sharing(one, two)
     both_at_once(one, two)
+    one_lease(sys.argv[1:3])
     if "--nfs-server" in sys.argv:
         server_stops(two)
     removed_while_loading(one, two)

@@ -8,23 +8,32 @@ import pytest
 
 from kvshelf import metrics
 from kvshelf.engine import EngineStats
-from kvshelf.metrics import BREAKER_STATE, METRICS, Kind, Metric, engine_gauges, metrics_table
+from kvshelf.metrics import (
+    BREAKER_STATE,
+    EVICT_METRICS,
+    METRICS,
+    Kind,
+    Metric,
+    engine_gauges,
+    metrics_table,
+)
 
-BY_NAME = {metric.name: metric for metric in METRICS}
+ALL = METRICS + EVICT_METRICS
+BY_NAME = {metric.name: metric for metric in ALL}
 
 
 def test_names_are_unique_also_as_prometheus_shows_them() -> None:
-    assert len(BY_NAME) == len(METRICS)
+    assert len(BY_NAME) == len(ALL)
     suffixes = {
         Kind.COUNTER: ("_total", "_created"),
         Kind.GAUGE: ("",),
         Kind.HISTOGRAM: ("_bucket", "_count", "_sum", "_created"),
     }
-    series = [metric.name + suffix for metric in METRICS for suffix in suffixes[metric.kind]]
+    series = [metric.name + suffix for metric in ALL for suffix in suffixes[metric.kind]]
     assert len(set(series)) == len(series)
 
 
-@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
+@pytest.mark.parametrize("metric", ALL, ids=lambda metric: metric.name)
 def test_each_definition_is_sound(metric: Metric) -> None:
     assert re.fullmatch(r"kvshelf:[a-z]+(_[a-z]+)*", metric.name)
     assert not metric.name.endswith(("_total", "_count", "_sum", "_bucket"))

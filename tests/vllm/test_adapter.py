@@ -69,6 +69,7 @@ class Replica:
             self.presence,
             SETTINGS,
             chunk_bytes=LAYERS * BLOCK_BYTES * PER_CHUNK,
+            chunk_tokens=16,
             num_workers=1,
             emit_events=True,
         )
@@ -94,9 +95,13 @@ class Replica:
             time.sleep(0.001)
 
     def store(
-        self, keys: list[bytes], ids: list[int], sizes: list[int] | None = None
+        self,
+        keys: list[bytes],
+        ids: list[int],
+        sizes: list[int] | None = None,
+        context: ReqContext = CONTEXT,
     ) -> list[bytes]:
-        output = self.manager.prepare_store(keys, CONTEXT)
+        output = self.manager.prepare_store(keys, context)
         sizes = sizes or [len(ids)]
         self.jobs += 1
         spec = GPULoadStoreSpec(ids, group_sizes=sizes, block_indices=[0] * len(sizes))
@@ -106,9 +111,11 @@ class Replica:
         self.step()
         return list(output.keys_to_store)
 
-    def load(self, keys: list[bytes], ids: list[int], first: int = 0) -> set[int]:
+    def load(
+        self, keys: list[bytes], ids: list[int], first: int = 0, context: ReqContext = CONTEXT
+    ) -> set[int]:
         """Load and return the blocks that vLLM must recompute."""
-        spec = self.manager.prepare_load(keys, CONTEXT)
+        spec = self.manager.prepare_load(keys, context)
         self.jobs += 1
         blocks = GPULoadStoreSpec(ids, group_sizes=[len(ids)], block_indices=[first])
         assert self.worker.submit_load(self.jobs, spec, blocks)
@@ -316,7 +323,13 @@ def test_a_chunk_that_one_rank_lacks_is_not_served(tmp_path: Path) -> None:
     shelf = Shelf(tmp_path, IDENTITY, world_size=2)
     presence = Presence(hit_ttl_seconds=9, miss_ttl_seconds=0, failed_ttl_seconds=9, keys_max=9)
     manager = KvshelfManager(
-        shelf, presence, SETTINGS, chunk_bytes=1, num_workers=2, emit_events=True
+        shelf,
+        presence,
+        SETTINGS,
+        chunk_bytes=1,
+        chunk_tokens=16,
+        num_workers=2,
+        emit_events=True,
     )
     manager.prepare_store([A], CONTEXT)
     manager.absorb(WorkerReport(published={A: 1}))

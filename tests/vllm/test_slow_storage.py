@@ -98,6 +98,7 @@ class Scheduler:
             presence,
             Settings(**given),
             chunk_bytes=1_000_000,
+            chunk_tokens=16,
             num_workers=1,
             emit_events=False,
         )

@@ -94,6 +94,10 @@ class Engine {
   // Reads up to `bytes_max` of each file on the lookup threads, into nothing.
   void SubmitProbe(JobId id, std::vector<std::string> paths, std::uint64_t bytes_max);
   void Touch(std::vector<std::string> paths);
+  // Gives the chunk files of each key, in each folder, an access time in nanoseconds since 1970.
+  // `always`: otherwise only those that are older by touch_interval_seconds.
+  void TouchKeys(const std::vector<std::string>& folders, const std::vector<std::string>& keys,
+                 const std::vector<std::int64_t>& times_ns, bool always);
   std::vector<Report> Poll();
   bool HasReports() const;  // one atomic load
   bool Wait(std::span<const JobId> ids, Phase phase, double timeout_seconds);

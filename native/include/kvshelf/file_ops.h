@@ -8,6 +8,7 @@
 #include <sys/uio.h>
 
 #include <cstddef>
+#include <ctime>
 #include <memory>
 #include <span>
 
@@ -19,6 +20,7 @@ class FileOps {
   virtual ~FileOps() = default;
 
   // Opens `path` beneath `dir`, following no symbolic link in any component. O_CLOEXEC is added.
+  // O_NOATIME is a wish: only a file's owner may have it.
   virtual int OpenBeneath(int dir, const char* path, int flags, mode_t mode) = 0;
   virtual ssize_t Pread(int fd, std::byte* data, std::size_t bytes, off_t offset) = 0;
   // May transfer less than asked, as the system call.
@@ -35,8 +37,8 @@ class FileOps {
   virtual int Rename(int from_dir, const char* from, int to_dir, const char* to) = 0;
   virtual int SyncData(int fd) = 0;
   virtual int Sync(int fd) = 0;
-  // Sets the access time to now and leaves the modification time alone.
-  virtual int TouchAt(int dir, const char* path) = 0;
+  // Sets the access time and leaves the modification time alone.
+  virtual int TouchAt(int dir, const char* path, timespec time) = 0;
 };
 
 // Without `try_openat2`, paths are walked component by component, as on kernels before 5.6.

@@ -80,7 +80,7 @@ def shortened(names: Sequence[str], most: int = 20) -> str:
     return "\n".join(lines)
 
 
-def print_json(value: Any) -> None:
-    """ASCII, so that it is the same in every locale."""
-    json.dump(value, sys.stdout, indent=1)
+def print_json(value: Any, *, lines: bool = False) -> None:
+    """ASCII, so that it is the same in every locale; with ``lines`` in one line."""
+    json.dump(value, sys.stdout, indent=None if lines else 1)
     print()

@@ -8,11 +8,21 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from kvshelf.cli import cmd_bench, cmd_doctor, cmd_namespaces
+from kvshelf.cli import (
+    cmd_bench,
+    cmd_doctor,
+    cmd_evict,
+    cmd_namespaces,
+)
 from kvshelf.cli.common import EXIT_HELP, CommandError, Exit
 
 # Name -> module with HELP, DESCRIPTION, add_arguments(parser) and run(options).
-COMMANDS = {"doctor": cmd_doctor, "bench": cmd_bench, "namespaces": cmd_namespaces}
+COMMANDS = {
+    "doctor": cmd_doctor,
+    "bench": cmd_bench,
+    "evict": cmd_evict,
+    "namespaces": cmd_namespaces,
+}
 
 
 def parser() -> argparse.ArgumentParser:

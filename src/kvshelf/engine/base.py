@@ -282,6 +282,24 @@ class Engine(Protocol):
         Works on noatime mounts: the time is set explicitly. Leaves the modification time alone.
         """
 
+    def touch_keys(
+        self,
+        folders: Sequence[str],
+        keys: Sequence[bytes],
+        times_ns: Sequence[int],
+        *,
+        always: bool = False,
+    ) -> None:
+        """Give the chunk of each key, in each rank's folder, an access time of its own.
+
+        In the background and without a report, as ``touch``; names as in ``submit_lookup_keys``.
+
+        Args:
+            times_ns: one a key, nanoseconds since 1970, above 0.
+            always: also where the access time is not older by touch_interval_seconds; it may then
+                go back.
+        """
+
     def poll(self) -> list[JobResult]:
         """All reports since the last call, oldest first. Never waits; cheap when there are none."""
 

@@ -169,6 +169,22 @@ class MemoryEngine:
         if self._closed:
             raise EngineClosedError("the engine is closed")
 
+    def touch_keys(
+        self,
+        folders: Sequence[str],
+        keys: Sequence[bytes],
+        times_ns: Sequence[int],
+        *,
+        always: bool = False,
+    ) -> None:
+        """See ``Engine.touch_keys``. Likewise."""
+        del always
+        if len(keys) != len(times_ns) or any(time <= 0 for time in times_ns):
+            raise ValueError("times_ns: one a key, above 0")
+        if not all(KEY_BYTES_MIN <= len(key) <= KEY_BYTES_MAX for key in keys):
+            raise ValueError(f"keys must have {KEY_BYTES_MIN} to {KEY_BYTES_MAX} bytes")
+        self.touch(folders)
+
     def poll(self) -> list[JobResult]:
         """See ``Engine.poll``."""
         with self._lock:

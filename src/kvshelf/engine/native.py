@@ -144,6 +144,20 @@ class NativeEngine:
         except _native.EngineClosed as error:
             raise EngineClosedError(str(error)) from None
 
+    def touch_keys(
+        self,
+        folders: Sequence[str],
+        keys: Sequence[bytes],
+        times_ns: Sequence[int],
+        *,
+        always: bool = False,
+    ) -> None:
+        """See ``Engine.touch_keys``."""
+        try:
+            self._engine.touch_keys(folders, keys, times_ns, always)
+        except _native.EngineClosed as error:
+            raise EngineClosedError(str(error)) from None
+
     def poll(self) -> list[JobResult]:
         """See ``Engine.poll``. Some 0.1 microseconds if there is nothing to report."""
         reports = self._engine.poll()

@@ -65,6 +65,16 @@ class FaultyEngine:
     def touch(self, paths: Sequence[str]) -> None:
         self._inner.touch(paths)
 
+    def touch_keys(
+        self,
+        folders: Sequence[str],
+        keys: Sequence[bytes],
+        times_ns: Sequence[int],
+        *,
+        always: bool = False,
+    ) -> None:
+        self._inner.touch_keys(folders, keys, times_ns, always=always)
+
     def poll(self) -> list[JobResult]:
         with self._lock:
             return [self._changed(report) for report in self._inner.poll()]

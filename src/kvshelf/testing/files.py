@@ -13,6 +13,7 @@ import pytest
 
 from kvshelf.engine import Direct, Durability, FileStatus, Phase
 from kvshelf.format import HEADER_BYTES, bad_pieces, decode, file_bytes, geometry_digest
+from kvshelf.layout import chunk_path_in
 from kvshelf.testing.engines import EngineTests
 from kvshelf.testing.memory import NAMESPACE, Setup
 
@@ -264,6 +265,35 @@ class FileEngineTests(EngineTests):
             assert abs(found.st_mtime - (now - 20_000)) < 1
         assert setup.engine.stats().touched == 2
         assert setup.engine.poll() == []
+
+    def test_touch_of_keys_gives_each_its_time(self, setup: Setup) -> None:
+        keys = [bytes([i]) * 36 for i in range(3)]
+        paths = [setup.root / chunk_path_in("ns/r0", key) for key in keys]
+        for index, path in enumerate(paths):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.stored(setup, index).rename(path)
+        now_ns = time.time_ns()
+        old_ns = now_ns - 10**9 * int(self.config.touch_interval_seconds + 60)
+        for path, age in zip(paths, (now_ns, old_ns, now_ns), strict=True):
+            os.utime(path, ns=(age, 12_345))
+        wanted = [now_ns - i * 10**6 for i in range(3)]
+        folders = ["ns/r0", "ns/r1"]  # of the second there is none
+        setup.engine.touch_keys(folders, keys, wanted)
+        assert setup.engine.drain(10)
+        assert [path.stat().st_atime_ns for path in paths] == [now_ns, wanted[1], now_ns]
+        setup.engine.touch_keys(folders, keys, wanted, always=True)
+        assert setup.engine.drain(10)
+        assert [path.stat().st_atime_ns for path in paths] == wanted
+        assert [path.stat().st_mtime_ns for path in paths] == [12_345] * 3
+        assert setup.engine.stats().touched == 4
+
+    def test_a_load_leaves_the_access_time_alone(self, setup: Setup) -> None:
+        """Touches keep chunks in their order; a mount may set times when it reads."""
+        path = self.stored(setup)
+        before = (1_000_000_000, 2_000_000_000)  # relatime renews it if it is the older one
+        os.utime(path, ns=before)
+        assert setup.statuses("load", setup.batch((1, [1, 2, 3], 0))) == [OK]
+        assert path.stat().st_atime_ns == before[0]
 
     def test_other_calls_leave_the_modification_time_alone(self, setup: Setup) -> None:
         path = self.stored(setup)

@@ -112,6 +112,23 @@ class RefusalTests:
         assert setup.engine.drain(5)
         assert setup.engine.poll() == []
 
+    @pytest.mark.parametrize(
+        ("folders", "keys", "times"),
+        [
+            (["../ns"], [b"k" * 36], [1]),
+            (["ns"], [b"k" * 11], [1]),
+            (["ns"], [b"k" * 129], [1]),
+            (["ns"], [b"k" * 36], []),
+            (["ns"], [b"k" * 36], [0]),
+            (["ns"], [b"k" * 36], [-1]),
+        ],
+    )
+    def test_bad_touches_of_keys_are_refused(
+        self, setup: Setup, folders: list[str], keys: list[bytes], times: list[int]
+    ) -> None:
+        with pytest.raises(ValueError, match=r"."):
+            setup.engine.touch_keys(folders, keys, times)
+
     def test_a_lookup_of_nothing_is_refused(self, setup: Setup) -> None:
         with pytest.raises(ValueError, match=r"."):
             setup.engine.submit_lookup(1, [])
@@ -173,6 +190,8 @@ class RefusalTests:
             setup.engine.submit_lookup(1, [setup.path(1)])
         with pytest.raises(EngineClosedError):
             setup.engine.touch([setup.path(1)])
+        with pytest.raises(EngineClosedError):
+            setup.engine.touch_keys(["ns"], [b"k" * 36], [1])
         assert setup.engine.poll() == []
         assert setup.engine.wait([1], Phase.FINISHED, 0)
         assert setup.engine.drain(0)

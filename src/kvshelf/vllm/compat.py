@@ -6,7 +6,7 @@ No other module may ask for vLLM's version or look for an attribute that only so
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from vllm.distributed.kv_transfer.kv_connector.v1 import base as connector_base
 from vllm.v1.core import kv_cache_utils
 from vllm.v1.kv_offload import base as offload_base
 from vllm.v1.kv_offload.config import OffloadingConfig
+
+from kvshelf.keys import group_of
 
 # 0.26 has no KVConnectorTransferResults: a failed load can only be reported by block ids, which
 # name a block within its group, so models with several groups cannot be recovered there.
@@ -122,6 +124,23 @@ def hit_ranges(scheduler_side: Any, computed_tokens: int, tokens: int) -> list[r
     return [range(computed_tokens // size, -(-end // size)) for size in sizes]
 
 
+def end_tokens(context: Any, keys: Collection[bytes], chunk_tokens: int) -> list[int]:
+    """Of each key, how many tokens of its request end with its chunk.
+
+    0.26 does not say: there the keys of each group count as its first ones.
+    """
+    position = getattr(context, "get_offload_key_position", None)
+    ends: list[int] = []
+    seen: dict[int, int] = {}
+    for key in keys:
+        end = position(key) if position is not None else None
+        if end is None:
+            group = group_of(key)
+            end = seen[group] = seen.get(group, 0) + chunk_tokens
+        ends.append(end)
+    return ends
+
+
 def register_once(registry: Any, register: Callable[..., None], *names: str) -> None:
     """Register under ``names[0]`` unless it is there: plugins load more than once in a process."""
     if names[0] not in registry._registry:
@@ -131,3 +150,8 @@ def register_once(registry: Any, register: Callable[..., None], *names: str) -> 
 def stored_event(keys: Sequence[bytes]) -> Any:
     """A KV event that says that these chunks can be loaded from storage now."""
     return offload_base.OffloadingEvent(keys=list(keys), medium=storage_medium(), removed=False)
+
+
+def removed_event(keys: Sequence[bytes]) -> Any:
+    """A KV event that says that these chunks can no longer be loaded from storage."""
+    return offload_base.OffloadingEvent(keys=list(keys), medium=storage_medium(), removed=True)

@@ -52,6 +52,7 @@ def _unknown_before_a_miss(keys: Sequence[bytes], answers: dict[bytes, Answer]) 
 class Lookups:
     """
     Args:
+        gone: told of a key that was thought to be stored and is not there.
         wait_seconds: how long a request waits for an answer. After that its keys count as absent
             for now, and the answer, when it comes, serves the next request.
     """
@@ -64,6 +65,7 @@ class Lookups:
         reading: Breaker,
         faults: FaultLog,
         *,
+        gone: Callable[[bytes], None],
         wait_seconds: float,
     ) -> None:
         self._shelf = shelf
@@ -71,6 +73,7 @@ class Lookups:
         self._stats = stats
         self._reading = reading
         self._faults = faults
+        self._gone = gone
         self._wait_seconds = wait_seconds
         # Asked for at the end of the step; marked PENDING by whoever appends to it.
         self.wanted: list[bytes] = []
@@ -178,7 +181,8 @@ class Lookups:
                 presence.found(key, now)
                 counts["hit"] += 1
             elif status is FileStatus.NOT_FOUND:
-                presence.missed(key, now)
+                if presence.missed(key, now):
+                    self._gone(key)
                 counts["miss"] += 1
             elif status is FileStatus.CANCELLED:
                 presence.unknown(key)

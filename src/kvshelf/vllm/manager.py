@@ -8,11 +8,13 @@ lookup threads at its end, and answered RETRY meanwhile. No file-system call is 
                        -> unknown: Lookups -> Shelf -> poll -> Presence
     a hit  -> Admission -> load it, compute it, or measure the storage first
     faults -> Breaker -> storage that does not answer is left alone
+    used, stored -> Touches; stored, gone -> Events; evicted by anybody -> Eviction -> Presence
 """
 
 from __future__ import annotations
 
 import time
+from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
@@ -31,16 +33,20 @@ from vllm.v1.kv_offload.base import (
 from kvshelf import metrics
 from kvshelf.config import Settings
 from kvshelf.engine import FileStatus, JobResult
+from kvshelf.evict.duty import EvictionDuty
 from kvshelf.shelf import Shelf
 from kvshelf.vllm import compat
 from kvshelf.vllm.admission import MEASURED_CHUNKS, Admission, Verdict, spread
 from kvshelf.vllm.breaker import Breaker, State
+from kvshelf.vllm.events import Events
+from kvshelf.vllm.evict import Eviction
 from kvshelf.vllm.faultlog import FaultLog
 from kvshelf.vllm.lookups import Lookups
 from kvshelf.vllm.presence import Answer, Presence
 from kvshelf.vllm.report import STORAGE_FAULTS, WorkerReport
 from kvshelf.vllm.specs import ChunkKeysSpec
 from kvshelf.vllm.stats import StatsSink
+from kvshelf.vllm.touches import Touches
 
 logger = init_logger(__name__)
 
@@ -53,6 +59,10 @@ _FOUND, _ABSENT, _LATER = LookupResult.HIT, LookupResult.MISS, LookupResult.RETR
 MEASURED_BYTES = 8 << 20
 MEASURE_WAIT_SHARE = 0.1
 MEASURE_WAIT_SECONDS = (0.025, 0.05)
+# An eviction may be heard of so late: an NFS client may believe an old folder for a minute.
+JOURNAL_SECONDS = 90.0
+# A step forgets so many evicted keys: a millisecond or two of the scheduler's thread.
+EVICTED_KEYS_A_STEP = 1024
 _NEVER = float("-inf")
 
 
@@ -64,8 +74,10 @@ class KvshelfManager(OffloadingManager):
         presence: what is known about keys.
         settings: the user's.
         chunk_bytes: bytes of a chunk's files, all ranks'; groups' mean.
+        chunk_tokens: tokens of a chunk.
         num_workers: how many ranks must have a chunk before it counts as published.
         emit_events: whether vLLM publishes KV events.
+        duty: eviction in the background; None: this engine does not hear of any.
     """
 
     def __init__(
@@ -75,17 +87,19 @@ class KvshelfManager(OffloadingManager):
         settings: Settings,
         *,
         chunk_bytes: int,
+        chunk_tokens: int,
         num_workers: int,
         emit_events: bool,
+        duty: EvictionDuty | None = None,
     ) -> None:
         self._shelf = shelf
         self._presence = presence
         self._answers = presence.answers  # the hot path's own reference
         self._retry_seconds = settings.breaker_retry_seconds
         self._num_workers = num_workers
-        self._emit_events = emit_events
         self._publishing: dict[bytes, int] = {}  # key -> workers that have published it
-        self._published: list[bytes] = []  # for events
+        self._published: OrderedDict[bytes, float] = OrderedDict()  # lately, and when
+        self._evicted: deque[bytes] = deque()  # keys that are to be forgotten
         self._to_heal: set[bytes] = set()  # keys that failed to load and are not stored anew yet
         self._stats = StatsSink()
         self._faults = FaultLog(logger)
@@ -94,12 +108,21 @@ class KvshelfManager(OffloadingManager):
             for _ in metrics.BREAKER_SIDES
         )
         self._is_probing = False  # whether storage answers again
+        self._events = Events(are_wanted=emit_events)
+        self._touches = Touches(
+            shelf,
+            self._faults,
+            chunk_tokens=chunk_tokens,
+            interval_seconds=settings.touch_interval_seconds,
+            keys_max=settings.presence_keys_max,
+        )
         self._lookups = Lookups(
             shelf,
             presence,
             self._stats,
             self._reading,
             self._faults,
+            gone=self._events.gone,
             wait_seconds=settings.lookup_wait_seconds,
         )
         self._wanted = self._lookups.wanted  # likewise
@@ -111,6 +134,7 @@ class KvshelfManager(OffloadingManager):
         self._measuring_since = _NEVER
         self._refused: set[str] = set()  # requests that compute what they could load
         self._is_shut = False  # whether storage is closed to the request that looks up
+        self._eviction = Eviction(duty, self._stats, logger)
 
     def begin_scan(self, req_id: str) -> None:
         """The lookups that follow are this request's."""
@@ -172,12 +196,8 @@ class KvshelfManager(OffloadingManager):
 
     @override
     def touch(self, keys: Collection[OffloadKey], req_context: ReqContext) -> None:
-        if self._reading.state is not State.CLOSED:
-            return
-        try:
-            self._shelf.touch(tuple(keys))
-        except Exception as error:  # only the order of eviction suffers
-            self._faults.fault("touch", f"{type(error).__name__}: {error}")
+        if self._reading.state is State.CLOSED:
+            self._touches.used(tuple(keys), req_context)
 
     @override
     def prepare_store(
@@ -189,6 +209,10 @@ class KvshelfManager(OffloadingManager):
         if wanted and not self._may_write(req_context.req_id):
             self._stats.count(metrics.STORE_OUTCOMES, "breaker", by=len(wanted))
             wanted = []
+        if len(wanted) < len(keys):
+            self.touch([key for key in keys if is_stored(key)], req_context)
+        if wanted:
+            self._touches.stores(wanted, req_context)
         for key in wanted:
             self._presence.storing(key)
             self._publishing.pop(key, None)
@@ -204,10 +228,12 @@ class KvshelfManager(OffloadingManager):
     @override
     def on_request_finished(self, req_context: ReqContext) -> None:
         self._refused.discard(req_context.req_id)
+        self._touches.finished(req_context.req_id)
 
     @override
     def on_schedule_end(self, context: ScheduleEndContext) -> None:
         now = time.monotonic()
+        self._hear_of_evictions(now)
         self._lookups.end_step(now)
         self._presence.expire(now)
         self._tend_breakers(now)
@@ -216,6 +242,8 @@ class KvshelfManager(OffloadingManager):
         """Take in what the workers report, before vLLM hears of the finished jobs."""
         now = time.monotonic()
         for key in report.failed:
+            if self._presence.is_stored(key):
+                self._events.gone(key)
             self._presence.failed(key, now)
             self._to_heal.add(key)
         for key in report.unread:
@@ -229,9 +257,11 @@ class KvshelfManager(OffloadingManager):
                 breaker.fault(cause, now)
             else:
                 breaker.success(now)
+        self._touches.not_stored(report.not_stored)
         for key in report.not_stored:
             self._presence.not_stored(key)
             self._publishing.pop(key, None)
+        published: list[bytes] = []
         for key, news in report.published.items():
             workers = news + self._publishing.pop(key, 0)
             if workers < self._num_workers:
@@ -241,15 +271,15 @@ class KvshelfManager(OffloadingManager):
             if key in self._to_heal:
                 self._to_heal.remove(key)
                 self._stats.count(metrics.HEALED_CHUNKS)
-            if self._emit_events:
-                self._published.append(key)
+            self._events.stored(key)
+            published.append(key)
+        self._touches.stored(published)
+        self._published.update(dict.fromkeys(published, now))
         self._stats.absorb(report)
 
     @override
     def take_events(self) -> Iterable[Any]:
-        if self._published:
-            keys, self._published = self._published, []
-            yield compat.stored_event(keys)
+        return self._events.take()
 
     @override
     def reset_cache(self) -> None:
@@ -258,6 +288,9 @@ class KvshelfManager(OffloadingManager):
         self._lookups.forget()
         self._publishing.clear()
         self._published.clear()
+        self._evicted.clear()
+        self._events.forget()
+        self._touches.forget()
         self._to_heal.clear()
 
     @override
@@ -266,7 +299,27 @@ class KvshelfManager(OffloadingManager):
 
     @override
     def shutdown(self) -> None:
+        self._eviction.close(timeout_seconds=1.0)
         self._shelf.close(timeout_seconds=1.0)
+
+    def _hear_of_evictions(self, now: float) -> None:
+        """Forget what somebody evicted; a part of it a step, so that none takes long."""
+        self._evicted.extend(self._eviction.take())
+        for _ in range(min(len(self._evicted), EVICTED_KEYS_A_STEP)):
+            key = self._evicted.popleft()
+            if self._presence.is_storing(key):
+                continue  # it was gone before, and soon is there again
+            if key not in self._published:
+                if key in self._answers or self._presence.is_stored(key):
+                    self._presence.missed(key, now)
+                self._events.gone(key)
+            elif self._answers.get(key) is not _PENDING:
+                # It went before we stored it, or after: ask.
+                self._presence.pending((key,))
+                self._wanted.append(key)
+        published = self._published
+        while published and next(iter(published.values())) < now - JOURNAL_SECONDS:
+            published.popitem(last=False)
 
     def _may_write(self, req_id: str) -> bool:
         if self._reading.state is State.OPEN:

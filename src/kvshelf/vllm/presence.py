@@ -67,11 +67,13 @@ class Presence:
         self._settle(key, Answer.HIT, now, self._ttl_seconds[Answer.HIT])
         self._remember(key, under_way=False)
 
-    def missed(self, key: bytes, now: float) -> None:
-        """A probe said that it is not there: it may be stored, unless we are at it."""
+    def missed(self, key: bytes, now: float) -> bool:
+        """It is not there: it may be stored, unless we are at it. True if it was thought to be."""
         self._settle(key, Answer.MISS, now, self._ttl_seconds[Answer.MISS])
-        if not self._stored.get(key, False):
-            self._stored.pop(key, None)
+        if self._stored.get(key, True):
+            return False
+        del self._stored[key]
+        return True
 
     def unanswered(self, key: bytes, now: float) -> None:
         """A probe failed or came too late: a miss for now, but nothing is known for storing."""
@@ -105,6 +107,10 @@ class Presence:
         self._stored.move_to_end(key)
         if len(self._stored) > self._keys_max:
             self._stored.popitem(last=False)
+
+    def is_storing(self, key: bytes) -> bool:
+        """Whether a store by this engine is under way."""
+        return self._stored.get(key, False)
 
     def is_stored(self, key: bytes) -> bool:
         return key in self._stored

@@ -24,6 +24,7 @@ from kvshelf.errors import ConfigError
 from kvshelf.namespace import Identity
 from kvshelf.shelf import Shelf, engine_config
 from kvshelf.vllm import compat
+from kvshelf.vllm.evict import duty_of
 from kvshelf.vllm.manager import KvshelfManager
 from kvshelf.vllm.presence import Presence
 from kvshelf.vllm.stats import metric_definitions
@@ -95,9 +96,15 @@ class SharedStorageOffloadingSpec(OffloadingSpec):
             presence,
             settings,
             chunk_bytes=self._chunk_bytes(),
+            chunk_tokens=self._chunk_tokens(),
             num_workers=self.config.parallel.world_size,
             emit_events=self.config.enable_kv_cache_events,
+            duty=duty_of(settings, self._identity.folder),
         )
+
+    def _chunk_tokens(self) -> int:
+        """Tokens of one chunk; of the groups' the fewest."""
+        return self.blocks_per_chunk * min(group.tokens_per_block for group in self.config.groups)
 
     def _chunk_bytes(self) -> int:
         """Bytes of one chunk's files, all ranks'; the mean of the groups."""

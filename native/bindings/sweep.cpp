@@ -1,0 +1,131 @@
+// The Python face of ShelfSweep; src/kvshelf/evict/native.py gives it its Python types. The GIL is
+// released while a call works: its own threads never take it.
+#include "sweep.h"
+
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/map.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include "kvshelf/shelf_sweep.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace kvshelf {
+namespace {
+
+// int64[namespaces, classes, 2]: `sure` and `maybe` of each.
+using CutArray =
+    nb::ndarray<const std::int64_t, nb::shape<-1, kUseClasses, 2>, nb::c_contig, nb::device::cpu>;
+
+void MakeSweep(ShelfSweep* self, std::string root, unsigned threads, double files_per_second,
+               std::size_t band_files, std::uint64_t removals_max) {
+  new (self)
+      ShelfSweep(MakePosixFileOps(), root, {threads, files_per_second, band_files, removals_max});
+}
+
+// (finished, folders, files, removed files, removed bytes, spared, faults by errno,
+//  [(namespace, rank, names)]).
+nb::tuple AsTuple(const SweepReport& report) {
+  nb::list names;
+  for (const RemovedNames& each : report.names) {
+    names.append(nb::make_tuple(each.name_space, each.rank, each.names));
+  }
+  return nb::make_tuple(report.finished, report.folders, report.files, report.removed.files,
+                        report.removed.bytes, report.spared, report.faults, names);
+}
+
+nb::tuple Scan(ShelfSweep& sweep, bool all, double seconds_max) {
+  SweepReport report;
+  {
+    nb::gil_scoped_release no_gil;
+    report = sweep.Scan(all, seconds_max);
+  }
+  return AsTuple(report);
+}
+
+void BeginRemoval(ShelfSweep& sweep, const CutArray& cuts, bool dry_run, bool report_names) {
+  std::vector<Cuts> rows(cuts.shape(0));
+  const std::int64_t* value = cuts.data();
+  for (Cuts& row : rows) {
+    for (Cut& cut : row) {
+      cut.sure_before_ns = *value++;
+      cut.maybe_before_ns = *value++;
+    }
+  }
+  nb::gil_scoped_release no_gil;
+  sweep.BeginRemoval(std::move(rows), dry_run, report_names);
+}
+
+nb::tuple Remove(ShelfSweep& sweep, std::int64_t files, std::int64_t bytes, double seconds_max) {
+  SweepReport report;
+  {
+    nb::gil_scoped_release no_gil;
+    report = sweep.Remove({files, bytes}, seconds_max);
+  }
+  return AsTuple(report);
+}
+
+// [(folder, listed, files, bytes, last use in ns)], by index.
+nb::list Namespaces(const ShelfSweep& sweep) {
+  nb::list result;
+  for (const NamespaceState& state : sweep.namespaces()) {
+    result.append(nb::make_tuple(state.folder, state.listed, state.amount.files, state.amount.bytes,
+                                 state.last_use_ns));
+  }
+  return result;
+}
+
+// The buckets that are not empty: int64[buckets, 5] of namespace, class, bucket, files, bytes.
+nb::ndarray<nb::numpy, std::int64_t, nb::ndim<2>> Buckets(const ShelfSweep& sweep) {
+  auto rows = std::make_unique<std::vector<std::int64_t>>();
+  const std::vector<Histograms>& histograms = sweep.histograms();
+  for (std::size_t space = 0; space < histograms.size(); ++space) {
+    for (std::size_t use = 0; use < kUseClasses; ++use) {
+      const std::vector<Amount>& buckets = histograms[space][use];
+      for (std::size_t i = 0; i < buckets.size(); ++i) {
+        if (buckets[i].files == 0) continue;
+        for (const std::size_t index : {space, use, i}) {
+          rows->push_back(static_cast<std::int64_t>(index));
+        }
+        rows->push_back(buckets[i].files);
+        rows->push_back(buckets[i].bytes);
+      }
+    }
+  }
+  auto* const data = rows.release();
+  const nb::capsule owner(data, [](void* pointer) noexcept {
+    delete static_cast<std::vector<std::int64_t>*>(pointer);
+  });
+  return {data->data(), {data->size() / 5, 5}, owner};
+}
+
+}  // namespace
+
+void BindSweep(nb::module_& m) {
+  nb::class_<ShelfSweep>(m, "ShelfSweep", "See native/include/kvshelf/shelf_sweep.h.")
+      .def("__init__", MakeSweep, "root"_a, "threads"_a, "files_per_second"_a, "band_files"_a,
+           "removals_max"_a)
+      .def("set_namespaces", &ShelfSweep::SetNamespaces, "folders"_a)
+      .def("scan", Scan, "all"_a, "seconds_max"_a)
+      .def("begin_removal", BeginRemoval, "cuts"_a, "dry_run"_a, "report_names"_a)
+      .def("remove", Remove, "files"_a, "bytes"_a, "seconds_max"_a)
+      .def("stop", &ShelfSweep::Stop)
+      .def("namespaces", Namespaces)
+      .def("buckets", Buckets)
+      .def("histogram_time_ns", &ShelfSweep::histogram_time_ns)
+      .def("coverage", &ShelfSweep::coverage)
+      .def("foreign", [](const ShelfSweep& sweep) {
+        return std::make_pair(sweep.foreign().count, sweep.foreign().examples);
+      });
+  m.def("is_chunk_name",
+        [](const std::string& leaf, const std::string& name) { return IsChunkName(leaf, name); });
+  m.def("rank_of", [](const std::string& name) { return RankOf(name); });
+  m.def("age_bucket", AgeBucket, "age_ns"_a);
+  m.def("age_bucket_begin", AgeBucketBegin, "bucket"_a);
+  m.attr("AGE_BUCKETS") = kAgeBuckets;
+}
+
+}  // namespace kvshelf

@@ -1,0 +1,164 @@
+// Walks a shelf's chunk files: how many there are and when they were last used; and removes those
+// that a caller has chosen by their time of use. What is kept in memory is bounded by folders and
+// time buckets, never by files. docs/eviction.md says how the parts work together.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "kvshelf/file_ops.h"
+#include "kvshelf/memory.h"
+
+namespace kvshelf {
+
+// Whether `name` is a chunk file's in the folder `leaf`, as src/kvshelf/layout.py makes them.
+bool IsChunkName(std::string_view leaf, std::string_view name);
+// The number of a rank's folder, such as "r0"; -1 if it is none.
+std::int64_t RankOf(std::string_view name);
+
+// Buckets of ages: 2^20 ns wide below 0.27 s, at most 1/128 of the age above. The last one begins
+// at 20 years and takes all that is older; the first one takes times in the future.
+inline constexpr std::size_t kAgeBuckets = 4352;
+std::size_t AgeBucket(std::int64_t age_ns);
+std::int64_t AgeBucketBegin(std::size_t bucket);
+
+struct Amount {
+  std::int64_t files = 0;
+  std::int64_t bytes = 0;
+};
+
+// Classes of a namespace's chunks: 0 not used since they were stored, 1 used again.
+inline constexpr std::size_t kUseClasses = 2;
+using Histograms = std::array<std::vector<Amount>, kUseClasses>;  // each empty or kAgeBuckets long
+
+// Which chunks of a class go: all that were last used before `sure`; and of those last used before
+// `maybe` as many as are needed, the ones nearest to `sure` first. CLOCK_REALTIME, ns.
+struct Cut {
+  std::int64_t sure_before_ns = INT64_MIN;
+  std::int64_t maybe_before_ns = INT64_MIN;
+};
+using Cuts = std::array<Cut, kUseClasses>;
+
+struct NamespaceState {
+  std::string folder;
+  bool listed = true;  // false: it is no namespace any more
+  Amount amount;
+  std::int64_t last_use_ns = 0;  // the latest that was seen
+};
+
+// Names of files of one rank that were removed.
+struct RemovedNames {
+  std::size_t name_space = 0;
+  std::uint32_t rank = 0;
+  std::vector<std::string> names;
+};
+
+// What one call did.
+struct SweepReport {
+  bool finished = false;  // the pass is through; else the next call goes on with it
+  std::uint64_t folders = 0;
+  std::uint64_t files = 0;  // that were looked at, one by one
+  Amount removed;
+  std::uint64_t spared = 0;  // were to go, but had been used since the pass first saw them
+  std::map<int, std::uint64_t> faults;  // by errno
+  std::vector<RemovedNames> names;
+};
+
+// What lies beneath the root and is no chunk of a namespace.
+struct Foreign {
+  std::uint64_t count = 0;
+  std::vector<std::string> examples;  // paths beneath the root, a few
+};
+
+struct SweepConfig {
+  unsigned threads = 4;
+  double files_per_second = 0;         // stats and removals together; 0: no limit
+  std::size_t band_files = 131072;     // candidates between `sure` and `maybe` that are remembered
+  std::uint64_t removals_max = 16384;  // a call returns after so many, to report their names
+};
+
+// One thread calls; Stop may be called from any. Calls work on threads of their own, of low
+// priority, and return when these are done. `seconds_max` is looked at between two folders.
+class ShelfSweep {
+ public:
+  // Throws std::system_error if `root` cannot be opened as a directory.
+  ShelfSweep(std::shared_ptr<FileOps> ops, const std::string& root, SweepConfig config);
+  ~ShelfSweep();
+
+  // The folders that are namespaces. Each keeps the index that it had first.
+  void SetNamespaces(const std::vector<std::string>& folders);
+
+  // Lists the folders whose modification time has changed; or all, and makes the histograms anew.
+  SweepReport Scan(bool all, double seconds_max);
+  // Begins to remove, with one Cuts a namespace. `dry_run` only counts.
+  void BeginRemoval(std::vector<Cuts> cuts, bool dry_run, bool report_names);
+  // Goes on with it until `need` is met in files and in bytes, whoever frees them.
+  SweepReport Remove(Amount need, double seconds_max);
+  // From now on calls return within 100 ms, unless the storage hangs.
+  void Stop() { stop_ = true; }
+
+  const std::vector<NamespaceState>& namespaces() const { return namespaces_; }
+  // Of the last complete scan of all, or of the first one while it is in progress.
+  const std::vector<Histograms>& histograms() const;
+  std::int64_t histogram_time_ns() const;
+  // The share of the folders that the histograms cover.
+  double coverage() const;
+  // Of the same scan.
+  const Foreign& foreign() const;
+
+ private:
+  struct Leaf;
+  struct Rank;
+  struct Pass;
+  struct Candidate;
+  struct Found;
+  struct Walk;
+
+  std::unique_ptr<Pass> BeginPass();
+  static void NoteUnopened(Pass& pass, const std::string& path, int error);
+  void OpenNamespace(std::size_t index, Pass& pass);
+  void ListRank(Rank& rank, Pass& pass);
+  int OpenFolder(int parent, const std::string& name, struct stat* found) const;
+  void Run(Walk& walk, std::size_t items, void (ShelfSweep::*work)(Walk&));
+  void WalkLeaves(Walk& walk);
+  bool WalkLeaf(Walk& walk, Rank& rank, std::size_t index);
+  bool LookAt(Walk& walk, Rank& rank, Found& found, const std::string& name);
+  void Commit(Walk& walk, Rank& rank, Found& found, bool complete);
+  void Forget(Rank& rank, Leaf& leaf);
+  bool Pace();
+  void Fault(Walk& walk, int error);
+  // Removal:
+  bool Enough(const Walk& walk) const;
+  bool Spares(const Walk& walk, const Rank& rank, const Leaf& leaf) const;
+  bool Judge(Walk& walk, Rank& rank, Found& found, const std::string& name,
+             const struct stat& file);
+  void AddToBand(Pass& pass, Found& found);
+  void WalkBand(Walk& walk);
+  bool RemoveCandidate(Walk& walk, const Candidate& candidate);
+  int RemoveFile(Walk& walk, Rank& rank, int folder, const std::string& name,
+                 const struct stat& file);
+  void Uncount(const Rank& rank, const struct stat& file);
+
+  std::shared_ptr<FileOps> ops_;
+  SweepConfig config_;
+  UniqueFd root_;
+  dev_t device_ = 0;
+  std::atomic<bool> stop_{false};
+  std::mutex mutex_;  // guards all below while threads of a call run
+
+  std::vector<NamespaceState> namespaces_;
+  std::vector<std::unique_ptr<Rank>> ranks_;
+  std::unique_ptr<Pass> scan_;      // in progress
+  std::unique_ptr<Pass> removal_;   // in progress
+  std::unique_ptr<Pass> complete_;  // the last scan of all
+  double next_file_seconds_ = 0;    // when the rate allows the next file
+};
+
+}  // namespace kvshelf

@@ -1,0 +1,112 @@
+// What the parts of ShelfSweep share: shelf_sweep.cpp, _walk.cpp and _remove.cpp.
+#pragma once
+
+#include <chrono>
+#include <string>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "kvshelf/shelf_sweep.h"
+
+namespace kvshelf {
+
+inline constexpr std::size_t kLeaves = 4096;  // three hex digits
+inline constexpr std::size_t kExamples = 8;
+inline constexpr std::int64_t kSecond = 1'000'000'000;
+// A folder that was changed so recently may change again without its time showing it: clocks of
+// file systems tick in jiffies, some in seconds.
+inline constexpr std::int64_t kRacy = 2 * kSecond;
+// Storing takes a moment; only a use that comes later than this counts as one.
+inline constexpr std::int64_t kReuse = kSecond;
+
+using Clock = std::chrono::steady_clock;
+
+inline std::int64_t Nanoseconds(const timespec& time) {
+  return time.tv_sec * kSecond + time.tv_nsec;
+}
+std::int64_t Now();
+double SteadySeconds();
+std::string LeafName(std::size_t index);
+// All names in a folder but . and ..; 0 or -errno.
+int ListNames(int folder, std::vector<std::string>* names);
+void NoteForeign(Foreign& foreign, const std::string& path);
+std::size_t UseClass(const struct stat& file);
+
+struct ShelfSweep::Leaf {
+  bool seen = false;
+  std::int64_t mtime_ns = 0;           // when it was listed; 0: list it again
+  std::int64_t oldest_ns = INT64_MAX;  // no chunk in it was used earlier
+  Amount amount;
+};
+
+struct ShelfSweep::Rank {
+  std::size_t name_space = 0;
+  std::uint32_t number = 0;
+  std::string path;
+  UniqueFd fd;
+  std::vector<Leaf> leaves{kLeaves};
+};
+
+// A file that goes if there is still need when all that surely go are gone.
+struct ShelfSweep::Candidate {
+  double order = 0;  // the largest goes first
+  Rank* rank = nullptr;
+  std::uint16_t leaf = 0;
+  std::int64_t bytes = 0;
+  std::string name;
+
+  bool operator<(const Candidate& other) const {
+    return order != other.order ? order > other.order : name < other.name;
+  }
+};
+
+// One walk over all leaf folders, over several calls. By leaf first: a part of a pass is a sample
+// of every namespace, because names are digests.
+struct ShelfSweep::Pass {
+  std::vector<std::pair<Rank*, std::uint16_t>> items;
+  std::size_t next = 0;
+  std::vector<std::size_t> again;  // items that were broken off
+  std::size_t done = 0;
+  std::int64_t time_ns = 0;
+
+  bool all = false;  // a scan that makes histograms
+  std::vector<Histograms> histograms;
+  Foreign foreign;
+  std::map<int, std::uint64_t> faults;  // of opening and listing
+
+  bool removing = false;
+  bool dry_run = false;
+  bool report_names = false;
+  std::vector<Cuts> cuts;
+  std::vector<Candidate> band;  // a heap while leaves are walked, sorted after
+  bool in_band = false;
+};
+
+// What was found in one leaf folder.
+struct ShelfSweep::Found {
+  struct File {
+    std::int64_t used_ns;
+    std::int64_t bytes;
+    std::size_t use_class;
+  };
+  std::size_t index = 0;
+  UniqueFd folder;
+  std::vector<File> kept;
+  std::vector<Candidate> candidates;
+  Amount removed;   // by us
+  Amount vanished;  // by another while we looked
+  std::uint64_t looked = 0;
+  Foreign foreign;
+};
+
+// One call's work.
+struct ShelfSweep::Walk {
+  Pass& pass;
+  SweepReport report;
+  Clock::time_point deadline;
+  Amount need;
+  std::unordered_map<Rank*, std::vector<std::string>> names;
+};
+
+}  // namespace kvshelf

@@ -1,0 +1,187 @@
+// The leaf folders of a pass: listed, looked at, counted.
+#include <algorithm>
+#include <cerrno>
+#include <thread>
+
+#include "shelf_sweep_parts.h"
+
+namespace kvshelf {
+namespace {
+
+// Being ahead of the rate by less than this is not worth a sleep; sleeps are no longer than the
+// other, so that Stop is obeyed in time.
+constexpr double kPaceSlackSeconds = 0.005;
+constexpr double kPaceSleepSeconds = 0.02;
+
+void Count(Histograms& histograms, std::size_t use_class, std::int64_t age_ns, std::int64_t files,
+           std::int64_t bytes) {
+  std::vector<Amount>& buckets = histograms[use_class];
+  if (buckets.empty()) buckets.resize(kAgeBuckets);
+  Amount& bucket = buckets[AgeBucket(age_ns)];
+  bucket.files = std::max<std::int64_t>(0, bucket.files + files);
+  bucket.bytes = std::max<std::int64_t>(0, bucket.bytes + bytes);
+}
+
+}  // namespace
+
+void ShelfSweep::WalkLeaves(Walk& walk) {
+  Pass& pass = walk.pass;
+  for (;;) {
+    std::size_t item = 0;
+    {
+      std::lock_guard lock(mutex_);
+      if (stop_ || Clock::now() >= walk.deadline || (pass.removing && Enough(walk))) return;
+      if (!pass.again.empty()) {
+        item = pass.again.back();
+        pass.again.pop_back();
+      } else if (pass.next < pass.items.size()) {
+        item = pass.next++;
+      } else {
+        return;
+      }
+    }
+    const auto [rank, leaf] = pass.items[item];
+    const bool complete = WalkLeaf(walk, *rank, leaf);
+    std::lock_guard lock(mutex_);
+    ++walk.report.folders;
+    if (complete) {
+      ++pass.done;
+    } else {
+      pass.again.push_back(item);
+    }
+  }
+}
+
+// False if it was broken off and is to be walked again.
+bool ShelfSweep::WalkLeaf(Walk& walk, Rank& rank, std::size_t index) {
+  Leaf& leaf = rank.leaves[index];
+  Found found;
+  found.index = index;
+  const std::int64_t before = Now();
+  struct stat status{};
+  int error = ops_->StatAt(rank.fd.get(), LeafName(index).c_str(), &status);
+  const bool unchanged = error >= 0 && leaf.mtime_ns == Nanoseconds(status.st_mtim);
+  if (unchanged && (walk.pass.removing ? Spares(walk, rank, leaf) : !walk.pass.all)) return true;
+  std::vector<std::string> names;
+  if (error >= 0) error = OpenFolder(rank.fd.get(), LeafName(index), &status);
+  if (error >= 0) {
+    found.folder = UniqueFd(error);
+    error = ListNames(found.folder.get(), &names);
+  }
+  if (error < 0) {
+    std::lock_guard lock(mutex_);
+    const bool foreign = error == -ENOTDIR || error == -ELOOP || error == -EXDEV;
+    if (foreign) NoteForeign(walk.pass.foreign, rank.path + "/" + LeafName(index));
+    if (foreign || error == -ENOENT || error == -ESTALE) {
+      Forget(rank, leaf);
+    } else {
+      ++walk.report.faults[-error];  // what is known of it stays
+    }
+    return true;
+  }
+  const bool complete = std::all_of(names.begin(), names.end(), [&](const std::string& name) {
+    return LookAt(walk, rank, found, name);
+  });
+  Commit(walk, rank, found, complete);
+  // A removal changes the folder's time: it is listed once more by the next scan.
+  const std::int64_t mtime = Nanoseconds(status.st_mtim);
+  if (complete && mtime < before - kRacy && found.removed.files == 0) leaf.mtime_ns = mtime;
+  return complete;
+}
+
+// False if the walk is to be broken off.
+bool ShelfSweep::LookAt(Walk& walk, Rank& rank, Found& found, const std::string& name) {
+  if (!Pace()) return false;
+  struct stat file{};
+  const bool ours = IsChunkName(LeafName(found.index), name);
+  const int error = ours ? ops_->StatAt(found.folder.get(), name.c_str(), &file) : 0;
+  if (error == -ENOENT || error == -ESTALE) return true;
+  if (error < 0) {
+    Fault(walk, -error);
+    return true;
+  }
+  ++found.looked;
+  if (!ours || !S_ISREG(file.st_mode) || file.st_dev != device_) {
+    NoteForeign(found.foreign, rank.path + "/" + LeafName(found.index) + "/" + name);
+    return true;
+  }
+  if (walk.pass.removing && !Judge(walk, rank, found, name, file)) return false;
+  if (!walk.pass.removing) {
+    found.kept.push_back({Nanoseconds(file.st_atim), file.st_size, UseClass(file)});
+  }
+  return true;
+}
+
+// Makes what was found in a folder what is known of it.
+void ShelfSweep::Commit(Walk& walk, Rank& rank, Found& found, bool complete) {
+  Pass& pass = walk.pass;
+  NamespaceState& state = namespaces_[rank.name_space];
+  std::lock_guard lock(mutex_);
+  walk.report.files += found.looked;
+  Leaf& leaf = rank.leaves[found.index];
+  const Amount gone{found.removed.files + found.vanished.files,
+                    found.removed.bytes + found.vanished.bytes};
+  Leaf now = leaf;
+  now.mtime_ns = 0;
+  if (complete) {
+    now = {};
+    now.seen = true;
+    for (const Found::File& file : found.kept) {
+      now.amount.files += 1;
+      now.amount.bytes += file.bytes;
+      now.oldest_ns = std::min(now.oldest_ns, file.used_ns);
+      state.last_use_ns = std::max(state.last_use_ns, file.used_ns);
+      if (pass.all) {
+        Count(pass.histograms[rank.name_space], file.use_class, pass.time_ns - file.used_ns, 1,
+              file.bytes);
+      }
+    }
+    for (const std::string& path : found.foreign.examples) NoteForeign(pass.foreign, path);
+    pass.foreign.count += found.foreign.count - found.foreign.examples.size();
+    if (pass.removing && leaf.seen) {
+      // What others have removed or stored here since it was listed last.
+      walk.need.files -= leaf.amount.files - now.amount.files - gone.files;
+      walk.need.bytes -= leaf.amount.bytes - now.amount.bytes - gone.bytes;
+    }
+    AddToBand(pass, found);
+  } else {
+    now.amount.files -= std::min(leaf.amount.files, gone.files);
+    now.amount.bytes -= std::min(leaf.amount.bytes, gone.bytes);
+  }
+  state.amount.files += now.amount.files - leaf.amount.files;
+  state.amount.bytes += now.amount.bytes - leaf.amount.bytes;
+  leaf = now;
+}
+
+// Waits until the rate allows the next file; false if all is to stop.
+bool ShelfSweep::Pace() {
+  if (stop_.load(std::memory_order_relaxed)) return false;
+  if (config_.files_per_second <= 0) return true;
+  double ahead = 0;
+  {
+    std::lock_guard lock(mutex_);
+    const double now = SteadySeconds();
+    next_file_seconds_ = std::max(next_file_seconds_, now) + 1 / config_.files_per_second;
+    ahead = next_file_seconds_ - now;
+  }
+  while (ahead > kPaceSlackSeconds && !stop_) {
+    const double part = std::min(ahead, kPaceSleepSeconds);
+    std::this_thread::sleep_for(std::chrono::duration<double>(part));
+    ahead -= part;
+  }
+  return !stop_;
+}
+
+void ShelfSweep::Fault(Walk& walk, int error) {
+  std::lock_guard lock(mutex_);
+  ++walk.report.faults[error];
+}
+
+// Called with every file that we removed, so that the histograms stay near to the truth.
+void ShelfSweep::Uncount(const Rank& rank, const struct stat& file) {
+  if (complete_ == nullptr || rank.name_space >= complete_->histograms.size()) return;
+  const std::int64_t age = complete_->time_ns - Nanoseconds(file.st_atim);
+  Count(complete_->histograms[rank.name_space], UseClass(file), age, -1, -file.st_size);
+}
+
+}  // namespace kvshelf

@@ -1,0 +1,377 @@
+"""Keeps a shelf within its limits: looks, and when a limit is exceeded removes what goes first."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from pathlib import Path
+
+from kvshelf.errors import NotAShelfError
+from kvshelf.evict.cut import EffectiveAge, choose_cuts
+from kvshelf.evict.limits import Amount, Limits, Need, Volume, needs
+from kvshelf.evict.native import Names, Sweep, Work
+from kvshelf.evict.policy import effective_age
+from kvshelf.evict.spaces import Spaces
+from kvshelf.keys import ChunkKey, make_key
+from kvshelf.root import check_root
+
+OnRemoved = Callable[[str, int, Sequence[ChunkKey]], None]
+"""Called with a namespace's folder, a rank and the keys of its chunk files that were removed."""
+
+# statvfs of a shared file system may tell of removed files so late (CephFS: 3 s).
+SETTLE_SECONDS = 5.0
+# A refresh of what is known takes at most this share of the time: in quiet, and while it changes.
+_QUIET_SHARE, _BUSY_SHARE = 0.005, 0.1
+_REFRESH_SECONDS_MIN, _REFRESH_SECONDS_MAX = 0.5, 30.0
+# A first scan that takes longer lets removal begin, from a sample of at least such a share.
+_SAMPLE_AFTER_SECONDS, _SAMPLE_COVERAGE = 5.0, 1 / 16
+# When nothing more can be removed, it is tried again after so long.
+_STUCK_SECONDS = 10.0
+# Clocks of nodes differ; last uses further ahead of ours are left alone.
+_FUTURE_SECONDS = 86_400.0
+
+
+class State(Enum):
+    """What an evictor does."""
+
+    SCANNING = "scanning"
+    """It does not yet know the whole shelf."""
+    IDLE = "idle"
+    """No limit is exceeded."""
+    EVICTING = "evicting"
+    """A limit was exceeded, and the low mark is not yet reached."""
+    STUCK = "stuck"
+    """A limit is exceeded, but nothing more may or can be removed."""
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What one step saw and did.
+
+    Attributes:
+        usage: what is on the shelf, by namespace; estimated while ``state`` is SCANNING.
+        needs: what is still to go.
+        removed: what went in this step; with ``dry_run`` what would have gone.
+        cut_age_seconds: all chunks unused for longer than this go; None if none were chosen.
+        looked_at: files that were looked at, one by one.
+        spared: files that were to go, and stay because they were used meanwhile.
+        foreign: how much lies on the shelf that is not kvshelf's, with a few examples.
+        faults: how often each errno came.
+    """
+
+    state: State
+    volume: Volume
+    usage: Mapping[str, Amount] = field(default_factory=dict)
+    needs: tuple[Need, ...] = ()
+    removed: Amount = field(default_factory=Amount)
+    cut_age_seconds: float | None = None
+    looked_at: int = 0
+    spared: int = 0
+    foreign: int = 0
+    foreign_examples: tuple[str, ...] = ()
+    faults: Mapping[int, int] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def shelf(self) -> Amount:
+        """What is on the shelf."""
+        return sum(self.usage.values(), Amount())
+
+
+class Evictor:
+    """Keeps one shelf within its limits, a step at a time.
+
+    Several may work on a shelf at once, on any number of hosts: none removes more than it would
+    alone, because all choose the same chunks. One does it with the least work.
+
+    Args:
+        root: the shelf's directory.
+        limits: what it may take.
+        files_per_second: files that are looked at or removed, at most; 0: no limit.
+        threads: that do so.
+        dry_run: count what would go, remove nothing.
+        on_removed: told of all that was removed, in the thread of ``step``, soon after.
+        policy: which chunks go first, as ``policy.effective_age``.
+
+    Raises:
+        NotAShelfError: the root carries no marker that we know.
+        OSError: it cannot be opened.
+
+    Threads: one thread steps and closes; ``stop`` may be called from any.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        limits: Limits,
+        *,
+        files_per_second: float = 50_000.0,
+        threads: int = 4,
+        dry_run: bool = False,
+        on_removed: OnRemoved | None = None,
+        policy: EffectiveAge = effective_age,
+    ) -> None:
+        self._root = Path(root)
+        check_root(self._root)
+        self._limits = limits
+        self._dry_run = dry_run
+        self._on_removed = on_removed
+        self._policy = policy
+        self._sweep = Sweep(self._root, threads=threads, files_per_second=files_per_second)
+        self._spaces = Spaces(self._root)
+        self._identity = self._root_identity()
+        self._stop = threading.Event()
+        self._volumes: deque[tuple[float, Volume, Amount]] = deque()
+        self._began = time.monotonic()
+        self._known = False  # all folders were scanned once
+        self._scan_all = True  # all are to be scanned
+        self._evicting = False
+        self._evicting_since = 0.0
+        self._fresh = False  # the histogram was made since the limit was exceeded
+        self._future = False  # chunks used ahead of our clock are candidates
+        self._round: Need | None = None
+        self._round_removed = Amount()
+        self._cut_age: float | None = None
+        self._next_refresh = 0.0
+        self._refresh_seconds = 0.0
+        self._refreshed_bytes = -1
+        self._stuck_until = 0.0
+        self._dry: Counter[tuple[str | None, str]] = Counter()
+
+    def step(self, seconds_max: float = 1.0) -> Report:
+        """Look once; scan and remove for about so long if there is reason to.
+
+        It may take longer by one folder's files, or if the storage hangs. Call it about every
+        second; at once if the report's state is SCANNING or EVICTING.
+
+        Raises:
+            NotAShelfError: the root is no longer the shelf that it was.
+            OSError: it cannot be looked at.
+        """
+        begin = time.monotonic()
+        self._check()
+        log = _Log()
+        state = State.IDLE
+        left = seconds_max
+        while left > 0 and not self._stop.is_set():
+            state = self._advance(log, left)
+            left = begin + seconds_max - time.monotonic()
+            if state in (State.IDLE, State.STUCK):
+                break
+        if self._stop.is_set():
+            state = State.STOPPED
+        return self._report(state, log, time.monotonic() - begin)
+
+    def stop(self) -> None:
+        """End a running step within 100 ms, unless the storage hangs, and all later ones."""
+        self._stop.set()
+        self._sweep.stop()
+
+    def close(self) -> None:
+        """Free what it holds. Not while a step runs."""
+        self.stop()
+
+    def _advance(self, log: _Log, left: float) -> State:
+        """One piece of work: a part of a scan or of a removal."""
+        now = time.monotonic()
+        scanning = self._learn(log, left) if self._round is None else None
+        if scanning is not None:
+            return scanning
+        wanted = self._wanted()
+        if not wanted:
+            self._evicting = self._fresh = self._future = False
+            self._round = None
+            return State.IDLE
+        if not any(need.amount for need in wanted) or now < self._stuck_until:
+            return State.STUCK
+        if not self._evicting:
+            self._evicting, self._evicting_since = True, now
+            self._next_refresh = 0.0  # what others have removed meanwhile counts
+        else:
+            self._evict(next(need for need in wanted if need.amount), log, left)
+        return State.EVICTING
+
+    def _learn(self, log: _Log, left: float) -> State | None:
+        """Scan, if something is not known that must be before a limit is looked at."""
+        now = time.monotonic()
+        if self._scan_all:
+            self._sweep.set_namespaces(self._spaces.list())
+            work = log.add(self._sweep.scan(all_folders=True, seconds_max=left))
+            if work.finished:
+                self._scan_all, self._known, self._fresh = False, True, True
+            elif self._known:
+                return State.EVICTING
+            elif not self._may_sample(now):
+                return State.SCANNING
+        elif now >= self._next_refresh:
+            done = self._refresh(log, left)
+            if not done and self._evicting and now < self._evicting_since + _REFRESH_SECONDS_MAX:
+                return State.EVICTING
+        return None
+
+    def _may_sample(self, now: float) -> bool:
+        waited = now - self._began > _SAMPLE_AFTER_SECONDS
+        return waited and self._sweep.buckets().coverage >= _SAMPLE_COVERAGE
+
+    def _refresh(self, log: _Log, left: float) -> bool:
+        """Renew what is known of folders that have changed; True if that is done."""
+        begin = time.monotonic()
+        used = self._sees().used_bytes
+        self._sweep.set_namespaces(self._spaces.list())
+        work = log.add(self._sweep.scan(all_folders=False, seconds_max=left))
+        end = time.monotonic()
+        self._refresh_seconds += end - begin
+        if not work.finished:
+            return False
+        share = _QUIET_SHARE if used == self._refreshed_bytes else _BUSY_SHARE
+        pause = min(self._refresh_seconds / share, _REFRESH_SECONDS_MAX)
+        self._next_refresh = end + max(pause, _REFRESH_SECONDS_MIN)
+        self._refresh_seconds = 0.0
+        self._refreshed_bytes = used
+        return True
+
+    def _evict(self, need: Need, log: _Log, left: float) -> None:
+        if self._round is None or self._round.folder != need.folder:
+            self._begin_round(need)
+        work = log.add(self._sweep.remove(need.amount, left))
+        self._round_removed += work.removed
+        log.removed += work.removed
+        if self._dry_run:
+            self._dry[need.folder, "files"] += work.removed.files
+            self._dry[need.folder, "bytes"] += work.removed.bytes
+        self._tell(work.names)
+        if not work.finished:
+            return
+        planned, self._round = self._round, None
+        assert planned is not None
+        if 2 * self._round_removed.bytes > planned.amount.bytes:
+            return
+        # The histogram promised more than there was: chunks were used since, or others removed.
+        if not self._fresh:
+            self._scan_all = True
+        elif self._round_removed:
+            return
+        elif not self._future:
+            self._future = True
+        else:
+            self._stuck_until = time.monotonic() + _STUCK_SECONDS
+            self._fresh = self._future = False
+
+    def _begin_round(self, need: Need) -> None:
+        now_ns = time.time_ns()
+        cuts = choose_cuts(
+            self._sweep.buckets(),
+            need.amount,
+            self._policy,
+            now_ns=now_ns,
+            folder=need.folder,
+            future_seconds=_FUTURE_SECONDS if self._future else 0.0,
+        )
+        latest = int(cuts[:, :, 1].max(initial=0))
+        self._cut_age = 1e-9 * (now_ns - latest) if latest > 0 else None
+        self._sweep.begin_removal(
+            cuts, dry_run=self._dry_run, report_names=self._on_removed is not None
+        )
+        self._round = need
+        self._round_removed = Amount()
+
+    def _tell(self, batches: Sequence[Names]) -> None:
+        if self._on_removed is None or self._dry_run:
+            return
+        for batch in batches:
+            self._on_removed(batch.folder, batch.rank, [_key_of(name) for name in batch.names])
+
+    def _wanted(self) -> list[Need]:
+        """What must go, by what is known now."""
+        wanted = needs(self._limits, self._volume(), self._usage(), self._evicting)
+        if not self._dry_run:
+            return wanted
+        for i, need in enumerate(wanted):
+            counted = Amount(self._dry[need.folder, "files"], self._dry[need.folder, "bytes"])
+            wanted[i] = replace(need, amount=need.amount - counted)
+        return [need for need in wanted if need.amount]
+
+    def _usage(self) -> dict[str, Amount]:
+        usage = self._sweep.usage()
+        if self._known:
+            return usage
+        share = self._sweep.buckets().coverage or 1.0
+        return {
+            folder: Amount(int(amount.files / share), int(amount.bytes / share))
+            for folder, amount in usage.items()
+        }
+
+    def _sees(self) -> Volume:
+        return Volume.from_statvfs(tuple(os.statvfs(self._root)))
+
+    def _volume(self) -> Volume:
+        """The file system, less what is gone from the shelf and statvfs does not yet tell."""
+        now = time.monotonic()
+        volume = self._sees()
+        shelf = sum(self._sweep.usage().values(), Amount())
+        while self._volumes and self._volumes[0][0] < now - SETTLE_SECONDS:
+            self._volumes.popleft()
+        used, inodes = volume.used_bytes, volume.used_inodes
+        for _, before, shelf_before in self._volumes:
+            gone = shelf_before - shelf
+            if gone.files > 0:
+                used = min(used, before.used_bytes - gone.bytes)
+                inodes = min(inodes, before.used_inodes - gone.files)
+        if self._known:
+            self._volumes.append((now, volume, shelf))
+        return replace(volume, used_bytes=max(0, used), used_inodes=max(0, inodes))
+
+    def _root_identity(self) -> tuple[int, int]:
+        found = self._root.stat()
+        return found.st_dev, found.st_ino
+
+    def _check(self) -> None:
+        """A mount may go away or be replaced: what lies there then is not ours."""
+        check_root(self._root)
+        if self._root_identity() != self._identity:
+            raise NotAShelfError(f"{self._root} is another directory than it was")
+
+    def _report(self, state: State, log: _Log, seconds: float) -> Report:
+        count, examples = self._sweep.foreign()
+        mine = self._spaces.foreign
+        return Report(
+            state=state,
+            volume=self._sees(),
+            usage=self._usage(),
+            needs=tuple(self._wanted()) if self._known else (),
+            removed=log.removed,
+            cut_age_seconds=self._cut_age if log.removed else None,
+            looked_at=log.looked_at,
+            spared=log.spared,
+            foreign=count + len(mine),
+            foreign_examples=(*mine[:8], *examples),
+            faults=dict(log.faults),
+            seconds=seconds,
+        )
+
+
+class _Log:
+    """What the parts of one step did."""
+
+    def __init__(self) -> None:
+        self.removed = Amount()
+        self.looked_at = 0
+        self.spared = 0
+        self.faults: Counter[int] = Counter()
+
+    def add(self, work: Work) -> Work:
+        self.looked_at += work.files
+        self.spared += work.spared
+        self.faults.update(work.faults)
+        return work
+
+
+def _key_of(name: str) -> ChunkKey:
+    digits, _, group = name.removesuffix(".kv").partition("-g")
+    return make_key(bytes.fromhex(digits), int(group))

@@ -1,0 +1,205 @@
+"""What a shelf may take, and how much must go: pure arithmetic, no I/O.
+
+A limit is the high mark: when the shelf is above it, chunks go until it is at its low mark,
+``low_percent`` of the limit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from kvshelf.errors import ConfigError
+
+# More inodes than any file system has: CephFS says 2^64 - 1 for "unknown".
+_INODES_MAX = 1 << 62
+
+
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """Chunk files and their bytes (the lengths of the files)."""
+
+    files: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: Amount) -> Amount:
+        return Amount(self.files + other.files, self.bytes + other.bytes)
+
+    def __sub__(self, other: Amount) -> Amount:
+        return Amount(self.files - other.files, self.bytes - other.bytes)
+
+    def __bool__(self) -> bool:
+        return self.files > 0 or self.bytes > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """A file system, as statvfs(3) tells it.
+
+    Attributes:
+        used_bytes: taken by anybody.
+        total_bytes: used and free for us: without blocks that are kept for root, as df(1) has it.
+        used_inodes, total_inodes: likewise; both 0 if the file system does not count them.
+    """
+
+    used_bytes: int
+    total_bytes: int
+    used_inodes: int = 0
+    total_inodes: int = 0
+
+    @classmethod
+    def from_statvfs(cls, found: tuple[int, ...]) -> Volume:
+        """From ``os.statvfs(path)``."""
+        _, fragment, blocks, free, available, inodes, inodes_free, inodes_available = found[:8]
+        used = max(0, blocks - free)
+        counted = 0 < inodes < _INODES_MAX and inodes_free <= inodes
+        used_inodes = inodes - inodes_free if counted else 0
+        return cls(
+            used * fragment,
+            (used + available) * fragment,
+            used_inodes,
+            used_inodes + inodes_available if counted else 0,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a shelf may take. None: no such limit.
+
+    Attributes:
+        shelf_bytes: of all chunks together.
+        volume_percent: of the file system that may be used, by anybody.
+        inode_percent: of its inodes that may be used, by anybody.
+        namespace_bytes: of each namespace's chunks.
+        namespace_bytes_of: of the chunks of one namespace, by its folder or the beginning of it
+            (a model's name); the longest that fits counts, and before ``namespace_bytes``.
+        low_percent: down to this percentage of a limit chunks go once it is exceeded.
+        keep_percent: of the file system: below so many bytes of its own ``volume_percent`` and
+            ``inode_percent`` do not shrink the shelf, because it is others' data that fills the
+            file system then.
+    """
+
+    shelf_bytes: int | None = None
+    volume_percent: float | None = None
+    inode_percent: float | None = None
+    namespace_bytes: int | None = None
+    namespace_bytes_of: Mapping[str, int] = field(default_factory=dict)
+    low_percent: float = 95.0
+    keep_percent: float = 10.0
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a value out of range."""
+        for name in ("shelf_bytes", "namespace_bytes"):
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise ConfigError(name, value, "more than 0")
+        for folder, value in self.namespace_bytes_of.items():
+            if value <= 0 or not folder:
+                raise ConfigError("namespace_bytes_of", {folder: value}, "more than 0")
+        for name in ("volume_percent", "inode_percent", "low_percent", "keep_percent"):
+            value = getattr(self, name)
+            low = 0 if name == "keep_percent" else 1
+            if value is not None and not low <= value <= 100:
+                raise ConfigError(name, value, f"{low} to 100")
+
+    def __bool__(self) -> bool:
+        one = (self.shelf_bytes, self.volume_percent, self.inode_percent, self.namespace_bytes)
+        return any(limit is not None for limit in one) or bool(self.namespace_bytes_of)
+
+    def of_namespace(self, folder: str) -> int | None:
+        """The limit of one namespace's bytes."""
+        fitting = [name for name in self.namespace_bytes_of if folder.startswith(name)]
+        return self.namespace_bytes_of[max(fitting, key=len)] if fitting else self.namespace_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What must go.
+
+    Attributes:
+        amount: at least so many files and so many bytes.
+        reason: the limit that says so, by its name in ``Limits``.
+        folder: the namespace that it must be of; None for any.
+        short: what the limit asks for beyond that, and does not get because of ``keep_percent``
+            or because the shelf has no more.
+    """
+
+    amount: Amount
+    reason: str
+    folder: str | None = None
+    short: Amount = Amount()
+
+
+def needs(
+    limits: Limits, volume: Volume, usage: Mapping[str, Amount], evicting: bool = False
+) -> list[Need]:
+    """What must go now, namespaces' own limits first, then the shelf's.
+
+    Args:
+        usage: what is on the shelf, by namespace.
+        evicting: whether chunks are going already: then down to the low marks; else nothing as
+            long as no limit is exceeded.
+    """
+    found = []
+    left = dict(usage)
+    for folder, amount in usage.items():
+        limit = limits.of_namespace(folder)
+        over = _over(amount.bytes, limit, limits.low_percent, evicting)
+        if over:
+            found.append(Need(Amount(0, over), "namespace_bytes", folder))
+            left[folder] = replace(amount, bytes=amount.bytes - over)
+    # What goes for a namespace's limit helps the shelf's; its files are not known before.
+    gone = sum(need.amount.bytes for need in found)
+    shelf = sum(left.values(), Amount())
+    wanted = list(_of_shelf(limits, volume, shelf, gone, evicting))
+    if wanted:
+        found.append(_largest(limits, volume, shelf, wanted))
+    return [need for need in found if need.amount or need.short]
+
+
+def _over(used: float, limit: float | None, low_percent: float, evicting: bool) -> int:
+    """How much is above the low mark, 0 unless the high mark is exceeded or it goes on."""
+    if limit is None:
+        return 0
+    low = limit * low_percent / 100
+    if used <= (low if evicting else limit):
+        return 0
+    return math.ceil(used - low)
+
+
+def _of_shelf(
+    limits: Limits, volume: Volume, shelf: Amount, gone: int, evicting: bool
+) -> Iterator[tuple[str, Amount]]:
+    low = limits.low_percent
+    over = _over(shelf.bytes, limits.shelf_bytes, low, evicting)
+    if over:
+        yield "shelf_bytes", Amount(0, over)
+    if limits.volume_percent is not None and volume.total_bytes:
+        limit = volume.total_bytes * limits.volume_percent / 100
+        over = _over(volume.used_bytes - gone, limit, low, evicting)
+        if over:
+            yield "volume_percent", Amount(0, over)
+    if limits.inode_percent is not None and volume.total_inodes:
+        limit = volume.total_inodes * limits.inode_percent / 100
+        over = _over(volume.used_inodes, limit, low, evicting)
+        if over:
+            yield "inode_percent", Amount(over, 0)
+
+
+def _largest(
+    limits: Limits, volume: Volume, shelf: Amount, wanted: list[tuple[str, Amount]]
+) -> Need:
+    """All limits' demands as one: what meets the largest in files and in bytes meets each."""
+    keep = math.ceil(volume.total_bytes * limits.keep_percent / 100)
+    spare = max(0, shelf.bytes - keep)
+    above_floor = Amount(shelf.files * spare // max(1, shelf.bytes), spare)
+    files = bytes_ = 0
+    short = Amount()
+    for reason, amount in wanted:
+        most = shelf if reason == "shelf_bytes" else above_floor
+        files = max(files, min(amount.files, most.files))
+        bytes_ = max(bytes_, min(amount.bytes, most.bytes))
+        missing = Amount(max(0, amount.files - most.files), max(0, amount.bytes - most.bytes))
+        if missing:
+            short = Amount(max(short.files, missing.files), max(short.bytes, missing.bytes))
+    return Need(Amount(files, bytes_), wanted[0][0], None, short)

@@ -1,0 +1,60 @@
+"""Which folders of a root are namespaces, and what else lies beside them."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from kvshelf.layout import EVICT_FOLDER, MARKER, REMOVED_FOLDER, is_namespace_folder
+from kvshelf.root import list_namespaces
+
+# The root's time may be so coarse, and a namespace.json comes a moment after its folder.
+_RACY_SECONDS = 5.0
+_LIST_SECONDS = 60.0
+_FOREIGN_MAX = 1000
+
+
+class Spaces:
+    """The namespaces of a root, listed again when its modification time has changed.
+
+    A folder counts if its name may be a namespace's and its namespace.json is sound and says so.
+
+    Attributes:
+        foreign: other entries of the root, as far as is counted. Hidden ones and those that begin
+            with "kvshelf" are left out.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._listed_at = 0.0
+        self._mtime = -1.0
+        self._folders: list[str] = []
+        self.foreign: tuple[str, ...] = ()
+
+    def list(self) -> list[str]:
+        """Names of the folders.
+
+        Raises:
+            OSError: the root cannot be listed.
+        """
+        now = time.time()
+        mtime = self._root.stat().st_mtime
+        racy = self._listed_at < mtime + _RACY_SECONDS
+        if mtime == self._mtime and not racy and now < self._listed_at + _LIST_SECONDS:
+            return self._folders
+        self._folders = [
+            entry.folder
+            for entry in list_namespaces(self._root)
+            if entry.identity is not None
+            and not entry.problem
+            and is_namespace_folder(entry.folder)
+        ]
+        known = {MARKER, EVICT_FOLDER, REMOVED_FOLDER, "lost+found", *self._folders}
+        self.foreign = tuple(
+            name
+            for name in sorted(os.listdir(self._root))[:_FOREIGN_MAX]  # noqa: PTH208
+            if name not in known and not name.startswith((".", "kvshelf"))
+        )
+        self._listed_at, self._mtime = now, mtime
+        return self._folders

@@ -1,0 +1,125 @@
+"""When chunks were last used, in an order that helps eviction: a prefix's head after its tail.
+
+A chunk is of no use without those before it. So chunk i of a request gets the access time
+base - i x 1 ms, where base is one time for the whole request: whoever removes the oldest first
+removes tails first.
+
+    prepare_load, prepare_store -> Touches -> Shelf.touch_at (background threads)
+    published                   -> Touches
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from kvshelf.shelf import Shelf
+from kvshelf.vllm import compat
+from kvshelf.vllm.faultlog import FaultLog
+
+_NS_PER_CHUNK = 1_000_000
+
+
+@dataclass(slots=True)
+class _Request:
+    """``held``: chunks on the shelf that it used; None once it has stored something behind them."""
+
+    base_ns: int
+    held: dict[bytes, None] | None = field(default_factory=dict)
+
+
+class Touches:
+    """Scheduler's thread only; nothing here waits for storage.
+
+    Args:
+        chunk_tokens: tokens of a chunk.
+        interval_seconds: a chunk is not touched again sooner, unless something is stored behind it.
+        keys_max: keys whose last touch is remembered.
+    """
+
+    def __init__(
+        self,
+        shelf: Shelf,
+        faults: FaultLog,
+        *,
+        chunk_tokens: int,
+        interval_seconds: float,
+        keys_max: int,
+    ) -> None:
+        self._shelf = shelf
+        self._faults = faults
+        self._ns_per_token = _NS_PER_CHUNK / chunk_tokens
+        self._chunk_tokens = chunk_tokens
+        self._interval_seconds = interval_seconds
+        self._keys_max = keys_max
+        self._requests: dict[str, _Request] = {}
+        self._times_ns: dict[bytes, int] = {}  # of chunks that are being stored
+        # When this engine last touched a chunk: hot ones cost no system call.
+        self._touched: OrderedDict[bytes, float] = OrderedDict()
+
+    def used(self, keys: Sequence[bytes], context: Any) -> None:
+        """These chunks of a request, on the shelf already, are used."""
+        request = self._of(context)
+        if request.held is None:
+            self._touch(keys, self._times(request, keys, context), always=True)
+            return
+        request.held.update(dict.fromkeys(keys))
+        now = time.monotonic()
+        due = [key for key in keys if self._is_due(key, now)]
+        if due:
+            self._touch(due, self._times(request, due, context), always=False)
+
+    def stores(self, keys: Sequence[bytes], context: Any) -> None:
+        """These chunks of a request are being stored: what it used is in front of them."""
+        request = self._of(context)
+        if request.held:
+            held = list(request.held)
+            self._touch(held, self._times(request, held, context), always=True)
+        request.held = None
+        self._times_ns.update(zip(keys, self._times(request, keys, context), strict=True))
+
+    def stored(self, keys: Iterable[bytes]) -> None:
+        """These are on the shelf, with the time at which they were written."""
+        known = [key for key in keys if key in self._times_ns]
+        if known:
+            self._touch(known, [self._times_ns.pop(key) for key in known], always=True)
+
+    def not_stored(self, keys: Iterable[bytes]) -> None:
+        for key in keys:
+            self._times_ns.pop(key, None)
+
+    def finished(self, req_id: str) -> None:
+        self._requests.pop(req_id, None)
+
+    def forget(self) -> None:
+        self._times_ns.clear()
+        self._touched.clear()
+
+    def _of(self, context: Any) -> _Request:
+        request = self._requests.get(context.req_id)
+        if request is None:
+            request = self._requests[context.req_id] = _Request(time.time_ns())
+        return request
+
+    def _times(self, request: _Request, keys: Collection[bytes], context: Any) -> list[int]:
+        ends = compat.end_tokens(context, keys, self._chunk_tokens)
+        base, step = request.base_ns + _NS_PER_CHUNK, self._ns_per_token
+        return [base - int(end * step) for end in ends]
+
+    def _is_due(self, key: bytes, now: float) -> bool:
+        if now - self._touched.get(key, float("-inf")) < self._interval_seconds:
+            return False
+        self._touched[key] = now
+        self._touched.move_to_end(key)
+        if len(self._touched) > self._keys_max:
+            self._touched.popitem(last=False)
+        return True
+
+    def _touch(self, keys: Sequence[bytes], times_ns: Sequence[int], *, always: bool) -> None:
+        try:
+            self._shelf.touch_at(keys, times_ns, always=always)
+        except Exception as error:  # only the order of eviction suffers
+            self._faults.fault("touch", f"{type(error).__name__}: {error}")

@@ -1,0 +1,220 @@
+"""``kvshelf evict`` as a user runs it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from kvshelf.cli.cmd_evict import size
+from kvshelf.cli.main import main
+from tests.evict.shelves import CHUNK_BYTES, ShelfMaker
+
+COMMAND = [sys.executable, "-m", "kvshelf.cli", "evict"]
+
+
+@dataclass
+class Done:
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def evict(capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """The command within this process: starting another takes a second."""
+
+    def run(*arguments: object, status: int = 0) -> Done:
+        try:
+            returned = main(["evict", *map(str, arguments)])
+        except SystemExit as error:  # argparse's
+            returned = int(error.code or 0)
+        done = Done(*capsys.readouterr())
+        assert returned == status, (returned, done)
+        return done
+
+    return run
+
+
+Evict = Callable[..., Done]
+
+
+def shelf_of(tmp_path: Path, chunks: int) -> ShelfMaker:
+    shelf = ShelfMaker(tmp_path)
+    for i in range(chunks):
+        shelf.add(1000 + i)
+    return shelf
+
+
+def test_once(evict: Evict, tmp_path: Path) -> None:
+    shelf = shelf_of(tmp_path, 100)
+    options = ("--once", "--shelf-limit", 80 * CHUNK_BYTES, "--low-water", 75)
+    done = evict(tmp_path, *options)
+    assert shelf.gone() == shelf.oldest(40)
+    assert done.stdout.startswith("removed 40 chunks, 0.000 GB, unused for 10")
+    result = json.loads(evict(tmp_path, *options, "--json").stdout)
+    assert result["removed_files"] == 0 and result["exceeded"] == []
+    assert result["namespaces"] == {shelf.folders[0]: {"files": 60, "bytes": 60 * CHUNK_BYTES}}
+
+
+def test_dry_run(evict: Evict, tmp_path: Path) -> None:
+    shelf = shelf_of(tmp_path, 50)
+    done = evict(tmp_path, "--dry-run", "--shelf-limit", CHUNK_BYTES * 20, "--low-water", 100)
+    assert "would remove 30 chunks" in done.stdout and not shelf.gone()
+
+
+def test_a_limit_that_cannot_be_met_is_a_finding(evict: Evict, tmp_path: Path) -> None:
+    shelf = shelf_of(tmp_path, 5)
+    # Others use this file system beyond 1 percent; the shelf is below its floor.
+    done = evict(tmp_path, "--once", "--volume-percent", 1, "--json", status=1)
+    assert json.loads(done.stdout)["exceeded"][0]["limit"] == "volume_percent"
+    assert "nothing more may go" in done.stderr and not shelf.gone()
+
+
+@pytest.mark.parametrize("kind", ["absent", "empty", "data", "file"])
+def test_a_wrong_path_loses_nothing(evict: Evict, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "there"
+    if kind == "file":
+        path.write_text("data")
+    elif kind != "absent":
+        shelf_of(path, 3)
+        (path / "kvshelf.json").unlink()
+        if kind == "empty":
+            path = tmp_path / "there" / "tmp"
+            path.mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    done = evict(path, "--once", "--shelf-limit", 1, status=10)
+    assert done.stderr.startswith("kvshelf: ") and sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--shelf-limit", "much"],
+        ["--shelf-limit", "0"],
+        ["--volume-percent", "101"],
+        ["--rate", "-1"],
+        ["--threads", "0"],
+        ["--interval", "0"],
+        ["--namespace-limit", "a="],
+        ["--metrics-port", "70000"],
+    ],
+)
+def test_wrong_usage(evict: Evict, tmp_path: Path, wrong: list[str]) -> None:
+    shelf = shelf_of(tmp_path, 1)
+    done = evict(tmp_path, "--once", *wrong, status=2)
+    assert "Traceback" not in done.stderr and not shelf.gone()
+
+
+def test_sizes() -> None:
+    assert [size(text) for text in ("0", "12", "5kB", "1.5 GB", "2GiB", "1T")] == [
+        0,
+        12,
+        5000,
+        1_500_000_000,
+        2 << 30,
+        10**12,
+    ]
+    for wrong in ("", "GB", "1XB", "-1", "1e9", "1gb"):
+        with pytest.raises(argparse.ArgumentTypeError, match="number of bytes"):
+            size(wrong)
+
+
+def test_limits_of_namespaces(evict: Evict, tmp_path: Path) -> None:
+    shelf = ShelfMaker(tmp_path, "big", "small")
+    for i in range(60):
+        shelf.add(1000 + i, name_space=i % 2)
+    limits = ("--namespace-limit", f"big={20 * CHUNK_BYTES}", "--namespace-limit", "1GB")
+    result = json.loads(evict(tmp_path, "--once", "--json", *limits).stdout)
+    assert result["namespaces"][shelf.folders[0]]["files"] == 19  # 95 percent of 20
+    assert result["namespaces"][shelf.folders[1]]["files"] == 30
+
+
+class Daemon:
+    def __init__(self, *arguments: object) -> None:
+        line = [*COMMAND, *map(str, arguments)]
+        self.process = subprocess.Popen(
+            line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    def end(self, number: int) -> tuple[int, float, str]:
+        begin = time.monotonic()
+        self.process.send_signal(number)
+        try:
+            _, stderr = self.process.communicate(timeout=20)
+        finally:
+            self.process.kill()
+        return self.process.returncode, time.monotonic() - begin, stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_daemon_acts_and_ends_when_told(tmp_path: Path, number: int) -> None:
+    shelf = shelf_of(tmp_path, 100)
+    daemon = Daemon(
+        tmp_path, "--json", "--shelf-limit", 100 * CHUNK_BYTES, "--low-water", 90, "--interval", 0.1
+    )
+    try:
+        for i in range(10):
+            shelf.add(i, rank=1)
+        stdout = daemon.process.stdout
+        assert stdout is not None
+        first = json.loads(stdout.readline())
+        assert first["removed_files"] == 20 and first["state"] == "idle"
+        assert shelf.gone() == shelf.oldest(20)
+    finally:
+        status, seconds, stderr = daemon.end(number)
+    assert (status, stderr) == (0, "") and seconds < 5
+
+
+def test_the_daemon_waits_for_a_root_that_goes_away(tmp_path: Path) -> None:
+    root = tmp_path / "shelf"
+    shelf = shelf_of(root, 20)
+    daemon = Daemon(root, "--shelf-limit", 10 * CHUNK_BYTES, "--interval", 0.05)
+    try:
+        stdout, stderr = daemon.process.stdout, daemon.process.stderr
+        assert stdout is not None and stderr is not None
+        assert "removed 11 chunks" in stdout.readline()  # it is at work
+        root.rename(tmp_path / "away")
+        assert "trying again" in stderr.readline()
+    finally:
+        status, _, _ = daemon.end(signal.SIGTERM)
+    assert status == 0
+    assert len(list((tmp_path / "away").rglob("*.kv"))) == 9 < len(shelf.chunks)
+
+
+def test_metrics_and_health(tmp_path: Path) -> None:
+    from kvshelf.evict import Evictor, Limits
+    from kvshelf.evict.exposition import Exposition, serve
+
+    shelf = shelf_of(tmp_path, 30)
+    exposition = Exposition()
+    server = serve(exposition, 0, "127.0.0.1")
+    url = f"http://127.0.0.1:{server.server_address[1]}"
+    try:
+        evictor = Evictor(tmp_path, Limits(shelf_bytes=20 * CHUNK_BYTES, low_percent=50))
+        for _ in range(20):
+            exposition.add(evictor.step())
+        with urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+        assert "kvshelf:evicted_chunks_total 20\n" in text
+        assert f"kvshelf:evicted_bytes_total {20 * CHUNK_BYTES}\n" in text
+        assert f'kvshelf:shelf_chunks{{namespace="{shelf.folders[0]}"}} 10\n' in text
+        assert "kvshelf:evict_state 0\n" in text
+        with urllib.request.urlopen(f"{url}/healthz", timeout=10) as answer:
+            assert answer.status == 200
+        exposition._last_step -= 100
+        for path, status in (("healthz", 503), ("else", 404)):
+            with pytest.raises(urllib.error.HTTPError) as error:
+                urllib.request.urlopen(f"{url}/{path}", timeout=10)
+            assert error.value.code == status
+    finally:
+        server.shutdown()

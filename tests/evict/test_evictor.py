@@ -1,0 +1,213 @@
+"""The evictor on real files: what goes, what stays, and how much."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kvshelf.errors import NotAShelfError
+from kvshelf.evict import Amount, Evictor, Limits, State
+from kvshelf.evict.native import Sweep
+from kvshelf.keys import ChunkKey
+from tests.evict.shelves import CHUNK_BYTES, ShelfMaker, settle
+
+DAY = 86_400.0
+
+
+def to_keep(chunks: int, low_percent: float = 100) -> Limits:
+    return Limits(shelf_bytes=chunks * CHUNK_BYTES, low_percent=low_percent)
+
+
+@pytest.mark.parametrize("span_seconds", [10.0, 30 * DAY])
+@pytest.mark.parametrize("go", [1, 37, 950])
+def test_the_oldest_go_and_no_more_than_needed(
+    tmp_path: Path, span_seconds: float, go: int
+) -> None:
+    shelf = ShelfMaker(tmp_path)
+    draw = random.Random(go)
+    for i in range(1000):
+        age = span_seconds * draw.random() + 5
+        shelf.add(age, rank=i % 2, reused=i % 3 == 0)
+    evictor = Evictor(tmp_path, to_keep(1000 - go))
+    report = settle(evictor)
+    assert report.state is State.IDLE and not report.needs
+    assert shelf.gone() == shelf.oldest(go)
+    assert report.removed == Amount(go, go * CHUNK_BYTES)
+    assert report.shelf == Amount(1000 - go, (1000 - go) * CHUNK_BYTES)
+
+
+def test_with_all_times_equal_no_more_than_needed_goes(tmp_path: Path) -> None:
+    shelf = ShelfMaker(tmp_path)
+    for _ in range(300):
+        shelf.add(1000)
+    settle(Evictor(tmp_path, to_keep(200)))
+    assert len(shelf.gone()) == 100
+
+
+def test_when_everything_is_hot_the_coldest_goes(tmp_path: Path) -> None:
+    shelf = ShelfMaker(tmp_path)
+    for i in range(200):
+        shelf.add(-0.001 * i)  # used now, or by a clock ahead of ours
+    settle(Evictor(tmp_path, to_keep(150)))
+    assert shelf.gone() == shelf.oldest(50)
+
+
+def test_chunks_used_after_the_scan_stay(tmp_path: Path) -> None:
+    """The scan has seen them as the oldest; each is looked at again right before it would go."""
+    shelf = ShelfMaker(tmp_path)
+    for i in range(400):
+        shelf.add(1000 + i)
+    evictor = Evictor(tmp_path, Limits(shelf_bytes=10**12))
+    assert settle(evictor).shelf.files == 400
+    hot = shelf.oldest(50)
+    for path in hot:
+        os.utime(path, (time.time(), path.stat().st_mtime))
+    evictor._limits = to_keep(300)
+    settle(evictor)
+    assert not shelf.gone() & hot
+    assert shelf.gone() == shelf.oldest(150) - hot
+
+
+def test_chunks_used_between_the_walk_and_their_removal_stay(tmp_path: Path) -> None:
+    """Candidates near the cut are remembered, and looked at once more."""
+    shelf = ShelfMaker(tmp_path)
+    chunks = [shelf.add(1000 + i) for i in range(100)]
+    sweep = Sweep(tmp_path, removals_max=40)
+    sweep.set_namespaces(shelf.folders)
+    assert sweep.scan(all_folders=True, seconds_max=10).finished
+    cuts = np.zeros((1, 2, 2), dtype=np.int64)
+    cuts[:, :, 1] = time.time_ns()
+    sweep.begin_removal(cuts)
+    # The first call walks all folders and begins with the oldest ones.
+    work = sweep.remove(Amount(60, 0), 10)
+    assert not work.finished and work.removed.files == 40
+    assert shelf.gone() == shelf.oldest(40)
+    hot = {chunk.path for chunk in chunks[50:60]}
+    for path in hot:
+        os.utime(path, (time.time() + 5, path.stat().st_mtime))
+    work = sweep.remove(Amount(20, 0), 10)
+    assert (work.finished, work.removed.files, work.spared) == (True, 20, 10)
+    assert shelf.gone() == shelf.oldest(70) - hot
+
+
+def test_the_keys_of_all_that_went_are_told(tmp_path: Path) -> None:
+    shelf = ShelfMaker(tmp_path, "one", "two")
+    for i in range(300):
+        shelf.add(1000 + i, name_space=i % 2, rank=i % 3)
+    told: list[tuple[str, int, ChunkKey]] = []
+    evictor = Evictor(
+        tmp_path,
+        to_keep(100),
+        on_removed=lambda folder, rank, keys: told.extend((folder, rank, key) for key in keys),
+    )
+    settle(evictor)
+    gone = {
+        (shelf.folders[i % 2], i % 3, chunk.key)
+        for i, chunk in enumerate(shelf.chunks)
+        if not chunk.path.exists()
+    }
+    assert len(gone) == len(told) == 200 and set(told) == gone
+
+
+def test_a_namespace_has_a_limit_of_its_own(tmp_path: Path) -> None:
+    shelf = ShelfMaker(tmp_path, "big", "small")
+    for i in range(200):
+        shelf.add(1000 + i, name_space=0)
+        shelf.add(9000 + i, name_space=1)
+    limits = Limits(namespace_bytes_of={"big": 50 * CHUNK_BYTES}, low_percent=100)
+    report = settle(Evictor(tmp_path, limits))
+    assert report.usage[shelf.folders[0]].files == 50
+    assert report.usage[shelf.folders[1]].files == 200
+    kept = {chunk.path for chunk in shelf.chunks[0:100:2] if chunk.path.exists()}
+    assert len(kept) == 50  # the youngest of that namespace
+
+
+def test_a_dry_run_removes_nothing_and_says_how_much_would_go(tmp_path: Path) -> None:
+    shelf = ShelfMaker(tmp_path)
+    for i in range(300):
+        shelf.add(1000 + i)
+    told: list[object] = []
+    evictor = Evictor(
+        tmp_path, to_keep(100), dry_run=True, on_removed=lambda *all_: told.append(all_)
+    )
+    report = settle(evictor)
+    assert report.removed == Amount(200, 200 * CHUNK_BYTES) and report.shelf.files == 300
+    assert not shelf.gone() and not told
+    assert settle(evictor).removed == Amount()
+
+
+def test_changes_by_others_are_noticed(tmp_path: Path) -> None:
+    shelf = ShelfMaker(tmp_path)
+    for i in range(100):
+        shelf.add(1000 + i)
+    evictor = Evictor(tmp_path, Limits(shelf_bytes=10**12))
+    settle(evictor)
+    for chunk in shelf.chunks[:30]:
+        chunk.path.unlink()
+    for i in range(10):
+        shelf.add(i, rank=7)
+    evictor._next_refresh = 0.0
+    assert settle(evictor).shelf == Amount(80, 80 * CHUNK_BYTES)
+
+
+def test_it_stops_while_it_works(tmp_path: Path) -> None:
+    shelf = ShelfMaker(tmp_path)
+    for i in range(3000):
+        shelf.add(1000 + i)
+    evictor = Evictor(tmp_path, to_keep(10), files_per_second=2000)
+    stopped_at: list[float] = []
+
+    def stop() -> None:
+        stopped_at.append(time.monotonic())
+        evictor.stop()
+
+    timer = threading.Timer(0.3, stop)
+    timer.start()
+    report = evictor.step(seconds_max=60)
+    assert report.state is State.STOPPED
+    assert time.monotonic() - stopped_at[0] < 1  # 0.1 on a machine that is not busy
+    assert not shelf.gone()
+    assert evictor.step().state is State.STOPPED
+    timer.join()
+
+
+def test_the_rate_is_kept(tmp_path: Path) -> None:
+    shelf = ShelfMaker(tmp_path)
+    for i in range(1000):
+        shelf.add(1000 + i)
+    begin = time.monotonic()
+    settle(Evictor(tmp_path, Limits(shelf_bytes=10**12), files_per_second=2000))
+    assert time.monotonic() - begin > 0.4
+
+
+def test_a_directory_without_a_marker_is_refused(tmp_path: Path) -> None:
+    shelf = ShelfMaker(tmp_path)
+    shelf.add(1000)
+    (tmp_path / "kvshelf.json").rename(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError):
+        Evictor(tmp_path, to_keep(0 + 1))
+    (tmp_path / "kvshelf.json").write_text('{"kvshelf": 99}')
+    with pytest.raises(NotAShelfError):
+        Evictor(tmp_path, to_keep(1))
+
+
+def test_a_root_that_is_replaced_is_left_alone(tmp_path: Path) -> None:
+    shelf = ShelfMaker(tmp_path / "a")
+    for i in range(10):
+        shelf.add(1000 + i)
+    other = ShelfMaker(tmp_path / "b")
+    other.add(5)
+    evictor = Evictor(tmp_path / "a", to_keep(1))
+    (tmp_path / "a").rename(tmp_path / "moved")
+    with pytest.raises(FileNotFoundError):
+        evictor.step()
+    (tmp_path / "b").rename(tmp_path / "a")
+    with pytest.raises(NotAShelfError, match="another directory"):
+        evictor.step()
+    assert len(list((tmp_path / "moved").rglob("*.kv"))) == 10
