@@ -204,6 +204,11 @@ class Shelf:
         ]
         return cls(root, identity, groups=groups, keep_alive=nested, **kwargs)
 
+    @property
+    def folder(self) -> str:
+        """Name of the namespace's folder."""
+        return self._folder
+
     def path_of(self, key: bytes) -> str:
         """Path of this rank's file of a chunk, relative to the root."""
         return chunk_path(self._folder, self._rank, key)

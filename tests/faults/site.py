@@ -127,11 +127,12 @@ class Site:
             Presence(hit_ttl_seconds=30, miss_ttl_seconds=30, failed_ttl_seconds=60, keys_max=1000),
             Settings(lookup_wait_seconds=config.lookup_timeout_seconds + 5),
             chunk_bytes=PER_CHUNK * sum(PAGE_BYTES),
+            chunk_tokens=16,
             num_workers=1,
             emit_events=False,
         )
         self.log = Lines()
-        logging.getLogger("kvshelf").addHandler(self.log)
+        logging.getLogger("vllm.kvshelf").addHandler(self.log)
         self._jobs = 0
 
     def path(self, index: int) -> Path:
@@ -208,7 +209,7 @@ class Site:
 
     def close(self) -> None:
         self.calls.set()
-        logging.getLogger("kvshelf").removeHandler(self.log)
+        logging.getLogger("vllm.kvshelf").removeHandler(self.log)
         assert self.shelf.close(PATIENCE_SECONDS), "the engine does not close"
         assert self.lookups.close(PATIENCE_SECONDS), "the manager's engine does not close"
         assert self.blocks.guards_are_whole(), "bytes between pages have changed"

@@ -5,13 +5,17 @@ No other module may ask for vLLM's version or look for an attribute that only so
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import vllm
+from numpy.typing import NDArray
 from vllm.distributed.kv_transfer.kv_connector.v1 import base as connector_base
+from vllm.logger import init_logger
 from vllm.v1.core import kv_cache_utils
 from vllm.v1.kv_offload import base as offload_base
 from vllm.v1.kv_offload.config import OffloadingConfig
@@ -24,6 +28,12 @@ TransferResults: type[Any] | None = getattr(connector_base, "KVConnectorTransfer
 
 # Value of PYTHONHASHSEED that kvshelf chooses where vLLM would choose a random root hash.
 DEFAULT_HASH_SEED = "0"
+
+
+def logger_of(name: str) -> logging.Logger:
+    """A module's logger, below vLLM's own: only what is there has its format, level and prefix,
+    and INFO lines at all."""
+    return init_logger(f"vllm.{name}")
 
 
 def version_line() -> str:
@@ -139,6 +149,59 @@ def end_tokens(context: Any, keys: Collection[bytes], chunk_tokens: int) -> list
             end = seen[group] = seen.get(group, 0) + chunk_tokens
         ends.append(end)
     return ends
+
+
+def tier_rows(job: Any) -> NDArray[np.int32]:
+    """Of each key of a tier's job, the row of host memory: ``block_ids`` in 0.26, ``chunk_ids``
+    since."""
+    ids = job.block_ids if hasattr(job, "block_ids") else job.chunk_ids
+    return np.ascontiguousarray(ids, dtype=np.int32)
+
+
+def tier_result(
+    job_id: int,
+    *,
+    ok: bool,
+    loaded: Collection[bytes] = (),
+    seconds: float | None = None,
+    moved_bytes: int | None = None,
+) -> Any:
+    """A tier's JobResult. 0.26 knows only whether all went well: there one chunk that failed to
+    load fails those of its job."""
+    from vllm.v1.kv_offload.tiering.base import JobResult  # noqa: PLC0415 - the direct path needs none
+
+    if "successful_keys" not in JobResult.__dataclass_fields__:
+        return JobResult(job_id=job_id, success=ok)
+    return JobResult(
+        job_id=job_id,
+        success=ok,
+        successful_keys=None if ok or not loaded else tuple(loaded),
+        transfer_time=seconds,
+        transfer_bytes=moved_bytes,
+    )
+
+
+def set_tier_options(tier: Any, backpressure_detector: Any, locality: str | None) -> None:
+    """What later versions keep on a tier; 0.26 knows neither."""
+    tier._bp_detector = backpressure_detector
+    kinds = getattr(offload_base, "Locality", None)
+    tier.locality = kinds(locality) if kinds is not None and locality is not None else None
+
+
+def row_layout(config: OffloadingConfig) -> tuple[bool, str]:
+    """Whether a row of host memory has the same bytes under any tensor parallel size, and the name
+    of its layout. vLLM's direct layout never counts: with it sharing has corrupted (vllm#55191)."""
+    parallel = config.parallel
+    if getattr(config, "canonical_layout", False):
+        from vllm.distributed.kv_transfer.kv_connector.v1.offloading import (  # noqa: PLC0415
+            canonical_mapping,
+        )
+
+        name = f"canonical {canonical_mapping.canonical_format_id(config.kv_cache_layout)}"
+        return bool(parallel.is_parallelism_agnostic), name
+    if getattr(config, "replicated_layout", False):
+        return True, "replicated"
+    return False, f"direct, {parallel.world_size} ranks"
 
 
 def register_once(registry: Any, register: Callable[..., None], *names: str) -> None:

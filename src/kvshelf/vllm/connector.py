@@ -16,7 +16,6 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import (
     OffloadingWorkerMetadata,
 )
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
-from vllm.logger import init_logger
 
 from kvshelf.errors import ConfigError
 from kvshelf.vllm import compat
@@ -27,11 +26,12 @@ from kvshelf.vllm.report import KvshelfWorkerMetadata
 from kvshelf.vllm.spec import IDENTITY_KEY
 from kvshelf.vllm.worker import KvshelfWorker, blocks_of
 
-logger = init_logger(__name__)
+logger = compat.logger_of(__name__)
 
 SPEC_NAME = "SharedStorageOffloadingSpec"
 SPEC_MODULE = "kvshelf.vllm.spec"
 CONNECTOR_NAME = "KvshelfConnector"
+TIER_NAME = "KvshelfTier"
 
 
 class KvshelfConnector(OffloadingConnector):
@@ -44,8 +44,8 @@ class KvshelfConnector(OffloadingConnector):
 
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
         self._ours = adopt_config(vllm_config.kv_transfer_config)
-        if self._ours:
-            extra = vllm_config.kv_transfer_config.kv_connector_extra_config
+        extra = vllm_config.kv_transfer_config.kv_connector_extra_config
+        if self._ours or has_tier(extra):
             salt = str(extra.get("identity_salt", ""))
             extra[IDENTITY_KEY] = build_identity(vllm_config, kv_cache_config, salt)
         super().__init__(vllm_config, role, kv_cache_config)
@@ -214,6 +214,12 @@ def adopt_config(transfer_config: Any) -> bool:
         )
         transfer_config.kv_load_failure_policy = "recompute"
     return True
+
+
+def has_tier(extra: dict[str, Any]) -> bool:
+    """Whether one of vLLM's secondary tiers is ours."""
+    tiers = extra.get("secondary_tiers") or ()
+    return any(isinstance(tier, dict) and tier.get("type") == TIER_NAME for tier in tiers)
 
 
 # llm-d's default: 256 tokens are 33.6 MB of an 8B model's KV, large enough for full disk speed.

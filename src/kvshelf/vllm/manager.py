@@ -19,7 +19,6 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from typing_extensions import override
-from vllm.logger import init_logger
 from vllm.v1.kv_offload.base import (
     LookupResult,
     OffloadingManager,
@@ -48,7 +47,7 @@ from kvshelf.vllm.specs import ChunkKeysSpec
 from kvshelf.vllm.stats import StatsSink
 from kvshelf.vllm.touches import Touches
 
-logger = init_logger(__name__)
+logger = compat.logger_of(__name__)
 
 # Names for the hot path of lookups, which runs once a key: an attribute of an enum is slow.
 _HIT, _MISS, _PENDING = Answer.HIT, Answer.MISS, Answer.PENDING

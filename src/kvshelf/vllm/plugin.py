@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def register() -> None:
-    """Register KvshelfConnector and SharedStorageOffloadingSpec by name. May run more than once.
+    """Register our connector, spec and tier by name. May run more than once.
 
     The name ``OffloadingConnector`` is given to KvshelfConnector too: with any other spec it is
     vLLM's own connector, with ours it turns failed loads into recomputation, which vLLM's cannot.
@@ -22,6 +22,12 @@ def register() -> None:
         KVConnectorFactory, KVConnectorFactory.register_connector, name, module, name
     )
     KVConnectorFactory._registry["OffloadingConnector"] = KVConnectorFactory._registry[name]
+    from vllm.v1.kv_offload.tiering.factory import SecondaryTierFactory  # noqa: PLC0415
+
+    tier = "KvshelfTier"
+    compat.register_once(
+        SecondaryTierFactory, SecondaryTierFactory.register_tier, tier, "kvshelf.vllm.tier", tier
+    )
     spec = "SharedStorageOffloadingSpec"
     compat.register_once(
         OffloadingSpecFactory,

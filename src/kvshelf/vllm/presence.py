@@ -21,6 +21,8 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable
 from enum import Enum
 
+from kvshelf.config import Settings
+
 
 class Answer(Enum):
     HIT = "hit"
@@ -58,6 +60,16 @@ class Presence:
         self._queues: dict[float, deque[tuple[float, bytes]]] = {}
         # Value: whether a store by this engine is still under way.
         self._stored: OrderedDict[bytes, bool] = OrderedDict()
+
+    @classmethod
+    def of(cls, settings: Settings) -> Presence:
+        """With a user's settings."""
+        return cls(
+            hit_ttl_seconds=settings.hit_ttl_seconds,
+            miss_ttl_seconds=settings.miss_ttl_seconds,
+            failed_ttl_seconds=settings.failed_ttl_seconds,
+            keys_max=settings.presence_keys_max,
+        )
 
     def pending(self, keys: Iterable[bytes]) -> None:
         """Probes for these keys were submitted."""

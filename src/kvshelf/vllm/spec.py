@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from typing_extensions import override
-from vllm.logger import init_logger
 from vllm.v1.kv_offload.base import (
     CanonicalKVCaches,
     OffloadingManager,
@@ -30,7 +29,7 @@ from kvshelf.vllm.presence import Presence
 from kvshelf.vllm.stats import metric_definitions
 from kvshelf.vllm.worker import KvshelfWorker
 
-logger = init_logger(__name__)
+logger = compat.logger_of(__name__)
 
 # Where the connector leaves the identity for the spec: vLLM hands a spec nothing but its own
 # OffloadingConfig, which lacks most of what decides the bytes.
@@ -85,21 +84,15 @@ class SharedStorageOffloadingSpec(OffloadingSpec):
             world_size=self.config.parallel.world_size,
             config=self._engine_config,
         )
-        presence = Presence(
-            hit_ttl_seconds=settings.hit_ttl_seconds,
-            miss_ttl_seconds=settings.miss_ttl_seconds,
-            failed_ttl_seconds=settings.failed_ttl_seconds,
-            keys_max=settings.presence_keys_max,
-        )
         return KvshelfManager(
             shelf,
-            presence,
+            Presence.of(settings),
             settings,
             chunk_bytes=self._chunk_bytes(),
             chunk_tokens=self._chunk_tokens(),
             num_workers=self.config.parallel.world_size,
             emit_events=self.config.enable_kv_cache_events,
-            duty=duty_of(settings, self._identity.folder),
+            duty=duty_of(settings, shelf.folder),
         )
 
     def _chunk_tokens(self) -> int:

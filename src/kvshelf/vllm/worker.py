@@ -8,13 +8,10 @@ vLLM calls everything here from the worker's main thread; nothing waits for stor
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from typing_extensions import override
-from vllm.logger import init_logger
 from vllm.v1.kv_offload.base import (
     GPULoadStoreSpec,
     LoadStoreSpec,
@@ -22,15 +19,16 @@ from vllm.v1.kv_offload.base import (
     TransferResult,
 )
 
-from kvshelf import metrics
 from kvshelf.engine import FileStatus, JobKind, JobResult, Phase
 from kvshelf.keys import group_of
 from kvshelf.shelf import Chunk, Shelf
+from kvshelf.vllm import compat
 from kvshelf.vllm.faultlog import FaultLog
-from kvshelf.vllm.report import STORAGE_FAULTS, WorkerReport
+from kvshelf.vllm.outcomes import Outcomes
+from kvshelf.vllm.report import WorkerReport
 from kvshelf.vllm.specs import ChunkKeysSpec, ChunkPlan, plan_chunks
 
-logger = init_logger(__name__)
+logger = compat.logger_of(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +76,8 @@ class KvshelfWorker(OffloadingWorker):
         self._loads: dict[int, ChunkPlan] = {}
         self._done: list[TransferResult] = []  # jobs that ended at submission
         self._failed_loads: list[FailedLoad] = []
-        self._load_times: dict[int, float] = {}  # when a load was submitted
-        self._busy_until = 0.0  # when the last of the loads that are known of ended
-        self._report = WorkerReport()
         self._faults = FaultLog(logger)
+        self._outcomes = Outcomes(self._faults)
 
     @override
     def submit_store(
@@ -89,12 +85,12 @@ class KvshelfWorker(OffloadingWorker):
     ) -> bool:
         plan = self._plan(dst_spec, src_spec, is_store=True)
         for key in plan.unmapped:
-            self._store_outcome(key, FileStatus.DROPPED, 0)
+            self._outcomes.store_outcome(key, FileStatus.DROPPED, 0)
         if plan.chunks and self._submitted(JobKind.STORE, job_id, plan.chunks):
             self._stores[job_id] = plan
         else:
             for chunk in plan.chunks:
-                self._store_outcome(chunk.key, FileStatus.DROPPED, 0)
+                self._outcomes.store_outcome(chunk.key, FileStatus.DROPPED, 0)
             self._done.append(TransferResult(job_id, True))
         return True
 
@@ -112,11 +108,11 @@ class KvshelfWorker(OffloadingWorker):
             plan = ChunkPlan(unmapped=[*plan.unmapped, *(chunk.key for chunk in plan.chunks)])
         if plan.chunks and self._submitted(JobKind.LOAD, job_id, plan.chunks):
             self._loads[job_id] = plan
-            self._load_times[job_id] = time.monotonic()
+            self._outcomes.load_begins(job_id)
             return True
         keys = [*plan.unmapped, *(chunk.key for chunk in plan.chunks)]
         for key in keys:
-            self._load_failure(key, FileStatus.CANCELLED, 0)
+            self._outcomes.load_failure(key, FileStatus.CANCELLED, 0)
         if keys:
             self._failed_loads.append(
                 FailedLoad(job_id, frozenset(int(block) for block in dst_spec.block_ids))
@@ -161,12 +157,7 @@ class KvshelfWorker(OffloadingWorker):
 
     def take_report(self) -> WorkerReport | None:
         """What happened since the last call, or None if nothing did."""
-        if self._report.is_empty():
-            return None
-        report, self._report = self._report, WorkerReport()
-        for name, label, value in metrics.engine_gauges(self._shelf.stats()):
-            report.gauges[name, label] = value
-        return report
+        return self._outcomes.take(self._shelf.stats())
 
     def _plan(self, keys: LoadStoreSpec, blocks: GPULoadStoreSpec, *, is_store: bool) -> ChunkPlan:
         assert isinstance(keys, ChunkKeysSpec)
@@ -192,73 +183,20 @@ class KvshelfWorker(OffloadingWorker):
         plan = self._loads.pop(result.job_id)
         failed_groups: set[int] = set()
         bad_blocks: set[int] = set()
-        for chunk, status, error in zip(plan.chunks, result.statuses, result.errnos, strict=True):
+        for chunk, status in zip(plan.chunks, result.statuses, strict=True):
             group = group_of(chunk.key)
             if status is not FileStatus.OK:
                 failed_groups.add(group)
-                self._load_failure(chunk.key, status, error)
             if group in failed_groups:
                 bad_blocks.update(map(int, chunk.block_ids))
-        loaded = sum(status is FileStatus.OK for status in result.statuses)
-        self._report.count(metrics.LOAD_CHUNKS, by=loaded)
-        self._report.count(metrics.LOAD_BYTES, by=result.payload_bytes)
-        self._report.observe(metrics.LOAD_SECONDS, result.seconds)
-        self._report.loads.append((len(plan.chunks), loaded, self._busy_seconds(result)))
-        self._outcome("load", result)
+        self._outcomes.load_ended([chunk.key for chunk in plan.chunks], result)
         if bad_blocks:
             self._failed_loads.append(FailedLoad(result.job_id, frozenset(bad_blocks)))
         return TransferResult(result.job_id, True, result.payload_bytes, result.seconds)
 
-    def _busy_seconds(self, result: JobResult) -> float:
-        """By how much this load lengthened the time in which there were loads."""
-        begin = self._load_times.pop(result.job_id)
-        end = begin + result.seconds
-        seconds = max(0.0, end - max(begin, self._busy_until))
-        self._busy_until = max(end, self._busy_until)
-        return seconds
-
     def _finish_store(self, result: JobResult) -> None:
         plan = self._stores.pop(result.job_id)
-        for chunk, status, error in zip(plan.chunks, result.statuses, result.errnos, strict=True):
-            self._store_outcome(chunk.key, status, error)
-        self._report.count(metrics.STORE_BYTES, by=result.payload_bytes)
-        self._report.observe(metrics.STORE_SECONDS, result.seconds)
-        self._outcome("store", result)
-
-    def _outcome(self, kind: str, result: JobResult) -> None:
-        """What the job says of the storage, if anything: a damaged chunk says nothing."""
-        faults = [
-            (status, error)
-            for status, error in zip(result.statuses, result.errnos, strict=True)
-            if status in STORAGE_FAULTS
-        ]
-        if faults:
-            status, error = faults[0]
-            cause = os.strerror(error) if error else status.name.lower().replace("_", " ")
-            self._report.outcomes.append((kind, f"{kind}: {cause}"))
-        elif FileStatus.OK in result.statuses:
-            self._report.outcomes.append((kind, ""))
-
-    def _load_failure(self, key: bytes, status: FileStatus, error: int) -> None:
-        cause = status.name.lower()
-        (self._report.unread if status in STORAGE_FAULTS else self._report.failed).add(key)
-        self._report.count(metrics.LOAD_FAILURES, cause)
-        self._faults.fault(f"load failed ({cause})", _describe(key, error))
-
-    def _store_outcome(self, key: bytes, status: FileStatus, error: int) -> None:
-        if status is FileStatus.OK:
-            self._report.published[key] = 1
-            self._report.count(metrics.STORE_OUTCOMES, "published")
-            return
-        cause = status.name.lower()
-        self._report.not_stored.add(key)
-        self._report.count(metrics.STORE_OUTCOMES, cause)
-        self._faults.fault(f"store failed ({cause})", _describe(key, error))
-
-
-def _describe(key: bytes, error: int) -> str:
-    reason = f": {os.strerror(error)}" if error else ""
-    return f"chunk {key[:-4].hex()[:16]} of group {group_of(key)}{reason}"
+        self._outcomes.store_ended([chunk.key for chunk in plan.chunks], result)
 
 
 def blocks_of(failed: Iterable[FailedLoad]) -> set[int]:

@@ -1,0 +1,300 @@
+"""A storage tier for vLLM's TieringOffloadingSpec: GPU, host memory, shelf.
+
+    lookup, touch, events -> KvshelfManager, as in the direct path
+    store, load           -> Shelf, whose block memory is vLLM's host memory: a row is a block
+
+A row of host memory holds a chunk of all ranks, so a chunk is one file, of rank 0. Everything runs
+on the scheduler's thread and nothing waits for storage, but for ``drain_jobs`` and ``shutdown``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from typing_extensions import override
+from vllm.v1.kv_offload.base import (
+    LookupResult,
+    OffloadKey,
+    ReqContext,
+    RequestOffloadingContext,
+    ScheduleEndContext,
+)
+from vllm.v1.kv_offload.tiering.base import JobResult as TierResult
+from vllm.v1.kv_offload.tiering.base import SecondaryTierManager
+
+from kvshelf.config import VLLM_KEYS, Settings
+from kvshelf.engine import FileStatus, GroupMemory, JobKind, JobResult, Pages, Phase
+from kvshelf.errors import ConfigError
+from kvshelf.namespace import Identity
+from kvshelf.shelf import Chunk, Shelf, engine_config
+from kvshelf.vllm import compat
+from kvshelf.vllm.evict import duty_of
+from kvshelf.vllm.faultlog import FaultLog
+from kvshelf.vllm.manager import KvshelfManager
+from kvshelf.vllm.outcomes import Outcomes
+from kvshelf.vllm.presence import Presence
+from kvshelf.vllm.spec import IDENTITY_KEY
+from kvshelf.vllm.stats import metric_definitions
+
+logger = compat.logger_of(__name__)
+
+# Of an identity, what other parallel sizes change though the bytes stay the same.
+_OF_ONE_RANK = ("num_kv_heads", "page_bytes")
+
+
+class KvshelfTier(SecondaryTierManager):
+    """Source: vLLM's SecondaryTierManager (vllm/v1/kv_offload/tiering/base.py), 0.26 to 0.33.
+
+    Args:
+        offloading_spec: vLLM's; its configuration holds the identity that our connector left there.
+        primary_kv_view: host memory, [chunks, bytes of a chunk of all ranks].
+        tier_type: the name under which vLLM counts and logs this tier.
+        backpressure_detector: vLLM's, used by vLLM alone.
+        options: the settings of kvshelf, and those of vLLM's ``fs`` tier: ``root_dir`` (our
+            ``shared_storage_path``), ``n_read_threads`` and ``n_write_threads`` (their sum is our
+            ``threads_per_gpu``), ``enable_kv_events``, ``locality``.
+
+    Raises:
+        ConfigError: a setting is unknown or malformed, the root cannot be used, or kvshelf's
+            plugin is disabled.
+    """
+
+    medium = compat.storage_medium()
+
+    def __init__(
+        self,
+        offloading_spec: Any,
+        primary_kv_view: memoryview,
+        tier_type: str = "KvshelfTier",
+        backpressure_detector: Any = None,
+        *,
+        enable_kv_events: bool = False,
+        locality: str | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(offloading_spec, primary_kv_view, tier_type)
+        compat.set_tier_options(self, backpressure_detector, locality)
+        settings = tier_settings(options)
+        config = offloading_spec.config
+        memory = _row_memory(primary_kv_view)
+        identity = tier_identity(_given_identity(offloading_spec), config, memory.block_bytes)
+        engine = engine_config(settings)
+        self._outcomes = Outcomes(FaultLog(logger))
+        self._close_timeout_seconds = settings.close_timeout_seconds
+        self._job_timeout_seconds = 1.0 + max(
+            settings.load_timeout_seconds,
+            settings.max_write_queued_seconds + settings.store_timeout_seconds,
+        )
+        self._jobs: dict[int, tuple[bytes, ...]] = {}  # under way in the shelf
+        self._done: list[TierResult] = []  # ended at submission
+        ids = compat.group_ids(config)
+        # Rows are pinned until a store is finished, so it writes straight from them.
+        self._shelf = Shelf(
+            settings.shared_storage_path,
+            identity,
+            groups=[memory] * len(ids),
+            group_ids=ids,
+            config=replace(engine, write_behind=False, lookup_threads=1),
+        )
+        self._manager = KvshelfManager(
+            Shelf(settings.shared_storage_path, identity, config=engine),
+            Presence.of(settings),
+            settings,
+            chunk_bytes=memory.block_bytes,
+            chunk_tokens=offloading_spec.blocks_per_chunk
+            * min(group.tokens_per_block for group in config.groups),
+            num_workers=1,
+            emit_events=enable_kv_events and config.enable_kv_cache_events,
+            duty=duty_of(settings, self._shelf.folder),
+        )
+
+    @override
+    def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
+        self._manager.begin_scan(req_context.req_id)
+        return self._manager.lookup(key, req_context)
+
+    @override
+    def submit_store(self, job_metadata: Any) -> None:
+        job_id, rows = job_metadata.job_id, compat.tier_rows(job_metadata)
+        offered = self._manager.prepare_store(job_metadata.keys, job_metadata.req_context)
+        assert offered is not None  # ours is never
+        wanted = set(offered.keys_to_store)
+        chunks = [
+            Chunk(key, rows[i : i + 1]) for i, key in enumerate(job_metadata.keys) if key in wanted
+        ]
+        if not chunks:  # all of them are on the shelf
+            self._done.append(compat.tier_result(job_id, ok=True))
+        elif not self._submitted(JobKind.STORE, job_id, chunks):
+            for chunk in chunks:
+                self._outcomes.store_outcome(chunk.key, FileStatus.DROPPED, 0)
+            self._done.append(compat.tier_result(job_id, ok=False))
+
+    @override
+    def submit_load(self, job_metadata: Any) -> None:
+        job_id, rows = job_metadata.job_id, compat.tier_rows(job_metadata)
+        keys = tuple(job_metadata.keys)
+        chunks = [Chunk(key, rows[i : i + 1]) for i, key in enumerate(keys)]
+        self._manager.prepare_load(keys, job_metadata.req_context)
+        if self._submitted(JobKind.LOAD, job_id, chunks):
+            self._outcomes.load_begins(job_id)
+            return
+        for key in keys:
+            self._outcomes.load_failure(key, FileStatus.CANCELLED, 0)
+        self._done.append(compat.tier_result(job_id, ok=False))
+
+    @override
+    def get_finished_jobs(self) -> Iterable[TierResult]:
+        results, self._done = self._done, []
+        results += [
+            self._finished(result)
+            for result in self._shelf.poll()
+            if result.phase is Phase.FINISHED
+        ]
+        report = self._outcomes.take(self._shelf.stats())
+        if report is not None:
+            self._manager.absorb(report)
+        return results
+
+    @override
+    def touch(self, keys: Collection[OffloadKey], req_context: ReqContext) -> None:
+        self._manager.touch(keys, req_context)
+
+    @override
+    def on_new_request(self, req_context: ReqContext) -> RequestOffloadingContext:
+        # A chunk that failed to load is computed into host memory, and stored from there.
+        return RequestOffloadingContext()
+
+    @override
+    def on_request_finished(self, req_context: ReqContext) -> None:
+        self._manager.on_request_finished(req_context)
+
+    @override
+    def on_schedule_end(self, context: ScheduleEndContext) -> None:
+        self._manager.on_schedule_end(context)
+
+    @override
+    def take_events(self) -> Iterable[Any]:
+        return self._manager.take_events()
+
+    @override
+    def drain_jobs(self) -> None:
+        """Wait until every job has ended: each does by its deadline, also if storage hangs."""
+        if self._jobs:
+            self._shelf.wait(list(self._jobs), Phase.FINISHED, self._job_timeout_seconds)
+
+    @override
+    def shutdown(self) -> None:
+        self._shelf.drain(self._close_timeout_seconds)
+        self._shelf.close(timeout_seconds=1.0)
+        self._manager.shutdown()
+
+    @classmethod
+    @override
+    def build_metric_definitions(cls, extra_config: dict[str, Any]) -> dict[str, Any]:
+        del extra_config  # all of them, whatever the settings
+        return metric_definitions()
+
+    @override
+    def get_stats(self) -> Any:
+        return self._manager.get_stats()
+
+    def _submitted(self, kind: JobKind, job_id: int, chunks: list[Chunk]) -> bool:
+        """Submit; an engine that refuses is a fault like any other, not a crash of vLLM."""
+        submit = self._shelf.submit_store if kind is JobKind.STORE else self._shelf.submit_load
+        try:
+            submit(job_id, chunks)
+        except Exception as error:
+            logger.warning("kvshelf: a %s was refused: %s", kind.name.lower(), error)
+            return False
+        self._jobs[job_id] = tuple(chunk.key for chunk in chunks)
+        return True
+
+    def _finished(self, result: JobResult) -> TierResult:
+        keys = self._jobs.pop(result.job_id)
+        if result.kind is JobKind.LOAD:
+            self._outcomes.load_ended(keys, result)
+        else:
+            self._outcomes.store_ended(keys, result)
+        pairs = zip(keys, result.statuses, strict=True)
+        good = [key for key, status in pairs if status is FileStatus.OK]
+        return compat.tier_result(
+            result.job_id,
+            ok=len(good) == len(keys),
+            loaded=good if result.kind is JobKind.LOAD else (),
+            seconds=result.seconds,
+            moved_bytes=result.payload_bytes,
+        )
+
+
+def tier_settings(options: dict[str, Any]) -> Settings:
+    """The settings of a tier's entry in ``secondary_tiers``.
+
+    Raises:
+        ConfigError: one is unknown or malformed, or there are two names for one thing.
+    """
+    given = dict(options)
+    for name in VLLM_KEYS & given.keys():  # they belong beside secondary_tiers
+        raise ConfigError(name, given[name], "not in a tier: give it in kv_connector_extra_config")
+    if "root_dir" in given:
+        if "shared_storage_path" in given:
+            raise ConfigError(
+                "root_dir", given["root_dir"], "not together with shared_storage_path"
+            )
+        given["shared_storage_path"] = given.pop("root_dir")
+    threads = [
+        _positive(name, given.pop(name))
+        for name in ("n_read_threads", "n_write_threads")
+        if name in given
+    ]
+    if threads:
+        given.setdefault("threads_per_gpu", sum(threads))
+    return Settings.from_mapping(given)
+
+
+def tier_identity(identity: Identity, config: Any, row_bytes: int) -> Identity:
+    """Who shares a tier's files: those of the direct path never, other parallel sizes where vLLM
+    certifies that a row has the same bytes (its canonical layout, replicated MLA).
+
+    Args:
+        config: vLLM's OffloadingConfig.
+        row_bytes: of a chunk in host memory, padding included.
+    """
+    portable, layout = compat.row_layout(config)
+    fields = dict(identity.fields)
+    if portable:
+        fields["parallel"] = "any"
+        fields["groups"] = [
+            {name: value for name, value in group.items() if name not in _OF_ONE_RANK}
+            for group in fields["groups"]
+        ]
+    fields["tier"] = {"layout": layout, "row_bytes": row_bytes}
+    return Identity(fields)
+
+
+def _given_identity(offloading_spec: Any) -> Identity:
+    identity = offloading_spec.extra_config.get(IDENTITY_KEY)
+    if not isinstance(identity, Identity):
+        raise ConfigError(
+            "secondary_tiers",
+            "KvshelfTier",
+            "kvshelf's vLLM plugin must be loaded: it is disabled by VLLM_PLUGINS, or the "
+            "connector is neither KvshelfConnector nor OffloadingConnector",
+        )
+    return identity
+
+
+def _row_memory(view: memoryview) -> GroupMemory:
+    """Rows of host memory as blocks of one page. Keeps no reference: vLLM releases the view, and
+    only after ``shutdown``."""
+    rows = np.asarray(view)
+    page = Pages(rows.ctypes.data, stride_bytes=rows.strides[0], page_bytes=rows[0].nbytes)
+    return GroupMemory((page,), num_blocks=len(rows))
+
+
+def _positive(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(name, value, "a whole number from 1")
+    return value

@@ -1,0 +1,297 @@
+"""KvshelfTier on a memoryview, driven as vLLM's TieringOffloadingManager drives it; no engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("vllm")
+pytestmark = pytest.mark.vllm
+
+from vllm.v1.kv_offload.base import LookupResult, ReqContext, ScheduleEndContext  # noqa: E402
+from vllm.v1.kv_offload.config import (  # noqa: E402
+    OffloadingCacheConfig,
+    OffloadingConfig,
+    OffloadingGroupConfig,
+    OffloadingModelConfig,
+    OffloadingParallelConfig,
+)
+from vllm.v1.kv_offload.tiering.base import TransferJob  # noqa: E402
+from vllm.v1.kv_offload.tiering.factory import SecondaryTierFactory  # noqa: E402
+
+from kvshelf import Identity, make_key, metrics  # noqa: E402
+from kvshelf.errors import ConfigError  # noqa: E402
+from kvshelf.vllm.connector import has_tier  # noqa: E402
+from kvshelf.vllm.spec import IDENTITY_KEY  # noqa: E402
+from kvshelf.vllm.tier import KvshelfTier, tier_identity, tier_settings  # noqa: E402
+
+ROWS, ROW_BYTES = 32, 20_480
+CONTEXT = ReqContext(req_id="r")
+STEP_END = ScheduleEndContext(new_req_ids=(), preempted_req_ids=())
+IDENTITY = Identity(
+    {
+        "model": "m",
+        "parallel": {"tensor": 2},
+        "groups": [{"layers": 4, "num_kv_heads": 2, "page_bytes": 64}],
+    }
+)
+
+
+def config(**changes: Any) -> OffloadingConfig:
+    parallel = OffloadingParallelConfig(
+        rank=0,
+        world_size=2,
+        tp_size=2,
+        pp_size=1,
+        pcp_size=1,
+        dcp_size=1,
+        data_parallel_index=0,
+        data_parallel_size=1,
+        data_parallel_rank_local=None,
+        is_parallelism_agnostic=changes.pop("agnostic", True),
+    )
+    made = OffloadingConfig(
+        groups=(OffloadingGroupConfig(32, ("a",), 0), OffloadingGroupConfig(32, ("b",), 1)),
+        worker_kv_bytes_per_block=1,
+        enable_kv_cache_events=True,
+        extra_config={IDENTITY_KEY: IDENTITY},
+        engine_id="e",
+        model=OffloadingModelConfig("m", "float32"),
+        cache=OffloadingCacheConfig(tokens_per_hash=32, blocks_per_chunk=4),
+        parallel=parallel,
+        kv_cache_layout="LBNHC",
+    )
+    return replace(made, **changes)
+
+
+def spec(made: OffloadingConfig | None = None) -> Any:
+    made = made or config()
+    return SimpleNamespace(config=made, extra_config=made.extra_config, blocks_per_chunk=4)
+
+
+def key(i: int, group: int = 0) -> bytes:
+    return make_key(i.to_bytes(32, "big"), group)
+
+
+class Engine:
+    """Host memory and a tier over it, with the calls that vLLM makes of both."""
+
+    def __init__(self, root: Path, **options: Any) -> None:
+        self.memory = np.random.default_rng(3).integers(0, 256, (ROWS, ROW_BYTES), dtype=np.uint8)
+        view = memoryview(self.memory)
+        entry = {"type": "KvshelfTier", "module_path": "kvshelf.vllm.tier", "root_dir": str(root)}
+        self.tier: Any = SecondaryTierFactory.create_secondary_tier(
+            {**entry, "evict": False, **options}, view, spec()
+        )
+        self.jobs = 0
+
+    def lookup(self, *keys: bytes) -> list[LookupResult]:
+        deadline = time.monotonic() + 20
+        while True:
+            answers = [self.tier.lookup(k, CONTEXT) for k in keys]
+            self.tier.on_schedule_end(STEP_END)
+            if LookupResult.RETRY not in answers:
+                return answers
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+
+    def run(self, kind: str, keys: list[bytes], rows: list[int]) -> Any:
+        self.jobs += 1
+        job = TransferJob(self.jobs, keys, np.array(rows), kind == "load", CONTEXT)
+        getattr(self.tier, f"submit_{kind}")(job)
+        deadline = time.monotonic() + 20
+        while True:
+            results = list(self.tier.get_finished_jobs())
+            if results:
+                (result,) = results
+                assert result.job_id == self.jobs
+                return result
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "shelf"
+
+
+@pytest.fixture
+def engines(root: Path) -> Iterator[tuple[Engine, Engine]]:
+    pair = Engine(root), Engine(root)
+    yield pair
+    for engine in pair:
+        engine.tier.shutdown()
+
+
+def files(root: Path) -> list[Path]:
+    return sorted(root.glob("m-*/r0/*/*.kv"))
+
+
+def test_what_one_engine_stores_another_loads(engines: tuple[Engine, Engine], root: Path) -> None:
+    writer, reader = engines
+    keys = [key(1), key(2), key(3, group=1)]
+    assert writer.lookup(*keys) == [LookupResult.MISS] * 3
+    stored = writer.run("store", keys, [4, 9, 2])
+    assert stored.success and stored.transfer_bytes == 3 * ROW_BYTES
+    assert len(files(root)) == 3 and writer.lookup(*keys) == [LookupResult.HIT] * 3
+    reader.memory[:] = 0
+    assert reader.lookup(*keys) == [LookupResult.HIT] * 3
+    assert reader.run("load", keys, [7, 0, 1]).success
+    np.testing.assert_array_equal(reader.memory[[7, 0, 1]], writer.memory[[4, 9, 2]])
+    assert not reader.memory[8:].any()
+
+
+def test_what_is_there_is_not_stored_again(engines: tuple[Engine, Engine], root: Path) -> None:
+    writer, _ = engines
+    writer.run("store", [key(1)], [4])
+    before = files(root)[0].stat().st_mtime_ns
+    assert writer.run("store", [key(1)], [4]).success
+    assert writer.run("store", [key(1), key(2)], [4, 5]).success
+    assert len(files(root)) == 2 and files(root)[0].stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("damage", ["removed", "flipped", "short"])
+def test_a_load_says_which_chunks_came(
+    damage: str, engines: tuple[Engine, Engine], root: Path
+) -> None:
+    writer, reader = engines
+    keys = [key(i) for i in range(4)]
+    writer.run("store", keys, [0, 1, 2, 3])
+    assert reader.lookup(*keys) == [LookupResult.HIT] * 4
+    (bad,) = [path for path in files(root) if path.name.startswith(keys[1][:-4].hex())]
+    data = bytearray(bad.read_bytes())
+    bad.unlink()
+    if damage != "removed":
+        data[5000] ^= 1
+        bad.write_bytes(data if damage == "flipped" else data[:-4096])
+    reader.memory[:] = 0
+    result = reader.run("load", keys, [8, 9, 10, 11])
+    assert not result.success and set(result.successful_keys) == {keys[0], keys[2], keys[3]}
+    np.testing.assert_array_equal(reader.memory[[8, 10, 11]], writer.memory[[0, 2, 3]])
+    # It is not tried again for a while, and stored anew when it was computed.
+    assert reader.lookup(keys[1]) == [LookupResult.MISS]
+    assert reader.run("store", [keys[1]], [1]).success
+    assert reader.lookup(keys[1]) == [LookupResult.HIT]
+
+
+def test_nothing_loaded_is_no_partial_success(engines: tuple[Engine, Engine]) -> None:
+    _, reader = engines
+    result = reader.run("load", [key(1)], [3])
+    assert not result.success and result.successful_keys is None
+
+
+def test_events_and_metrics(root: Path) -> None:
+    engine = Engine(root, enable_kv_events=True)
+    try:
+        engine.run("store", [key(1)], [0])
+        (event,) = engine.tier.take_events()
+        assert event.keys == [key(1)] and not event.removed
+        assert event.medium == KvshelfTier.medium
+        stats = engine.tier.get_stats()
+        assert not stats.is_empty()
+        assert metrics.STORE_BYTES in KvshelfTier.build_metric_definitions({})
+    finally:
+        engine.tier.shutdown()
+
+
+def test_no_events_unless_asked_for(engines: tuple[Engine, Engine]) -> None:
+    engines[0].run("store", [key(1)], [0])
+    assert not list(engines[0].tier.take_events())
+
+
+def test_drain_waits_for_every_job(engines: tuple[Engine, Engine]) -> None:
+    tier = engines[0].tier
+    for job in range(5):
+        tier.submit_store(TransferJob(job, [key(job)], np.array([job]), False, CONTEXT))
+    tier.drain_jobs()
+    assert sorted(result.job_id for result in tier.get_finished_jobs()) == list(range(5))
+
+
+def test_memory_can_be_given_back_after_shutdown(root: Path) -> None:
+    # As vLLM does: a reference to its memory would raise BufferError here.
+    data = bytearray(ROWS * ROW_BYTES)
+    view = memoryview(data).cast("B", (ROWS, ROW_BYTES))
+    tier = KvshelfTier(spec(), view, root_dir=str(root), evict=False)
+    tier.submit_store(TransferJob(1, [key(1)], np.array([0]), False, CONTEXT))
+    tier.shutdown()
+    view.release()
+    data.clear()
+
+
+@pytest.mark.parametrize(
+    ("options", "setting"),
+    [
+        ({"root_dir": "/x", "shared_storage_path": "/y"}, "root_dir"),
+        ({"root_dir": "/x", "n_read_threads": 0}, "n_read_threads"),
+        ({"root_dir": "/x", "n_write_threads": "4"}, "n_write_threads"),
+        ({"root_dir": "/x", "block_size": 256}, "block_size"),
+        ({"root_dir": "/x", "threads": 4}, "threads"),
+        ({}, "shared_storage_path"),
+    ],
+)
+def test_a_wrong_setting_is_named(options: dict[str, Any], setting: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        tier_settings(options)
+    assert caught.value.setting == setting
+
+
+def test_settings_of_the_built_in_tier_are_taken() -> None:
+    settings = tier_settings({"root_dir": "/x", "n_read_threads": 5, "n_write_threads": 3})
+    assert settings.shared_storage_path == "/x" and settings.threads_per_gpu == 8
+    assert tier_settings({"root_dir": "/x", "load_timeout_seconds": 7}).load_timeout_seconds == 7
+
+
+def test_without_the_plugin_it_is_refused(root: Path) -> None:
+    bare = spec(config(extra_config={}))
+    with pytest.raises(ConfigError, match="plugin"):
+        KvshelfTier(bare, memoryview(np.zeros((2, 4096), np.uint8)), root_dir=str(root))
+    assert not root.exists()
+
+
+class TestWhoShares:
+    def test_other_parallel_sizes_do_where_vllm_certifies_it(self) -> None:
+        other = Identity(
+            {
+                "model": "m",
+                "parallel": {"tensor": 1},
+                "groups": [{"layers": 4, "num_kv_heads": 4, "page_bytes": 128}],
+            }
+        )
+        for kind in ("canonical_layout", "replicated_layout"):
+            certified = config(**{kind: True})
+            mine = tier_identity(IDENTITY, certified, ROW_BYTES)
+            assert mine.digest == tier_identity(other, certified, ROW_BYTES).digest
+            assert mine.digest != tier_identity(other, certified, 2 * ROW_BYTES).digest
+
+    @pytest.mark.parametrize(
+        "changes",
+        [{}, {"agnostic": False}, {"canonical_layout": True, "agnostic": False}],
+        ids=["direct", "direct, not agnostic", "canonical, not agnostic"],
+    )
+    def test_nobody_else_does(self, changes: dict[str, Any]) -> None:
+        other = Identity({**IDENTITY.fields, "parallel": {"tensor": 1}})
+        uncertified = config(**changes)
+        mine, theirs = (tier_identity(i, uncertified, ROW_BYTES) for i in (IDENTITY, other))
+        assert mine.digest != theirs.digest
+
+    def test_layouts_are_kept_apart(self) -> None:
+        made = [
+            config(),
+            config(canonical_layout=True),
+            config(canonical_layout=True, kv_cache_layout="LBHNC"),
+            config(replicated_layout=True),
+        ]
+        digests = {tier_identity(IDENTITY, each, ROW_BYTES).digest for each in made}
+        assert len(digests) >= 3 and IDENTITY.digest not in digests
+
+
+def test_the_connector_knows_our_tier() -> None:
+    assert has_tier({"secondary_tiers": [{"type": "fs"}, {"type": "KvshelfTier"}]})
+    assert not has_tier({"secondary_tiers": [{"type": "fs"}]}) and not has_tier({})
