@@ -14,6 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the matrix is the tests'
 
+from scripts.reliability import reliability_table
 from tests.faults.table import matrix_table
 
 from kvshelf.config import settings_table
@@ -25,6 +26,7 @@ END = "<!-- end -->\n"
 TABLES: dict[str, Callable[[], str]] = {
     "configuration.md": settings_table,
     "faults.md": matrix_table,
+    "reliability.md": reliability_table,
     "eviction.md": lambda: metrics_table(EVICT_METRICS),
     "metrics.md": metrics_table,
 }

@@ -26,7 +26,9 @@ def make_docs(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return make_docs
 
 
-@pytest.mark.parametrize("name", ["configuration.md", "eviction.md", "faults.md", "metrics.md"])
+@pytest.mark.parametrize(
+    "name", ["configuration.md", "eviction.md", "faults.md", "metrics.md", "reliability.md"]
+)
 def test_the_table_is_up_to_date(name: str, make_docs: ModuleType) -> None:
     page = (DOCS / name).read_text(encoding="utf-8")
     assert page == make_docs.with_table(page, make_docs.TABLES[name]()), (
