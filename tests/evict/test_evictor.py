@@ -245,3 +245,24 @@ def test_a_root_that_is_replaced_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(NotAShelfError, match="another directory"):
         evictor.step()
     assert len(list((tmp_path / "moved").rglob("*.kv"))) == 10
+
+
+def test_what_others_store_is_seen_soon_on_a_shelf_that_was_quiet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A look at all folders takes 0.1 s here: in quiet it is made every 20 s, else every second.
+    shelf = ShelfMaker(tmp_path)
+    use = [(10, 10)]
+    monkeypatch.setattr(Evictor, "_use", lambda _: use[0])
+    for i in range(3):
+        shelf.add(100 + i)
+    evictor = Evictor(tmp_path, to_keep(4))
+    settle(evictor)
+    evictor._refresh_cost, evictor._refreshed_at = 0.1, time.monotonic() - 2
+    evictor._refreshed_use = use[0]
+    for i in range(3):
+        shelf.add(i)
+    assert evictor.step().state is State.IDLE and not shelf.gone()
+    use[0] = (20, 13)
+    settle(evictor)
+    assert shelf.gone() == shelf.oldest(2)

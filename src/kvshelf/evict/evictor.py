@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -25,7 +26,8 @@ OnRemoved = Callable[[str, int, Sequence[ChunkKey]], None]
 
 # statvfs of a shared file system may tell of removed files so late (CephFS: 3 s).
 SETTLE_SECONDS = 5.0
-# A refresh of what is known takes at most this share of the time: in quiet, and while it changes.
+# A refresh of what is known takes at most this share of the time: while the file system's use does
+# not change, and while it does.
 _QUIET_SHARE, _BUSY_SHARE = 0.005, 0.1
 _REFRESH_SECONDS_MIN, _REFRESH_SECONDS_MAX = 0.5, 30.0
 # A first scan that takes longer lets removal begin, from a sample of at least such a share.
@@ -138,9 +140,10 @@ class Evictor:
         self._round: Need | None = None
         self._round_removed = Amount()
         self._cut_age: float | None = None
-        self._next_refresh = 0.0
-        self._refresh_seconds = 0.0
-        self._refreshed_bytes = -1
+        self._refreshed_at = -math.inf
+        self._refreshed_use = (-1, -1)  # bytes and inodes of the file system then
+        self._refresh_cost = 0.0  # seconds that it took
+        self._refresh_seconds = 0.0  # that the one under way has taken so far
         self._stuck_until = 0.0
         self._dry: Counter[tuple[str | None, str]] = Counter()
 
@@ -192,7 +195,7 @@ class Evictor:
             return State.STUCK
         if not self._evicting:
             self._evicting, self._evicting_since = True, now
-            self._next_refresh = 0.0  # what others have removed meanwhile counts
+            self._refreshed_at = -math.inf  # what others have removed meanwhile counts
         else:
             self._evict(next(need for need in wanted if need.amount), log, left)
         return State.EVICTING
@@ -209,7 +212,7 @@ class Evictor:
                 return State.EVICTING
             elif not self._may_sample(now):
                 return State.SCANNING
-        elif now >= self._next_refresh:
+        elif self._refresh_is_due(now):
             done = self._refresh(log, left)
             if not done and self._evicting and now < self._evicting_since + _REFRESH_SECONDS_MAX:
                 return State.EVICTING
@@ -222,19 +225,26 @@ class Evictor:
     def _refresh(self, log: _Log, left: float) -> bool:
         """Renew what is known of folders that have changed; True if that is done."""
         begin = time.monotonic()
-        used = self._sees().used_bytes
+        use = self._use()
         self._sweep.set_namespaces(self._spaces.list())
         work = log.add(self._sweep.scan(all_folders=False, seconds_max=left))
         end = time.monotonic()
         self._refresh_seconds += end - begin
         if not work.finished:
             return False
-        share = _QUIET_SHARE if used == self._refreshed_bytes else _BUSY_SHARE
-        pause = min(self._refresh_seconds / share, _REFRESH_SECONDS_MAX)
-        self._next_refresh = end + max(pause, _REFRESH_SECONDS_MIN)
-        self._refresh_seconds = 0.0
-        self._refreshed_bytes = used
+        self._refreshed_at, self._refreshed_use = end, use
+        self._refresh_cost, self._refresh_seconds = self._refresh_seconds, 0.0
         return True
+
+    def _refresh_is_due(self, now: float) -> bool:
+        share = _QUIET_SHARE if self._use() == self._refreshed_use else _BUSY_SHARE
+        pause = min(self._refresh_cost / share, _REFRESH_SECONDS_MAX)
+        return now >= self._refreshed_at + max(pause, _REFRESH_SECONDS_MIN)
+
+    def _use(self) -> tuple[int, int]:
+        """What changes when anybody stores or removes, as far as the file system tells at once."""
+        volume = self._sees()
+        return volume.used_bytes, volume.used_inodes
 
     def _evict(self, need: Need, log: _Log, left: float) -> None:
         if self._round is None or self._round.folder != need.folder:
@@ -250,7 +260,7 @@ class Evictor:
             return
         planned, self._round = self._round, None
         assert planned is not None
-        self._next_refresh = 0.0  # others may have removed where this walk had been before
+        self._refreshed_at = -math.inf  # others may have removed where this walk had been before
         if 2 * self._round_removed.bytes > planned.amount.bytes:
             return
         # The histogram promised more than there was: chunks were used since, or others removed.
