@@ -187,7 +187,7 @@ MUTATIONS: list[Mutation] = [
     ("version", lambda o: plugins(o, lambda c: c.update(apiVersion="llm-d.ai/v1")), "is a llm-d"),
 ]  # fmt: skip
 EVENT_MUTATIONS: list[Mutation] = [
-    ("no events", lambda o: swap(server(o), "--kv-events-config", "--x"), "no model server publishes"),
+    ("no events", lambda o: swap(server(o), "--kv-events-config", "--x"), "no model server"),
     ("event port", lambda o: swap(server(o), ":5556", ":5557"), "publishes at tcp://*:5557"),
     ("topic", lambda o: swap(server(o), "kv@$", "x@$"), "does not hear"),
     ("block size", lambda o: swap(server(o), "size=64", "size=16"), "another size"),
