@@ -14,7 +14,8 @@ from tests.deploy.render import Object, of_kind
 
 Objects = Sequence[Object]
 MADE_BY_HAND = {("Secret", "llm-d-hf-token")}  # a command of the guide
-SERVED = {"/health", "/v1/models", "/metrics"}  # what vLLM answers without a body
+# What the programs answer without a body.
+SERVED = {"vllm": {"/health", "/v1/models", "/metrics"}, "kvshelf": {"/healthz", "/metrics"}}
 
 
 def problems(objects: Objects) -> Iterator[str]:
@@ -80,8 +81,9 @@ def _container(objects: Objects, pod: dict[str, Any], container: dict[str, Any])
         target = check.get("httpGet") or check.get("grpc")
         if target and target["port"] not in ports:
             yield f"{probe}: no port {target['port']}"
-        if "httpGet" in check and target["path"] not in SERVED:
-            yield f"{probe}: vLLM has no {target['path']}"
+        program = container.get("command", [""])[0]
+        if "httpGet" in check and target["path"] not in SERVED[program]:
+            yield f"{probe}: {program} has no {target['path']}"
 
 
 def _has_key(objects: Objects, kind: str, reference: dict[str, Any]) -> bool:

@@ -152,7 +152,7 @@ MUTATIONS: list[Mutation] = [
     ("probe's port", lambda o: server(o)["startupProbe"]["httpGet"].update(port="http"),
      "startupProbe: no port http"),
     ("probe's path", lambda o: server(o)["livenessProbe"]["httpGet"].update(path="/healthz"),
-     "vLLM has no /healthz"),
+     "vllm has no /healthz"),
     ("setting", lambda o: connector(o, threads="many"), "unknown setting"),
     ("value", lambda o: connector(o, lookup_threads=0), "lookup_threads"),
     ("off the claim", lambda o: connector(o, shared_storage_path="/mnt/kv"), "not lie on"),

@@ -19,8 +19,9 @@ import pytest
 import faulty_mount
 from damage import chunk_files
 from engines import make_prompt
-from tests.deploy import guide
+from tests.deploy import expressions, guide
 from tests.deploy.api.server import Server
+from tests.deploy.prometheus import Prometheus
 from tests.deploy.render import copy_of_deploy, kustomize
 from tests.deploy.running import Pod, why_not
 
@@ -178,6 +179,68 @@ def test_the_process_is_what_the_security_context_says(site: Site) -> None:
     owner = next(iter(chunk_files(site.shelf))).stat()
     assert owner.st_uid in (0, 1000)  # 0 where the second pod's mount acts as root
     assert owner.st_gid == 1000
+
+
+@pytest.fixture(scope="module")
+def monitored(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    folder = tmp_path_factory.mktemp("monitoring") / "prometheus"
+    targets = [f"127.0.0.1:{pod.port}" for pod in (site.one, site.two)]
+    with Prometheus(folder, kustomize(expressions.FOLDER), targets) as prometheus:
+        wait_for(lambda: len(prometheus.query("up == 1")) == 2, 60, site.one)
+        yield prometheus
+
+
+def test_every_panel_and_alert_has_data_under_load(site: Site, monitored: Prometheus) -> None:
+    """Nothing on the dashboard is dead: a panel needs one line with data, a rule all of it."""
+    elsewhere = expressions.EVICTION | expressions.KUBELET  # not of these pods
+    for seed in range(60, 66):  # new, stored by one, loaded by the other, for some scrapes
+        for pod in (site.one, site.two):
+            complete(pod, make_prompt(seed, 2 * CHUNK_TOKENS + 1))
+    rules = [expression for kind, expression in expressions.rules() if kind == "record"]
+    alerts = [
+        expressions.without_threshold(expression)
+        for kind, expression in expressions.rules()
+        if kind == "alert" and not expression.names & elsewhere
+    ]
+    assert len(alerts) >= 7
+    # A ratio to a day's mean that is 0 has no value: the traffic above hits.
+    assert monitored.await_data([e.text for e in (*rules, *alerts)], 60) == []
+    lines: dict[str, list[str]] = {}
+    for expression in expressions.panels():
+        if not expression.names & elsewhere:
+            lines.setdefault(expression.where, []).append(expression.text)
+    assert len(lines) >= 14
+    dead = monitored.await_data(
+        [" or ".join(f"({t})" for t in texts) for texts in lines.values()], 60
+    )
+    assert dead == []
+
+
+def test_a_fault_fires_its_alert(site: Site, monitored: Prometheus) -> None:
+    """The second pod's storage fails: its breaker opens, and the alert names it."""
+    alert = 'ALERTS{alertname="KvshelfBreakerOpen", alertstate="firing"}'
+    assert monitored.query(alert) == []
+    site.faults(stat="EIO")
+    try:
+
+        def fires() -> bool:
+            complete(site.two, make_prompt(int(time.monotonic() * 1000), CHUNK_TOKENS + 1))
+            return bool(monitored.query(alert))
+
+        wait_for(fires, 90, site.two)
+        (series,) = monitored.query(alert)
+        assert series["metric"]["instance"] == f"127.0.0.1:{site.two.port}"
+    finally:
+        site.faults()
+    wait_for(
+        lambda: (
+            site.two.metric("kvshelf:breaker_state") == 0
+            or complete(site.two, make_prompt(int(time.monotonic() * 1000), CHUNK_TOKENS + 1))
+            is None
+        ),
+        90,
+        site.two,
+    )
 
 
 def test_a_full_volume_stops_storing_and_nothing_else(site: Site) -> None:
