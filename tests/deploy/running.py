@@ -49,11 +49,16 @@ class Pod:
     Args:
         folder: for its volumes and its log; made here.
         claims: the directory behind each claim.
-        overrides: variables in the place of the manifest's.
+        variables: environment beside the manifest's.
     """
 
     def __init__(
-        self, objects: Sequence[Object], deployment: str, folder: Path, claims: dict[str, Path]
+        self,
+        objects: Sequence[Object],
+        deployment: str,
+        folder: Path,
+        claims: dict[str, Path],
+        **variables: str,
     ) -> None:
         self.spec = named(objects, "Deployment", deployment)["spec"]["template"]["spec"]
         (self.container,) = self.spec["containers"]
@@ -62,7 +67,7 @@ class Pod:
         self._objects, self._claims, self._folder = objects, claims, folder
         self._process: subprocess.Popen[bytes] | None = None
         folder.mkdir()
-        self.environment = self._environment()
+        self.environment = self._environment() | variables
 
     def _environment(self) -> dict[str, str]:
         made = dict(MACHINE, PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")

@@ -109,7 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer("DELETE")
 
     def _answer(self, method: str) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = self._body()
         url = urlsplit(self.path)
         query = {key: values[-1] for key, values in parse_qs(url.query).items()}
         try:
@@ -128,6 +128,16 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send(*self._operate(method, resource, match, query, body))
         except RefusedError as error:
             self._send(error.code, _failure(error))
+
+    def _body(self) -> bytes:
+        if "chunked" not in (self.headers.get("Transfer-Encoding") or ""):
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = b""  # what "kubectl create --raw -f" sends: its length is not known before
+        while size := int(self.rfile.readline().partition(b";")[0], 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
 
     def _send(self, code: int, answer: Object | bytes, kind: str = "application/json") -> None:
         content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
