@@ -147,6 +147,12 @@ def test_a_request_waits_for_its_lookup_only_so_long(scheduler: Scheduler) -> No
     assert scheduler.ask(key(1), key(2)) == [HIT, HIT]
 
 
+def test_both_sides_of_the_breaker_are_shown_before_anything_happens(scheduler: Scheduler) -> None:
+    """Or an alert could not tell "well" from "not scraped"."""
+    shown = scheduler.counted(metrics.BREAKER_STATE)
+    assert all(side in shown for side in metrics.BREAKER_SIDES)
+
+
 def test_storage_that_does_not_answer_is_left_alone(scheduler: Scheduler) -> None:
     scheduler.open()
     asked = len(scheduler.storage.runs)

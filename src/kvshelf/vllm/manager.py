@@ -93,6 +93,8 @@ class KvshelfManager(OffloadingManager):
             Breaker(faults=settings.breaker_faults, retry_seconds=self._retry_seconds)
             for _ in metrics.BREAKER_SIDES
         )
+        for side in metrics.BREAKER_SIDES:  # shown from the start: an alert needs a value of "well"
+            self._stats.gauge(metrics.BREAKER_STATE, State.CLOSED, side)
         self._is_probing = False  # whether storage answers again
         self._lookups = Lookups(
             shelf,
