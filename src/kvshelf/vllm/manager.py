@@ -93,8 +93,6 @@ class KvshelfManager(OffloadingManager):
             Breaker(faults=settings.breaker_faults, retry_seconds=self._retry_seconds)
             for _ in metrics.BREAKER_SIDES
         )
-        for side in metrics.BREAKER_SIDES:  # shown from the start: an alert needs a value of "well"
-            self._stats.gauge(metrics.BREAKER_STATE, State.CLOSED, side)
         self._is_probing = False  # whether storage answers again
         self._lookups = Lookups(
             shelf,
@@ -264,7 +262,13 @@ class KvshelfManager(OffloadingManager):
 
     @override
     def get_stats(self) -> Any:
-        return self._stats.take()
+        stats = self._stats.take()
+        if stats is not None:  # with every report, so that "well" is a value too, not an absence
+            for side, breaker in zip(
+                metrics.BREAKER_SIDES, (self._reading, self._writing), strict=True
+            ):
+                stats.set_gauge(metrics.BREAKER_STATE, breaker.state, (side,))
+        return stats
 
     @override
     def shutdown(self) -> None:
