@@ -37,6 +37,7 @@ PATIENCE = {
     "KVSHELF_ADMISSION": "always",
     "KVSHELF_LOOKUP_WAIT_SECONDS": "20",
     "KVSHELF_LOOKUP_TIMEOUT_SECONDS": "25",
+    "KVSHELF_MIN_HIT_TOKENS": "300",  # one chunk is refused, so that refusals are there to be seen
 }
 
 
@@ -200,9 +201,14 @@ def monitored(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 def test_every_panel_and_alert_has_data_under_load(site: Site, monitored: Prometheus) -> None:
     """Nothing on the dashboard is dead: a panel needs one line with data, a rule all of it."""
     elsewhere = expressions.EVICTION | expressions.KUBELET  # not of these pods
-    for seed in range(60, 66):  # new, stored by one, loaded by the other, for some scrapes
-        for pod in (site.one, site.two):
-            complete(pod, make_prompt(seed, 2 * CHUNK_TOKENS + 1))
+    for seed in range(60, 66):  # new, stored by one, loaded by the other, over some scrapes
+        prompts = [make_prompt(seed, 2 * CHUNK_TOKENS + 1), make_prompt(-seed, CHUNK_TOKENS + 1)]
+        stored = len(chunk_files(site.shelf))
+        for prompt in prompts:
+            complete(site.one, prompt)
+        wait_for(lambda stored=stored: len(chunk_files(site.shelf)) == stored + 3, 30, site.one)
+        for prompt in prompts:
+            complete(site.two, prompt)
     rules = [expression for kind, expression in expressions.rules() if kind == "record"]
     alerts = [
         expressions.without_threshold(expression)
@@ -242,7 +248,7 @@ def test_a_fault_fires_its_alert(site: Site, monitored: Prometheus) -> None:
 
     def closes() -> bool:
         """It takes a request that loads: the first pod has stored what the second one asks."""
-        prompt = make_prompt(int(time.monotonic() * 1000), CHUNK_TOKENS + 1)
+        prompt = make_prompt(int(time.monotonic() * 1000), 2 * CHUNK_TOKENS + 1)
         for pod in (site.one, site.two):
             complete(pod, prompt)
         return site.two.metric("kvshelf:breaker_state") == 0
