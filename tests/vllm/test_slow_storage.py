@@ -148,6 +148,15 @@ def test_a_request_waits_for_its_lookup_only_so_long(scheduler: Scheduler) -> No
     assert scheduler.ask(key(1), key(2)) == [HIT, HIT]
 
 
+def test_both_sides_of_the_breaker_are_shown_with_every_report(scheduler: Scheduler) -> None:
+    """Or an alert could not tell "well" from "not scraped"."""
+    assert scheduler.manager.get_stats() is None
+    scheduler.storage.answers_with = FileStatus.OK
+    scheduler.wait(key(1))
+    shown = scheduler.counted(metrics.BREAKER_STATE)
+    assert all(side in shown for side in metrics.BREAKER_SIDES)
+
+
 def test_storage_that_does_not_answer_is_left_alone(scheduler: Scheduler) -> None:
     scheduler.open()
     asked = len(scheduler.storage.runs)

@@ -294,7 +294,13 @@ class KvshelfManager(OffloadingManager):
 
     @override
     def get_stats(self) -> Any:
-        return self._stats.take()
+        stats = self._stats.take()
+        if stats is not None:  # with every report, so that "well" is a value too, not an absence
+            for side, breaker in zip(
+                metrics.BREAKER_SIDES, (self._reading, self._writing), strict=True
+            ):
+                stats.set_gauge(metrics.BREAKER_STATE, breaker.state, (side,))
+        return stats
 
     @override
     def shutdown(self) -> None:

@@ -1,0 +1,285 @@
+"""Writes deploy/monitoring/dashboard.json and prometheusrule.yaml.
+
+    python scripts/make_monitoring.py           write them
+    python scripts/make_monitoring.py --check   exit status 1 if one of them is stale
+
+The panels stand below; the rules stand in rules.yaml, which this only wraps for the Prometheus
+operator.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).resolve().parent.parent / "deploy/monitoring"
+WIDTH, HEIGHT, COLUMNS = 8, 7, 3
+ENGINE = 'namespace=~"$namespace", model_name=~"$model"'
+VOLUME = 'namespace=~"$namespace"'
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One graph: (expression, legend) of each line. ``WHERE`` in it is the choice of series."""
+
+    title: str
+    unit: str
+    lines: tuple[tuple[str, str], ...]
+    help: str = ""
+
+
+def rate(metric: str, by: str = "") -> str:
+    grouped = f"sum by ({by}) " if by else "sum "
+    return f"{grouped}(rate({metric}{{WHERE}}[$__rate_interval]))"
+
+
+def quantiles(metric: str) -> tuple[tuple[str, str], ...]:
+    inner = rate(f"{metric}_bucket", "le")
+    shares = ((0.5, "median"), (0.99, "p99"))
+    return tuple((f"histogram_quantile({share}, {inner})", name) for share, name in shares)
+
+
+def gauge(metric: str, how: str, by: str) -> str:
+    return f"{how} by ({by}) ({metric}{{WHERE}})"
+
+
+HITS = "vllm:external_prefix_cache_hits_total"
+QUERIES = "vllm:external_prefix_cache_queries_total"
+SHARE = f"{rate(HITS, 'model_name')} / {rate(QUERIES, 'model_name')}"
+ROWS: tuple[tuple[str, str, tuple[Panel, ...]], ...] = (
+    (
+        "What the shelf is good for",
+        ENGINE,
+        (
+            Panel(
+                "Share of tokens from the shelf",
+                "percentunit",
+                ((SHARE, "{{model_name}}"),),
+                "Of the prompt tokens that vLLM did not have in memory.",
+            ),
+            Panel("Lookups", "ops", ((rate("kvshelf:lookups_total", "result"), "{{result}}"),)),
+            Panel(
+                "Hits computed all the same",
+                "ops",
+                ((rate("kvshelf:refused_hit_tokens_total"), "tokens"),),
+                "Computing was sooner than loading, or the hit too short.",
+            ),
+        ),
+    ),
+    (
+        "Loading and storing",
+        ENGINE,
+        (
+            Panel(
+                "Bytes",
+                "Bps",
+                (
+                    (rate("kvshelf:load_bytes_total"), "loaded"),
+                    (rate("kvshelf:store_bytes_total"), "stored"),
+                ),
+            ),
+            Panel(
+                "Chunks loaded",
+                "ops",
+                (
+                    (rate("kvshelf:load_chunks_total"), "loaded"),
+                    (rate("kvshelf:load_failures_total", "cause"), "{{cause}}"),
+                    (rate("kvshelf:healed_chunks_total"), "healed"),
+                ),
+                "With a cause: failed, and computed.",
+            ),
+            Panel(
+                "Chunks stored",
+                "ops",
+                ((rate("kvshelf:store_outcomes_total", "outcome"), "{{outcome}}"),),
+            ),
+            Panel("Time of a load", "s", quantiles("kvshelf:load_seconds")),
+            Panel("Time of a store", "s", quantiles("kvshelf:store_seconds")),
+            Panel("Time of a lookup", "s", quantiles("kvshelf:lookup_seconds")),
+        ),
+    ),
+    (
+        "Health",
+        ENGINE,
+        (
+            Panel(
+                "Storage left alone",
+                "none",
+                (
+                    (gauge("kvshelf:breaker_state", "max", "side"), "{{side}}"),
+                    (rate("kvshelf:breaker_openings_total", "side"), "{{side}}: begins"),
+                ),
+                "0 no, 1 one request tries it, 2 yes.",
+            ),
+            Panel("Queues", "none", ((gauge("kvshelf:queue_files", "sum", "kind"), "{{kind}}"),)),
+            Panel(
+                "Staging memory in use",
+                "bytes",
+                ((gauge("kvshelf:write_buffer_used_bytes", "max", "instance"), "{{instance}}"),),
+            ),
+            Panel(
+                "Threads that hang",
+                "none",
+                ((gauge("kvshelf:hung_threads", "max", "instance"), "{{instance}}"),),
+            ),
+            Panel(
+                "Damaged or foreign chunks removed",
+                "none",
+                ((gauge("kvshelf:removed_bad_chunks", "max", "instance"), "{{instance}}"),),
+            ),
+        ),
+    ),
+    (
+        "Capacity: from the replica that evicts, or from kvshelf evict",
+        VOLUME,
+        (
+            Panel(
+                "Volume",
+                "bytes",
+                (
+                    (gauge("kvshelf:volume_used_bytes", "max", "namespace"), "used"),
+                    (gauge("kvshelf:volume_total_bytes", "max", "namespace"), "size"),
+                    (gauge("kvshelf:shelf_bytes", "sum", "instance"), "chunks"),
+                ),
+            ),
+            Panel(
+                "Files on the shelf",
+                "none",
+                (
+                    (gauge("kvshelf:shelf_chunks", "sum", "instance"), "chunks"),
+                    (gauge("kvshelf:shelf_foreign_files", "max", "instance"), "foreign"),
+                ),
+            ),
+            Panel(
+                "Evicted",
+                "ops",
+                (
+                    (rate("kvshelf:evicted_chunks_total"), "chunks"),
+                    (rate("kvshelf:evicted_files_total"), "by replicas"),
+                    (rate("kvshelf:evict_spared_chunks_total"), "spared: used meanwhile"),
+                    (rate("kvshelf:gone_keys_total"), "reported gone"),
+                ),
+            ),
+            Panel("Bytes evicted", "Bps", ((rate("kvshelf:evicted_bytes_total"), "bytes"),)),
+            Panel(
+                "Eviction",
+                "none",
+                (
+                    (gauge("kvshelf:evict_state", "max", "instance"), "state of {{instance}}"),
+                    (gauge("kvshelf:evict_lease_held", "sum", "job"), "leases held"),
+                    (rate("kvshelf:evict_faults_total"), "faults"),
+                ),
+                "State: 0 within limits, 1 scanning, 2 evicting, 3 nothing more may go.",
+            ),
+            Panel(
+                "Time of an eviction",
+                "s",
+                ((gauge("kvshelf:evict_pass_seconds", "max", "instance"), "{{instance}}"),),
+            ),
+        ),
+    ),
+)
+
+
+def _panel(panel: Panel, number: int, place: tuple[int, int], where: str) -> dict[str, Any]:
+    x, y = place
+    source = {"type": "prometheus", "uid": "${datasource}"}
+    return {
+        "id": number,
+        "type": "timeseries",
+        "title": panel.title,
+        "description": panel.help,
+        "datasource": source,
+        "gridPos": {"x": x, "y": y, "w": WIDTH, "h": HEIGHT},
+        "fieldConfig": {"defaults": {"unit": panel.unit, "min": 0}, "overrides": []},
+        "targets": [
+            {
+                "refId": chr(ord("A") + index),
+                "datasource": source,
+                "expr": expression.replace("WHERE", where),
+                "legendFormat": legend,
+            }
+            for index, (expression, legend) in enumerate(panel.lines)
+        ],
+    }
+
+
+def _variable(name: str, label: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "type": "query",
+        "datasource": {"type": "prometheus", "uid": "${datasource}"},
+        "query": f"label_values(kvshelf:lookups_total, {label})",
+        "refresh": 2,
+        "multi": True,
+        "includeAll": True,
+        "allValue": ".*",
+        "current": {"text": "All", "value": "$__all"},
+    }
+
+
+def dashboard() -> dict[str, Any]:
+    panels: list[dict[str, Any]] = []
+    y = 0
+    for title, where, row in ROWS:
+        place = {"x": 0, "y": y, "w": COLUMNS * WIDTH, "h": 1}
+        heading = {"id": len(panels) + 1, "type": "row", "title": title, "gridPos": place}
+        panels.append(heading | {"panels": [], "collapsed": False})
+        y += 1
+        for index, panel in enumerate(row):
+            column, line = index % COLUMNS, index // COLUMNS
+            at = column * WIDTH, y + line * HEIGHT
+            panels.append(_panel(panel, len(panels) + 1, at, where))
+        y += -(-len(row) // COLUMNS) * HEIGHT
+    source = {"name": "datasource", "type": "datasource", "query": "prometheus", "label": "source"}
+    return {
+        "uid": "kvshelf",
+        "title": "kvshelf",
+        "tags": ["kvshelf", "vllm"],
+        "schemaVersion": 39,
+        "editable": True,
+        "refresh": "30s",
+        "time": {"from": "now-1h", "to": "now"},
+        "templating": {
+            "list": [source, _variable("namespace", "namespace"), _variable("model", "model_name")]
+        },
+        "panels": panels,
+    }
+
+
+def prometheus_rule() -> str:
+    """rules.yaml as it stands, with its comments, in the operator's object."""
+    rules = (FOLDER / "rules.yaml").read_text(encoding="utf-8")
+    _, _, groups = rules.partition("groups:\n")
+    indented = "".join(f"  {line}\n" if line else "\n" for line in groups.splitlines())
+    return (
+        "# Made from rules.yaml by scripts/make_monitoring.py: change that instead.\n"
+        "apiVersion: monitoring.coreos.com/v1\nkind: PrometheusRule\nmetadata:\n  name: kvshelf\n"
+        f"spec:\n  groups:\n{indented}"
+    )
+
+
+def main(arguments: list[str]) -> int:
+    made = {
+        "dashboard.json": json.dumps(dashboard(), indent=1) + "\n",
+        "prometheusrule.yaml": prometheus_rule(),
+    }
+    stale = 0
+    for name, text in made.items():
+        path = FOLDER / name
+        if path.is_file() and path.read_text(encoding="utf-8") == text:
+            continue
+        stale += 1
+        if arguments == ["--check"]:
+            print(f"{path} is stale: python scripts/make_monitoring.py")
+        else:
+            path.write_text(text, encoding="utf-8")
+            print(f"wrote {path}")
+    return 1 if stale and arguments == ["--check"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,77 @@
+"""The container of the evictor's chart, started on a full volume, as its security context says."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from damage import chunk_files
+from kvshelf import Chunk, Identity, Shelf, make_key
+from kvshelf.cli.main import COMMANDS
+from tests.deploy.render import DEPLOY, kustomize
+from tests.deploy.running import Pod, why_not
+from tests.deploy.test_chart import DEFAULTS, template
+
+pytestmark = pytest.mark.skipif("evict" not in COMMANDS, reason="this kvshelf has no evict command")
+
+CLAIM = "llm-d-kv-cache-storage"
+VOLUME_MIB = 64
+CHUNKS = 61  # of 1 MiB and a page each
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own with a shelf that fills it to more than nine tenths."""
+    if reason := why_not():
+        pytest.skip(reason)
+    path = tmp_path / "volume"
+    path.mkdir()
+    size = f"size={VOLUME_MIB}m,mode=2775,gid=1000"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", size, "none", path], check=True)
+    try:
+        fill(path / "kv-cache")
+        yield path
+    finally:
+        subprocess.run(["umount", "-l", path], check=True)
+
+
+def fill(root: Path) -> None:
+    blocks = np.random.default_rng(0).integers(0, 255, (1, 1 << 20), dtype=np.uint8)
+    with Shelf.of_arrays(root, Identity({"model": "full"}), blocks) as shelf:
+        for number in range(CHUNKS):
+            shelf.store([Chunk(make_key(number.to_bytes(32, "big"), 0), range(1))])
+    for entry in (root, *root.rglob("*")):  # the replicas' user stored them
+        shutil.chown(entry, 1000, 1000)
+
+
+def used(path: Path) -> float:
+    space = os.statvfs(path)
+    return 1 - space.f_bavail / space.f_blocks
+
+
+def test_the_charts_container_brings_a_full_volume_below_its_limit(
+    volume: Path, tmp_path: Path
+) -> None:
+    assert used(volume) > 0.9
+    before = len(chunk_files(volume / "kv-cache"))
+    objects = [*template(DEFAULTS, tmp_path), *kustomize(DEPLOY / "base/storage")]
+    pod = Pod(objects, "kv-evictor", tmp_path / "pod", {CLAIM: volume})
+    try:
+        pod.launch().ready(60)
+        deadline = time.monotonic() + 60
+        while used(volume) > 0.9 or pod.metric("kvshelf:evicted_chunks_total") == 0:
+            assert time.monotonic() < deadline, pod.log_tail()
+            time.sleep(0.1)
+        left = len(chunk_files(volume / "kv-cache"))
+        assert before - left == pod.metric("kvshelf:evicted_chunks_total")
+        assert used(volume) > 0.8  # to its low mark, and no further
+        assert pod.terminate() == 0
+    finally:
+        pod.close()
