@@ -158,7 +158,6 @@ ROWS: tuple[tuple[str, str, tuple[Panel, ...]], ...] = (
                 "ops",
                 (
                     (rate("kvshelf:evicted_chunks_total"), "chunks"),
-                    (rate("kvshelf:evicted_files_total"), "by replicas"),
                     (rate("kvshelf:evict_spared_chunks_total"), "spared: used meanwhile"),
                     (rate("kvshelf:gone_keys_total"), "reported gone"),
                 ),

@@ -16,7 +16,7 @@ from tests.deploy.tools import DEPLOY
 FOLDER = DEPLOY / "monitoring"
 # Names of series: vLLM's and ours have a colon, as have recorded ones; the kubelet's begin so.
 _NAME = re.compile(r"\b(?:kvshelf|vllm|job):\w+(?::\w+)?|\bkubelet_\w+")
-# Metrics of eviction that an engine without it, or without a separate evictor, does not have.
+# Metrics of eviction that an engine that evicts nothing, or has no evictor beside it, does not have.
 EVICTION = {
     "kvshelf:evict_faults_total",
     "kvshelf:evict_lease_held",
@@ -25,7 +25,6 @@ EVICTION = {
     "kvshelf:evict_state",
     "kvshelf:evicted_bytes_total",
     "kvshelf:evicted_chunks_total",
-    "kvshelf:evicted_files_total",
     "kvshelf:gone_keys_total",
     "kvshelf:shelf_bytes",
     "kvshelf:shelf_chunks",
