@@ -5,7 +5,8 @@ other on the same card:
 
     recompute   no connector
     fs tier     vLLM's own TieringOffloadingSpec with its `fs` tier
-    kvshelf     this project
+    our tier    the same with KvshelfTier
+    kvshelf     this project's direct path
 
     python benchmarks/gpu/engine.py DIR --out results.json [--arms recompute,kvshelf]
 """
@@ -60,6 +61,9 @@ def transfer_config(arm: str, root: str) -> dict[str, Any] | None:
                 "max_staging_memory_gb": 1.0,
             },
         }
+    tier = {"type": "fs"}
+    if arm == "our tier":
+        tier = {"type": "KvshelfTier", "module_path": "kvshelf.vllm.tier"}
     return {
         "kv_connector": "OffloadingConnector",
         "kv_role": "kv_both",
@@ -67,7 +71,7 @@ def transfer_config(arm: str, root: str) -> dict[str, Any] | None:
             "spec_name": "TieringOffloadingSpec",
             "block_size": 256,
             "cpu_bytes_to_use": 32 << 30,
-            "secondary_tiers": [{"type": "fs", "root_dir": root}],
+            "secondary_tiers": [{**tier, "root_dir": root}],
         },
     }
 
@@ -116,7 +120,7 @@ class Arm:
 
     def forget(self) -> None:
         """Empty the GPU's cache, and the tier's in host memory: what is left is in the files."""
-        if self.name == "fs tier":
+        if self.name.endswith("tier"):
             self.llm.reset_prefix_cache(reset_connector=True)
         else:
             self.llm.reset_prefix_cache()
@@ -241,7 +245,7 @@ def child(args: argparse.Namespace) -> None:
     phases = {
         "single": lambda: arm.single(args.repeats),
         "damaged": arm.damaged if args.arm == "kvshelf" else None,
-        "inter_token": (lambda: inter_token(arm)) if args.arm != "fs tier" else None,
+        "inter_token": (lambda: inter_token(arm)) if not args.arm.endswith("tier") else None,
         "many": arm.many,
     }
     for name, phase in phases.items():
