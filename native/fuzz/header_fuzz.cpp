@@ -62,7 +62,8 @@ void CheckTheWriter(Input& input) {
   const std::string key = "a key of some bytes";
   const ChunkIdentity identity{{}, key, 7, 8, block_bytes};
   ChunkHeader header = MakeHeader(identity, first, count, piece);
-  SealHeader(header);
+  PieceCoder coder(nullptr, {});
+  DEMAND(SealHeader(header, coder));
   DEMAND(HeaderIsSound(header) && HeaderMatches(header, identity));
   DEMAND(SizesAgree(header, FileBytes(header)) && HasBlocks(header, first, count));
   DEMAND(!SizesAgree(header, FileBytes(header) + 1) && !SizesAgree(header, FileBytes(header) - 1));

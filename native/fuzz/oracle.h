@@ -54,7 +54,8 @@ inline bool Expected(std::string_view file, const Wanted& wanted) {
          file.substr(104, key_bytes) == wanted.key &&
          FieldAt<std::uint32_t>(file, 100) == wanted.rank &&
          FieldAt<std::uint64_t>(file, 56) == wanted.geometry &&
-         FieldAt<std::uint64_t>(file, 40) == wanted.block_bytes;
+         FieldAt<std::uint64_t>(file, 40) == wanted.block_bytes &&
+         FieldAt<std::uint16_t>(file, 98) == 0;  // no tags: nothing here has a key
 }
 
 // Step 4. REQUIRES: a whole header.
@@ -63,9 +64,10 @@ inline bool Agrees(std::string_view file, Wide file_bytes) {
   const Wide first = FieldAt<std::uint32_t>(file, 48), count = FieldAt<std::uint32_t>(file, 52);
   const Wide payload = FieldAt<std::uint64_t>(file, 24);
   const Wide piece = FieldAt<std::uint32_t>(file, 32), pieces = FieldAt<std::uint32_t>(file, 36);
+  const Wide pieces_max = FieldAt<std::uint16_t>(file, 98) == 0 ? 448 : 224;
   return payload == block_bytes * count && payload > 0 && first + count < (Wide{1} << 32) &&
          piece > 0 && piece % 4096 == 0 && pieces == (payload + piece - 1) / piece &&
-         pieces <= 448 && file_bytes == 4096 + (payload + 4095) / 4096 * 4096;
+         pieces <= pieces_max && file_bytes == 4096 + (payload + 4095) / 4096 * 4096;
 }
 
 // What a reader must say of a file, and where the wanted bytes of a good one lie in it.

@@ -55,6 +55,7 @@ class MemoryFile final : public FileOps {
   int Rename(int, const char*, int, const char*) override { return Never(); }
   int SyncData(int) override { return Never(); }
   int Sync(int) override { return Never(); }
+  int Close(int) override { return Never(); }
   int TouchAt(int, const char*, timespec) override { return Never(); }
 
  private:

@@ -214,6 +214,14 @@ def test_drain_waits_for_every_job(engines: tuple[Engine, Engine]) -> None:
     assert sorted(result.job_id for result in tier.get_finished_jobs()) == list(range(5))
 
 
+def test_the_place_of_the_class_is_no_setting(root: Path) -> None:
+    memory = memoryview(np.zeros((2, 4096), np.uint8))
+    tier = KvshelfTier(
+        spec(), memory, root_dir=str(root), module_path="kvshelf.vllm.tier", evict=False
+    )
+    tier.shutdown()
+
+
 def test_memory_can_be_given_back_after_shutdown(root: Path) -> None:
     # As vLLM does: a reference to its memory would raise BufferError here.
     data = bytearray(ROWS * ROW_BYTES)

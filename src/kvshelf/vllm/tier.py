@@ -73,8 +73,10 @@ class KvshelfTier(SecondaryTierManager):
         *,
         enable_kv_events: bool = False,
         locality: str | None = None,
+        module_path: str | None = None,
         **options: Any,
     ) -> None:
+        del module_path  # where this class is: vLLM 0.26 hands it on
         super().__init__(offloading_spec, primary_kv_view, tier_type)
         compat.set_tier_options(self, backpressure_detector, locality)
         settings = tier_settings(options)
