@@ -16,7 +16,7 @@ from tests.deploy.tools import DEPLOY
 FOLDER = DEPLOY / "monitoring"
 # Names of series: vLLM's and ours have a colon, as have recorded ones; the kubelet's begin so.
 _NAME = re.compile(r"\b(?:kvshelf|vllm|job):\w+(?::\w+)?|\bkubelet_\w+")
-# Metrics of eviction that an engine that evicts nothing, or has no evictor beside it, does not have.
+# Metrics of eviction that an engine without an evictor, or one that evicts nothing, does not have.
 EVICTION = {
     "kvshelf:evict_faults_total",
     "kvshelf:evict_lease_held",
