@@ -128,7 +128,7 @@ def work(root: str, rate: float) -> None:
         order = json.loads(line)
         if "bytes" in order:
             evictor._limits = Limits(shelf_bytes=order["bytes"], low_percent=order.get("low", 100))
-            evictor._next_refresh = 0.0
+            evictor._refreshed_at = float("-inf")
         if order.get("rescan"):
             evictor._scan_all = True
         cpu, begin = time.process_time(), time.perf_counter()

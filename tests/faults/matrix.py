@@ -72,12 +72,13 @@ _PROBE = {
     ("read", "header"): "",
     ("close", "chunk"): "",
 }
+_LOOK = {("open", "folder"): "", ("stat", "chunk"): "", ("close", "folder"): ""}
 CALLS: dict[str, dict[tuple[str, str], str]] = {
     "load": _LOAD,
-    "store": _STORE | {("stat", "chunk ahead"): ""},
+    "store": _STORE | {("stat", "chunk ahead"): "folder"},
     "store-through": _STORE,
-    "lookup": {("stat", "chunk"): ""},
-    "touch": {("stat", "chunk"): "", ("utimens", "chunk"): ""},
+    "lookup": _LOOK,
+    "touch": _LOOK | {("utimens", "chunk"): ""},
     "probe": _PROBE,
 }
 # Made before a name is claimed: what fails or hangs here is never published.
@@ -90,6 +91,7 @@ _BEFORE_PUBLICATION = {
     ("write", "payload"),
     ("write", "header"),
     ("fsync", "temp file"),
+    ("close", "temp file"),
 }
 _MAKE_A_NAME = ({"open"}, "temp file"), ({"rename", "link"}, "chunk"), ({"mkdir"}, None)
 _CHANGE_NAMES = {"rename", "link", "plain rename", "mkdir", "unlink"}
@@ -244,6 +246,9 @@ def _store(cell: Cell) -> Outcome:
         return _store_that_failed(cell)
     if fault == "hang":
         return Outcome("TIMED_OUT", later="NOT_FOUND" if call in _BEFORE_PUBLICATION else "OK")
+    if call == ("close", "temp file") and fault != "done, but EIO":
+        # Only now may storage say that a write has failed, so a chunk gets its name after it.
+        return Outcome("IO_ERROR", _number(fault), later="NOT_FOUND")
     if fault in ("EINTR", "short"):
         # Linux has closed the file all the same; what follows must not touch the number again.
         return Outcome("OK", retried=cell.operation != "close")
@@ -299,12 +304,16 @@ def _lookup(cell: Cell) -> Outcome:
         return Outcome("TIMED_OUT")
     if cell.fault in ("swapped", "stale namespace"):  # a load finds out
         return Outcome("OK", later="FOREIGN")
+    if cell.operation == "close":
+        return Outcome("OK")
     return _failed(cell.fault)
 
 
 def _touch(cell: Cell) -> Outcome:
     if cell.fault in ("swapped", "stale namespace"):
         return Outcome("OK", later="FOREIGN")
+    if cell.operation == "close":
+        return Outcome("OK")
     return Outcome("OK", retried=True) if cell.fault == "EINTR" else Outcome("NOT_RENEWED")
 
 

@@ -27,8 +27,6 @@ def rule_of(cell: Cell, turn: int, action: str, error: str) -> Rule:
     }
     chunk = f"*/r0/{victim:03x}/*.kv"
     path = paths.get(cell.target, chunk)
-    if (cell.operation, cell.target) == ("close", "temp file"):  # it has its final name by then
-        path = chunk
     if (cell.operation, cell.target) == ("open", "temp file") and (one or cell.times == "always"):
         path = "*.tmp"  # the next attempt has another name
     offsets = (0, 1 << 62)

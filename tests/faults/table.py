@@ -10,6 +10,7 @@ _CONDITIONS = {
     "": "",
     "damaged": "of a damaged file, to remove it",
     "no temp folder": "when it is absent",
+    "folder": "when its folder is there",
     "write error": "after a write failed",
     "no renameat2": "where there is no renameat2",
     "no links": "where there are no links either",
