@@ -88,13 +88,14 @@ def test_chunks_used_between_the_walk_and_their_removal_stay(tmp_path: Path) -> 
     sweep.begin_removal(cuts)
     # The first call walks all folders and begins with the oldest ones.
     work = sweep.remove(Amount(60, 0), 10)
-    assert not work.finished and work.removed.files == 40
-    assert shelf.gone() == shelf.oldest(40)
-    hot = {chunk.path for chunk in chunks[50:60]}
+    begun = work.removed.files
+    assert not work.finished and 40 <= begun <= 44  # each thread may have one more in hand
+    assert shelf.gone() == shelf.oldest(begun)
+    hot = {chunk.path for chunk in chunks[40:50]}
     for path in hot:
         os.utime(path, (time.time() + 5, path.stat().st_mtime))
-    work = sweep.remove(Amount(20, 0), 10)
-    assert (work.finished, work.removed.files, work.spared) == (True, 20, 10)
+    work = sweep.remove(Amount(60 - begun, 0), 10)
+    assert (work.finished, work.removed.files, work.spared) == (True, 60 - begun, 10)
     assert shelf.gone() == shelf.oldest(70) - hot
 
 
