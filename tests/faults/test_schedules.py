@@ -56,8 +56,11 @@ def test_ten_thousand_schedules() -> None:
 
 
 def test_a_seed_gives_the_same_in_every_run(pool: ProcessPoolExecutor) -> None:
-    """Calls, faults and outcomes of solo schedules, in whatever process. One seed in twelve may
-    differ: touches are made in the background, and a fault may meet one of them or the next call."""
+    """Calls, faults and outcomes of solo schedules, in whatever process.
+
+    One seed in twelve may differ: touches are made in the background, and a fault may meet one of
+    them or the next call.
+    """
     other = []
     for seed in range(1000, 1024, 2):
         runs = [pool.submit(run_seed, seed) for _ in range(3)]
