@@ -36,9 +36,10 @@ ChunkWriter::~ChunkWriter() { RemoveTemp(); }
 
 ChunkWriter::Start ChunkWriter::Begin(FileResult* result) {
   struct stat existing{};
-  // A hint: through a link in a folder it may be wrong, and the store is then skipped, as any is
-  // whose name is taken.
-  const int found = root_.ops().StatAt(root_.fd(), request_.path.c_str(), &existing);
+  // Most chunks are new: one call says so. What is found must also be there without a link in a
+  // folder, as a load sees it.
+  int found = root_.ops().StatAt(root_.fd(), request_.path.c_str(), &existing);
+  if (found >= 0) found = root_.StatBeneath(request_.path, &existing);
   if (found >= 0) {
     if (!S_ISREG(existing.st_mode) || existing.st_size >= kFileBytesMin || !options_.remove_bad) {
       return Start::kExists;
