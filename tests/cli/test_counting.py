@@ -17,11 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from kvshelf.cli.common import age_text, bytes_text
 from kvshelf.cli.main import main
 from kvshelf.cli.scrape import parse
 from kvshelf.namespace import Identity
 from kvshelf.root import open_namespace, open_root
+from kvshelf.text import age_text, bytes_text
 from tests.census.test_census import put
 
 BIG = Identity({"model": "org/big", "dtype": "bfloat16", "cache_dtype": "fp8"})

@@ -10,7 +10,8 @@ from typing import Any
 from kvshelf.census.census import Census, RankSample, summary
 from kvshelf.census.folders import temp_bytes
 from kvshelf.cli import counting
-from kvshelf.cli.common import Exit, bytes_text, print_json, safe, table_lines
+from kvshelf.cli.common import Exit, print_json, safe, table_lines
+from kvshelf.text import bytes_text
 
 HELP = "say what takes how much room on a shelf"
 DESCRIPTION = """\

@@ -17,8 +17,9 @@ from kvshelf.census.census import SHARES
 from kvshelf.census.estimate import Estimate
 from kvshelf.census.watch import View, Watch
 from kvshelf.cli import counting
-from kvshelf.cli.common import CommandError, Exit, bytes_text, existing_shelf, safe
+from kvshelf.cli.common import CommandError, Exit, existing_shelf, safe
 from kvshelf.cli.scrape import ScrapeError, scrape
+from kvshelf.text import bytes_text
 
 HELP = "watch a shelf: bytes, chunks, what is stored and evicted, ages, free space"
 DESCRIPTION = """\

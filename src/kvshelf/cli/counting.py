@@ -12,7 +12,8 @@ from typing import Any
 
 from kvshelf.census.census import SHARES, Census, Summary
 from kvshelf.census.estimate import CONFIDENCE, Estimate
-from kvshelf.cli.common import CommandError, Exit, age_text, bytes_text, existing_shelf
+from kvshelf.cli.common import CommandError, Exit, existing_shelf
+from kvshelf.text import age_text, bytes_text
 
 # How often a terminal sees a better estimate.
 _REDRAW_SECONDS = 0.5

@@ -12,6 +12,7 @@ from kvshelf.doctor.findings import Finding, fine, note, problem, warning
 from kvshelf.errors import NotAShelfError
 from kvshelf.layout import MARKER
 from kvshelf.root import check_root
+from kvshelf.text import bytes_text
 
 # statvfs(3) of file systems that do not count inodes: 0, or all ones (CephFS).
 _UNCOUNTED = (0, 2**64 - 1)
@@ -206,7 +207,7 @@ def check_room(root: Path) -> list[Finding]:
     total, free = numbers.f_blocks * numbers.f_frsize, numbers.f_bavail * numbers.f_frsize
     findings = []
     used = 1 - free / total if total else 0.0
-    text = f"{_amount(free)} of {_amount(total)} free ({used:.0%} used)"
+    text = f"{bytes_text(free)} of {bytes_text(total)} free ({used:.0%} used)"
     if used > _NEARLY_FULL:
         findings.append(
             warning("room", text, "free some, or set a limit so that kvshelf evicts in time")
@@ -226,11 +227,3 @@ def check_room(root: Path) -> list[Finding]:
     else:
         findings.append(fine("inodes", f"{numbers.f_ffree:,} of {numbers.f_files:,} free"))
     return findings
-
-
-def _amount(count: float) -> str:
-    for unit in ("B", "KB", "MB", "GB", "TB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:,.4g} PB"
