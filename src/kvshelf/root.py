@@ -209,6 +209,19 @@ def list_namespaces(root: Path) -> list[NamespaceEntry]:
     return entries
 
 
+def others_data(root: Path) -> str | None:
+    """Name of an entry that keeps a directory without marker from becoming a shelf; None if all of
+    them are the file system's or files of a moment of ours. Hidden ones are data like any other.
+
+    Raises:
+        OSError: it cannot be listed.
+    """
+    for name in sorted(os.listdir(root)):  # noqa: PTH208 - names are all that is needed
+        if not is_of_file_system(name) and parse_temp_name(name.removeprefix(".")) is None:
+            return name
+    return None
+
+
 def is_of_file_system(name: str) -> bool:
     """Whether a file system itself puts an entry of this name into folders."""
     return name in _IGNORED or name.startswith(".nfs")
@@ -281,9 +294,8 @@ def _sync_folder(path: Path) -> None:
 
 def _claim(root: Path, file_mode: int) -> None:
     """Write the marker into an empty directory; losing the race to another process is fine."""
-    for name in sorted(os.listdir(root)):  # noqa: PTH208 - names are all that is needed
-        if is_of_file_system(name) or parse_temp_name(name.removeprefix(".")):
-            continue
+    name = others_data(root)
+    if name is not None:
         if os.path.lexists(root / MARKER):
             return  # another process was faster, and what lies here may be its namespace
         raise NotAShelfError(

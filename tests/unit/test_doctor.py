@@ -38,7 +38,9 @@ class TestDirectory:
         open_root(tmp_path)
         assert "is a shelf" in site.check_directory(tmp_path)[0].message
 
-    @pytest.mark.parametrize("name", ["absent", "file", "relative", "others", "damaged"])
+    @pytest.mark.parametrize(
+        "name", ["absent", "file", "relative", "others", "others, hidden", "damaged"]
+    )
     def test_what_cannot_be_used_is_a_problem(
         self, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -48,9 +50,10 @@ class TestDirectory:
         elif name == "relative":
             monkeypatch.chdir(tmp_path)
             root = Path("relative")
-        elif name in ("others", "damaged"):
+        elif name != "absent":
             root.mkdir()
-            (root / ("data" if name == "others" else "kvshelf.json")).write_text("x")
+            files = {"others": "data", "others, hidden": ".git", "damaged": "kvshelf.json"}
+            (root / files[name]).write_text("x")
         (finding, *_) = site.check_directory(root)
         assert finding.severity is Severity.PROBLEM and finding.remedy
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from kvshelf.doctor.findings import Finding, fine, note, problem, warning
 from kvshelf.errors import NotAShelfError
 from kvshelf.layout import MARKER
-from kvshelf.root import check_root
+from kvshelf.root import check_root, others_data
 from kvshelf.text import bytes_text
 
 # statvfs(3) of file systems that do not count inodes: 0, or all ones (CephFS).
@@ -125,12 +125,11 @@ def _shelf_or_not(root: Path) -> Finding:
         except (OSError, NotAShelfError) as error:
             return problem("directory", str(error), "use a directory of its own")
         return fine("directory", f"{root} is a shelf")
-    others = [entry.name for entry in os.scandir(root) if not entry.name.startswith(".")]
-    others = [name for name in others if name != "lost+found"]
-    if others:
+    other = others_data(root)
+    if other is not None:
         return problem(
             "directory",
-            f"it holds other data ({sorted(others)[0]!r}) and no {MARKER}",
+            f"it holds other data ({other!r}) and no {MARKER}",
             f"make an empty directory for kvshelf: mkdir {root}/kvshelf",
         )
     return fine("directory", f"{root} is empty and can become a shelf")
