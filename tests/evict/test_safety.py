@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from kvshelf.evict import Amount, Evictor, Limits
 from kvshelf.evict.native import Sweep, _native
-from kvshelf.layout import parse_chunk_path
+from kvshelf.layout import ROOT_FOLDERS, parse_chunk_path
 from tests.evict.shelves import CHUNK_BYTES, ShelfMaker, settle
 
 NOTHING = Limits(shelf_bytes=1, low_percent=1)
@@ -199,3 +199,12 @@ def test_a_wrong_cut_is_refused_by_its_shape(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         sweep.begin_removal(np.zeros((1, 3, 2), dtype=np.int64))
     assert sweep.remove(Amount(1, 1), time.time()).finished  # nothing was begun
+
+
+@pytest.mark.parametrize("folder", sorted(ROOT_FOLDERS))
+def test_our_own_folders_beside_namespaces_are_not_foreign(tmp_path: Path, folder: str) -> None:
+    ShelfMaker(tmp_path).add(10)
+    (tmp_path / folder).mkdir()
+    assert settle(Evictor(tmp_path, Limits(shelf_bytes=1 << 40))).foreign == 0
+    (tmp_path / "somebody").mkdir()
+    assert settle(Evictor(tmp_path, Limits(shelf_bytes=1 << 40))).foreign == 1

@@ -6,8 +6,8 @@ import os
 import time
 from pathlib import Path
 
-from kvshelf.layout import EVICT_FOLDER, MARKER, REMOVED_FOLDER, is_namespace_folder
-from kvshelf.root import list_namespaces
+from kvshelf.layout import ROOT_FILES, ROOT_FOLDERS, is_namespace_folder
+from kvshelf.root import is_of_file_system, list_namespaces
 
 # The root's time may be so coarse, and a namespace.json comes a moment after its folder.
 _RACY_SECONDS = 5.0
@@ -50,11 +50,13 @@ class Spaces:
             and not entry.problem
             and is_namespace_folder(entry.folder)
         ]
-        known = {MARKER, EVICT_FOLDER, REMOVED_FOLDER, "lost+found", *self._folders}
+        known = ROOT_FILES | ROOT_FOLDERS | set(self._folders)
         self.foreign = tuple(
             name
             for name in sorted(os.listdir(self._root))[:_FOREIGN_MAX]  # noqa: PTH208
-            if name not in known and not name.startswith((".", "kvshelf"))
+            if name not in known
+            and not is_of_file_system(name)
+            and not name.startswith((".", "kvshelf"))
         )
         self._listed_at, self._mtime = now, mtime
         return self._folders

@@ -78,10 +78,6 @@ def folder_at(parent: int, name: str) -> Iterator[int]:
         os.close(descriptor)
 
 
-def same_file(a: os.stat_result, b: os.stat_result) -> bool:
-    return (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino)
-
-
 def unlink_if_same(folder: int, name: str, seen: os.stat_result) -> bool:
     """Remove a file if the name is still that of the file that was seen.
 
@@ -94,7 +90,7 @@ def unlink_if_same(folder: int, name: str, seen: os.stat_result) -> bool:
     """
     try:
         now = os.stat(name, dir_fd=folder, follow_symlinks=False)
-        if not same_file(now, seen):
+        if not os.path.samestat(now, seen):
             return False
         os.unlink(name, dir_fd=folder)
     except OSError as error:

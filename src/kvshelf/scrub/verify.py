@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import kvshelf._native as _native  # noqa: PLR0402 - as in kvshelf.engine.native
-from kvshelf.scrub.folders import GONE, same_file, unlink_if_same
+from kvshelf.scrub.folders import GONE, unlink_if_same
 from kvshelf.scrub.mount import Mount
 from kvshelf.scrub.pace import Pace
 
@@ -115,7 +115,7 @@ class FileVerifier:
     ) -> Outcome:
         """A second opinion on a bad file: memory and networks damage bytes too."""
         with self._opened(folder, name) as (file, seen_now):
-            if not same_file(seen, seen_now):
+            if not os.path.samestat(seen, seen_now):
                 return Outcome(Verdict.GONE)
             second = self._judge(file, seen_now, expected)
         if second.verdict in (Verdict.SOUND, Verdict.PADDING):
