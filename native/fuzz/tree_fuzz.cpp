@@ -177,7 +177,7 @@ void Use(const Site& site, RootDir& root, const std::string& path) {
   const bool there = root.StatBeneath(path, &found) == 0;
   root.TouchBeneath(path, {0, UTIME_NOW});
   bool flag = false;
-  const UniqueFd folder(root.MakeFolder(SplitPath(path).first, &flag));
+  const UniqueFd folder(root.MakeFolder(SplitPath(path).first));
   // A store makes its temp folder, so that name is no chunk's; layout.py never makes it one.
   const std::size_t slash = path.find('/');
   if (slash == std::string::npos || path.substr(slash) == "/tmp") return;

@@ -61,8 +61,7 @@ FileResult ChunkWriter::CreateTemp() {
   const std::string folder = request_.path.substr(0, request_.path.find('/')) + "/tmp";
   int fd = -ENOENT;
   for (int attempt = 0; attempt < kFolderAttempts && fd == -ENOENT; ++attempt) {
-    bool created = false;
-    const int folder_fd = root_.MakeFolder(folder, &created);
+    const int folder_fd = root_.MakeFolder(folder);
     if (folder_fd == -ENOENT) continue;  // removed between mkdir and open
     if (folder_fd < 0) return FileResult::IoError(-folder_fd);
     temp_folder_ = UniqueFd(folder_fd);
@@ -210,8 +209,7 @@ FileResult ChunkWriter::Publish(CopyGate& gate, ThreadContext& context) {
   const auto [folder, name] = SplitPath(request_.path);
   int renamed = -ENOENT;
   for (int attempt = 0; attempt < kFolderAttempts && renamed == -ENOENT; ++attempt) {
-    bool created = false;
-    const int made = root_.MakeFolder(folder, &created);
+    const int made = root_.MakeFolder(folder);
     if (made < 0 && made != -ENOENT) return FileResult::IoError(-made);
     if (made < 0) continue;  // an evictor removed it between mkdir and open
     const UniqueFd folder_fd(made);

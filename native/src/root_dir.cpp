@@ -67,18 +67,15 @@ int RootDir::SyncFolders(std::string folder) const {
   }
 }
 
-int RootDir::MakeFolder(const std::string& folder, bool* created) const {
-  *created = false;
+int RootDir::MakeFolder(const std::string& folder) const {
   const int opened = OpenFolder(folder);
   if (opened != -ENOENT || folder.empty()) return opened;
   const auto [parent, name] = SplitPath(folder);
-  bool parent_created = false;
-  const int parent_fd = MakeFolder(parent, &parent_created);
+  const int parent_fd = MakeFolder(parent);
   if (parent_fd < 0) return parent_fd;
   const UniqueFd owner(parent_fd);
   const int made = ops_->MakeDirAt(parent_fd, name.c_str(), dir_mode_);
   if (made < 0 && made != -EEXIST) return made;
-  *created = made >= 0;
   return OpenFolder(folder);
 }
 

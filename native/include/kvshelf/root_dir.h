@@ -34,9 +34,8 @@ class RootDir {
   // Makes the names in a folder last, and its own, up to the root; 0 or -errno. All of them each
   // time: a folder that is there may have been made just now, by somebody who has not synced yet.
   int SyncFolders(std::string folder) const;
-  // Opens a folder too, and makes what is missing of it. Sets `*created` if it made the last
-  // component.
-  int MakeFolder(const std::string& folder, bool* created) const;
+  // Opens a folder too, and makes what is missing of it.
+  int MakeFolder(const std::string& folder) const;
   // stat and touch of `path`, following no symbolic link in any component, as an open does: 0 or
   // -errno. The system calls themselves would follow all but the last.
   int StatBeneath(const std::string& path, struct stat* result) const;

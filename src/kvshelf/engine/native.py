@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kvshelf.core import native as _native
 from kvshelf.engine.base import (
     Batch,
     CopyMethod,
@@ -33,15 +34,6 @@ from kvshelf.engine.base import (
 )
 from kvshelf.errors import EngineClosedError
 from kvshelf.format import geometry_digest
-
-try:
-    # The stub is made by the build, so mypy may not see it: `from kvshelf import` would not check.
-    import kvshelf._native as _native  # noqa: PLR0402
-except ImportError as error:  # pragma: no cover - depends on how kvshelf was installed
-    raise ImportError(
-        "the native core of kvshelf is missing or was built for another Python; "
-        "build it with: pip install --no-build-isolation ."
-    ) from error
 
 # Numbers shared with native/include/kvshelf/status.h, by position.
 _STATUSES = tuple(FileStatus)

@@ -13,15 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kvshelf.core import native as _native
 from kvshelf.evict.limits import Amount
-
-try:
-    import kvshelf._native as _native  # noqa: PLR0402
-except ImportError as error:  # pragma: no cover - depends on how kvshelf was installed
-    raise ImportError(
-        "the native core of kvshelf is missing or was built for another Python; "
-        "build it with: pip install --no-build-isolation ."
-    ) from error
 
 NEVER_NS = -(2**63)  # before any time
 AGE_BUCKETS: int = _native.AGE_BUCKETS

@@ -1,6 +1,6 @@
 """Verifies one chunk file: opened so that nobody sees that it was read, judged by the native core.
 
-The only module besides ``kvshelf.engine`` that touches the extension. One thread an object; reading
+One thread an object; reading
 and hashing release the GIL.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
-import kvshelf._native as _native  # noqa: PLR0402 - as in kvshelf.engine.native
+from kvshelf.core import native as _native
 from kvshelf.scrub.folders import GONE, unlink_if_same
 from kvshelf.scrub.mount import Mount
 from kvshelf.scrub.pace import Pace
