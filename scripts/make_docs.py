@@ -14,6 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the matrix is the tests'
 
+from scripts.generated import keep
 from scripts.reliability import reliability_table
 from tests.faults.table import matrix_table
 
@@ -46,20 +47,11 @@ def with_table(page: str, table: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    stale = 0
-    for name, table in TABLES.items():
-        path = DOCS / name
-        page = path.read_text(encoding="utf-8")
-        made = with_table(page, table())
-        if made == page:
-            continue
-        stale += 1
-        if arguments == ["--check"]:
-            print(f"{path} is stale: python scripts/make_docs.py")
-        else:
-            path.write_text(made, encoding="utf-8")
-            print(f"wrote {path}")
-    return 1 if stale and arguments == ["--check"] else 0
+    pages = {DOCS / name: table for name, table in TABLES.items()}
+    made = {
+        path: with_table(path.read_text(encoding="utf-8"), table()) for path, table in pages.items()
+    }
+    return keep(made, arguments, "make_docs.py")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(__file__).resolve().parent.parent / "deploy/monitoring"
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from scripts.generated import keep  # noqa: E402 - beside this one
+
+FOLDER = ROOT / "deploy/monitoring"
 WIDTH, HEIGHT, COLUMNS = 8, 7, 3
 ENGINE = 'namespace=~"$namespace", model_name=~"$model"'
 VOLUME = 'namespace=~"$namespace"'
@@ -263,21 +268,10 @@ def prometheus_rule() -> str:
 
 def main(arguments: list[str]) -> int:
     made = {
-        "dashboard.json": json.dumps(dashboard(), indent=1) + "\n",
-        "prometheusrule.yaml": prometheus_rule(),
+        FOLDER / "dashboard.json": json.dumps(dashboard(), indent=1) + "\n",
+        FOLDER / "prometheusrule.yaml": prometheus_rule(),
     }
-    stale = 0
-    for name, text in made.items():
-        path = FOLDER / name
-        if path.is_file() and path.read_text(encoding="utf-8") == text:
-            continue
-        stale += 1
-        if arguments == ["--check"]:
-            print(f"{path} is stale: python scripts/make_monitoring.py")
-        else:
-            path.write_text(text, encoding="utf-8")
-            print(f"wrote {path}")
-    return 1 if stale and arguments == ["--check"] else 0
+    return keep(made, arguments, "make_monitoring.py")
 
 
 if __name__ == "__main__":

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from faulty_mount import FaultyMount
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -44,3 +47,11 @@ def other_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny_model import DEFAULT_SEED, make_tiny_model
 
     return make_tiny_model(tmp_path_factory.mktemp("other") / "tiny-llama", DEFAULT_SEED + 1)
+
+
+@pytest.fixture(scope="module")
+def mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultyMount]:
+    """A mount whose system calls fail on demand; for tests that are skipped where there is none."""
+    made = FaultyMount(tmp_path_factory.mktemp("faults"))
+    yield made
+    made.close()

@@ -37,13 +37,6 @@ CHUNKS = 6
 TARGETS = [(i, [30 + 2 * i, 31 + 2 * i], 0) for i in range(CHUNKS)]
 
 
-@pytest.fixture(scope="module")
-def mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultyMount]:
-    made = FaultyMount(tmp_path_factory.mktemp("faults"))
-    yield made
-    made.close()
-
-
 @pytest.fixture
 def setup(mount: FaultyMount) -> Iterator[Setup]:
     """An engine on the mount; chunks 0 to 5 of blocks 2i and 2i + 1 are stored."""

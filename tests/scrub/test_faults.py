@@ -18,13 +18,6 @@ REASON = why_not()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=REASON or "")
 
 
-@pytest.fixture(scope="module")
-def mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultyMount]:
-    made = FaultyMount(tmp_path_factory.mktemp("faults"))
-    yield made
-    made.close()
-
-
 @pytest.fixture
 def mounted(mount: FaultyMount, filled_shelf: Path) -> Iterator[Path]:
     root = mount.path / f"shelf-{next(COUNT)}"
