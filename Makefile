@@ -16,7 +16,7 @@ CMAKE := cmake -S . -G Ninja
 CTEST := ctest --output-on-failure --no-tests=error --test-dir
 
 .DELETE_ON_ERROR:
-.PHONY: FORCE setup tools lint test test-native test-asan test-tsan fuzz coverage stress test-window demo bench clean
+.PHONY: FORCE setup tools lint test test-native test-asan test-tsan fuzz coverage stress reliability test-window demo bench clean
 
 # A registry's hiccup is not a broken set-up: one second try.
 define retry
@@ -87,11 +87,11 @@ test-tsan: $(VENV)/.tools
 # The native core's fuzz targets, each for so long; `make test-asan` runs a short, repeatable part.
 FUZZ_SECONDS ?= 60
 fuzz: $(VENV)/.tools
-	python scripts/fuzz.py --seconds $(FUZZ_SECONDS)
+	python scripts/fuzz.py --seconds $(FUZZ_SECONDS) --json benchmarks/results/fuzz.json
 
-# Which lines the tests run: a table, the rest named, and build-coverage/coverage.json.
+# Which lines the tests run: a table, the rest named, and benchmarks/results/coverage.json.
 coverage: $(VENV)/.kvshelf
-	python scripts/line_coverage.py --json build-coverage/coverage.json $(PYTEST_ARGS)
+	python scripts/line_coverage.py --json benchmarks/results/coverage.json $(PYTEST_ARGS)
 
 # Schemas for the tests of deploy/, and the programs that they run. Without them those tests are
 # skipped, but not in CI.
@@ -116,6 +116,14 @@ test-window: $(VENV)/.kvshelf
 # Minutes to hours: 10,000 random fault schedules, and whatever else is marked so.
 stress: $(VENV)/.kvshelf
 	python -m pytest -m stress
+
+# All figures of docs/reliability.md, and the page: hours.
+reliability: $(VENV)/.kvshelf fuzz coverage
+	python benchmarks/bench_crashes.py
+	python benchmarks/bench_schedules.py shelves
+	python benchmarks/bench_schedules.py engine
+	python -m tests.stress --seconds 1800
+	python scripts/make_docs.py
 
 demo: $(VENV)/.kvshelf
 	@python demo/run.py
