@@ -99,6 +99,27 @@ def test_chunks_used_between_the_walk_and_their_removal_stay(tmp_path: Path) -> 
     assert shelf.gone() == shelf.oldest(70) - hot
 
 
+def test_a_candidate_that_became_a_link_meanwhile_stays(tmp_path: Path) -> None:
+    shelf = ShelfMaker(tmp_path)
+    chunks = [shelf.add(1000 + i) for i in range(100)]
+    sweep = Sweep(tmp_path, removals_max=40)
+    sweep.set_namespaces(shelf.folders)
+    assert sweep.scan(all_folders=True, seconds_max=10).finished
+    cuts = np.zeros((1, 2, 2), dtype=np.int64)
+    cuts[:, :, 1] = time.time_ns()
+    sweep.begin_removal(cuts)
+    assert not sweep.remove(Amount(60, 0), 10).finished
+    outside = tmp_path / "outside"
+    outside.write_bytes(b"x" * CHUNK_BYTES)
+    links = chunks[40:50]
+    for chunk in links:
+        chunk.path.unlink()
+        chunk.path.symlink_to(outside)
+        os.utime(chunk.path, (chunk.used_at, chunk.used_at), follow_symlinks=False)
+    sweep.remove(Amount(40, 0), 10)
+    assert all(chunk.path.is_symlink() for chunk in links) and outside.exists()
+
+
 def test_the_keys_of_all_that_went_are_told(tmp_path: Path) -> None:
     shelf = ShelfMaker(tmp_path, "one", "two")
     for i in range(300):
