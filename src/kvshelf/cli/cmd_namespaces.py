@@ -18,14 +18,15 @@ from kvshelf.cli.common import (
     shortened,
     table_lines,
 )
-from kvshelf.namespace import ABSENT, FieldDifference, Identity, diff
+from kvshelf.namespace import ABSENT, FieldDifference, Identity, diff, reason
 from kvshelf.root import NamespaceEntry, list_namespaces
 
 HELP = "list the namespaces of a shelf, or say in what two of them differ"
 DESCRIPTION = """\
 Engines share chunks only within a namespace: a folder for all that decides the bytes
 of the KV cache. Without --diff, list them; a namespace.json that is damaged is a
-finding. With --diff, print each identity field that differs, as FIELD: LEFT | RIGHT.
+finding. With --diff, print each identity field that differs, as FIELD: LEFT | RIGHT,
+and why that keeps the two apart where the field's name does not say it.
 A and B are folders, or the first characters of a folder or of a digest.
 """
 # Columns of a wide terminal; longer values are cut, --json is complete.
@@ -137,6 +138,8 @@ def _compare(left: NamespaceEntry, right: NamespaceEntry, *, as_json: bool) -> E
         for difference in differences:
             values = (_value(difference.left), _value(difference.right))
             print(f"{safe(difference.field)}: {' | '.join(values)}")
+        for why in dict.fromkeys(filter(None, (reason(each.field) for each in differences))):
+            print(f"  ({why})")
         if not differences:
             print("equal in every field")
     return Exit.FINDINGS if differences else Exit.FINE
@@ -146,7 +149,7 @@ def _difference_json(difference: FieldDifference) -> dict[str, Any]:
     """A side that lacks the field has no entry; null is a value."""
     sides = {"left": difference.left, "right": difference.right}
     present = {side: value for side, value in sides.items() if value is not ABSENT}
-    return {"field": difference.field, **present}
+    return {"field": difference.field, **present, "reason": reason(difference.field) or None}
 
 
 def _value(value: Any) -> str:

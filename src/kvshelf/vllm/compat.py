@@ -204,6 +204,12 @@ def row_layout(config: OffloadingConfig) -> tuple[bool, str]:
     return False, f"direct, {parallel.world_size} ranks"
 
 
+def info_keys(spec: Any, extra: dict[str, Any]) -> tuple[str, ...]:
+    """Label names of a spec's information series; vLLM has none before 0.33."""
+    keys = getattr(spec, "config_info_keys", None)
+    return tuple(keys(extra)) if keys is not None else ()
+
+
 def register_once(registry: Any, register: Callable[..., None], *names: str) -> None:
     """Register under ``names[0]`` unless it is there: plugins load more than once in a process."""
     if names[0] not in registry._registry:

@@ -206,6 +206,12 @@ def adopt_config(transfer_config: Any) -> bool:
     # vLLM itself needs a size: without one, a chunk would be a single block and files tiny.
     if "block_size" not in extra and "blocks_per_chunk" not in extra:
         extra["block_size"] = DEFAULT_CHUNK_TOKENS
+    recompute_failed_loads(transfer_config)
+    return True
+
+
+def recompute_failed_loads(transfer_config: Any) -> None:
+    """Make vLLM recompute what could not be loaded, whatever the configuration says."""
     if transfer_config.kv_load_failure_policy != "recompute":
         logger.info(
             "kvshelf: kv_load_failure_policy=%s becomes recompute: a chunk that fails to load is "
@@ -213,7 +219,6 @@ def adopt_config(transfer_config: Any) -> bool:
             transfer_config.kv_load_failure_policy,
         )
         transfer_config.kv_load_failure_policy = "recompute"
-    return True
 
 
 def has_tier(extra: dict[str, Any]) -> bool:

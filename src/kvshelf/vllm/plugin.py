@@ -8,6 +8,7 @@ def register() -> None:
 
     The name ``OffloadingConnector`` is given to KvshelfConnector too: with any other spec it is
     vLLM's own connector, with ours it turns failed loads into recomputation, which vLLM's cannot.
+    So is ``MultiConnector`` to a subclass that changes nothing without a child of ours.
     Classes are loaded only when a configuration asks for them.
     """
     from vllm.distributed.kv_transfer.kv_connector.factory import (  # noqa: PLC0415 - see above
@@ -22,6 +23,15 @@ def register() -> None:
         KVConnectorFactory, KVConnectorFactory.register_connector, name, module, name
     )
     KVConnectorFactory._registry["OffloadingConnector"] = KVConnectorFactory._registry[name]
+    multi = "KvshelfMultiConnector"
+    compat.register_once(
+        KVConnectorFactory,
+        KVConnectorFactory.register_connector,
+        multi,
+        "kvshelf.vllm.multi",
+        multi,
+    )
+    KVConnectorFactory._registry["MultiConnector"] = KVConnectorFactory._registry[multi]
     from vllm.v1.kv_offload.tiering.factory import SecondaryTierFactory  # noqa: PLC0415
 
     tier = "KvshelfTier"

@@ -1,0 +1,116 @@
+"""vLLM's MultiConnector with a kvshelf connector among its children.
+
+Two things stand in vLLM's way of that, in 0.26 to 0.33: what happens to a failed load is read from
+the outermost configuration, which a child cannot see; and children of one class (several
+OffloadingConnectors, as kvshelf's and vLLM's CPU offloading) get the metrics of the first one's
+spec only, so that the first value of another ends the process that counts.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+from typing_extensions import override
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
+from vllm.distributed.kv_transfer.kv_connector.v1.multi_connector import MultiConnector
+from vllm.v1.kv_offload.base import OffloadingSpec
+from vllm.v1.kv_offload.factory import OffloadingSpecFactory
+
+from kvshelf.vllm import compat
+from kvshelf.vllm.connector import CONNECTOR_NAME, SPEC_NAME, recompute_failed_loads
+
+logger = compat.logger_of(__name__)
+
+_OFFLOADING = (CONNECTOR_NAME, "OffloadingConnector")
+_CHILDREN = "connectors"
+_SPECS_KEY = "kvshelf.specs"
+
+
+class KvshelfMultiConnector(MultiConnector):
+    """Source: vLLM's MultiConnector (kv_connector/v1/multi_connector.py), whose name it takes.
+
+    Without a child of ours it is vLLM's and nothing else.
+    """
+
+    def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
+        if any(map(_is_ours, _children(vllm_config))):
+            recompute_failed_loads(vllm_config.kv_transfer_config)
+        super().__init__(vllm_config, role, kv_cache_config)
+
+    @classmethod
+    @override
+    def build_prom_metrics(cls, vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
+        """Called in the API server's process, which never makes a connector."""
+        return super().build_prom_metrics(_with_all_metrics(vllm_config), *args, **kwargs)
+
+
+class SpecsOfChildren(OffloadingSpec):
+    """The metrics of several specs, for the one class that all of them have. Never made."""
+
+    @classmethod
+    @override
+    def build_metric_definitions(cls, extra_config: dict[str, Any]) -> dict[str, Any]:
+        return {
+            name: definition
+            for extra in extra_config[_SPECS_KEY]
+            for name, definition in _spec_of(extra).build_metric_definitions(extra).items()
+        }
+
+    @classmethod
+    def config_info_keys(cls, extra_config: dict[str, Any]) -> tuple[str, ...]:
+        """Label names of vLLM's information series (0.33)."""
+        keys: dict[str, None] = {}
+        for extra in extra_config[_SPECS_KEY]:
+            keys |= dict.fromkeys(compat.info_keys(_spec_of(extra), extra))
+        return tuple(keys)
+
+
+def _children(vllm_config: Any) -> list[dict[str, Any]]:
+    extra = vllm_config.kv_transfer_config.kv_connector_extra_config
+    return list(extra.get(_CHILDREN) or ())
+
+
+def _extra(child: dict[str, Any]) -> dict[str, Any]:
+    """A child's own settings, with the spec that ours stands for."""
+    extra = dict(child.get("kv_connector_extra_config") or {})
+    if child.get("kv_connector") == CONNECTOR_NAME:
+        extra.setdefault("spec_name", SPEC_NAME)
+    return extra
+
+
+def _is_ours(child: dict[str, Any]) -> bool:
+    return _extra(child).get("spec_name") == SPEC_NAME
+
+
+def _spec_of(extra: dict[str, Any]) -> type[OffloadingSpec]:
+    if extra.get("spec_name") == SPEC_NAME:
+        extra = {"spec_name": SPEC_NAME}  # ours, by whatever module path an old configuration says
+    spec: type[OffloadingSpec] = OffloadingSpecFactory.get_spec_cls(extra)
+    return spec
+
+
+def _with_all_metrics(vllm_config: Any) -> Any:
+    """A configuration whose first offloading child has the metrics of all of them."""
+    children = _children(vllm_config)
+    offloading = [i for i, each in enumerate(children) if each.get("kv_connector") in _OFFLOADING]
+    if len(offloading) < 2:
+        return vllm_config
+    specs = [_extra(children[i]) for i in offloading]
+    children[offloading[0]] = {
+        **children[offloading[0]],
+        "kv_connector": "OffloadingConnector",
+        "kv_connector_extra_config": {
+            "spec_name": SpecsOfChildren.__name__,
+            "spec_module_path": __name__,
+            _SPECS_KEY: specs,
+        },
+    }
+    changed = copy.copy(vllm_config)
+    transfer = vllm_config.kv_transfer_config
+    changed.kv_transfer_config = replace(
+        transfer,
+        kv_connector_extra_config={**transfer.kv_connector_extra_config, _CHILDREN: children},
+    )
+    return changed
