@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import torch
 from typing_extensions import override
@@ -88,7 +89,9 @@ class _HostWorker:
         tensors = [
             replace(each, tensor=each.tensor.as_subclass(_KVTensor)) for each in kv_caches.tensors
         ]
-        return self.create_worker(replace(kv_caches, tensors=tensors))  # type: ignore[attr-defined]
+        rank = self.config.parallel.rank  # type: ignore[attr-defined]
+        with mock.patch.object(torch.accelerator, "current_device_index", lambda: rank):  # 0.31
+            return self.create_worker(replace(kv_caches, tensors=tensors))  # type: ignore[attr-defined]
 
 
 def _torch_with(**names: Any) -> Any:

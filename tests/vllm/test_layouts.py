@@ -10,13 +10,18 @@ import itertools
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm
+
+from .jobs import CONTEXT, has_setting, transfer_job  # noqa: E402
+
+if not has_setting("kv_cache_layout"):
+    pytest.skip("this vLLM has no canonical layout", allow_module_level=True)
 
 import torch  # noqa: E402
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading import config as offloading  # noqa: E402
@@ -35,12 +40,10 @@ from vllm.v1.kv_offload.base import (  # noqa: E402
     CanonicalKVCacheTensor,
     GPULoadStoreSpec,
     LookupResult,
-    ReqContext,
     ScheduleEndContext,
 )
 from vllm.v1.kv_offload.cpu import gpu_worker  # noqa: E402
 from vllm.v1.kv_offload.cpu.common import CPULoadStoreSpec  # noqa: E402
-from vllm.v1.kv_offload.tiering.base import TransferJob  # noqa: E402
 
 from host_memory import HostTieringSpec  # noqa: E402
 from kvshelf import make_key  # noqa: E402
@@ -50,7 +53,6 @@ from kvshelf.vllm.spec import IDENTITY_KEY  # noqa: E402
 from .configs import vllm_config  # noqa: E402
 
 HEADS, HEAD_SIZE, BLOCK, BLOCKS, LAYERS = 4, 32, 32, 8, 2
-CONTEXT = ReqContext(req_id="r")
 STEP_END = ScheduleEndContext(new_req_ids=(), preempted_req_ids=())
 KEYS = [make_key(bytes([i]) * 32, 0) for i in range(4)]
 ENGINE_IDS = itertools.count()
@@ -76,7 +78,11 @@ class Ranks:
         names = [f"layers.{i}.attn" for i in range(LAYERS)]
         cache = KVCacheConfig(
             num_blocks=BLOCKS,
-            kv_cache_tensors=[],
+            kv_cache_tensors=[
+                SimpleNamespace(  # the whole, whatever its parts are called in this vLLM
+                    size=LAYERS * BLOCKS * spec.page_size_bytes, shared_by=names, block_stride=0
+                )
+            ],
             kv_cache_groups=[KVCacheGroupSpec(names, spec)],
         )
         self.whole = [self._empty(spec, 1 if latent else HEADS) for _ in names]
@@ -93,6 +99,7 @@ class Ranks:
             extra = made.kv_transfer_config.kv_connector_extra_config
             extra[IDENTITY_KEY] = build_identity(made, cache, "")
             config = offloading.build_offloading_config(made, cache)
+            self.is_certified = config.parallel.is_parallelism_agnostic
             tensors = [self._empty(spec, spec.num_kv_heads) for _ in names]
             mappings = derive_canonical_mappings(
                 made, cache, dict(zip(names, tensors, strict=True))
@@ -134,12 +141,12 @@ class Ranks:
             assert worker.submit_store(job, blocks_of, CPULoadStoreSpec(rows))
             assert [result.success for result in worker.get_finished()] == [True]
         keys = KEYS[: len(rows)]
-        self.tier.submit_store(TransferJob(1, keys, np.array(rows), False, CONTEXT))
+        self.tier.submit_store(transfer_job(1, keys, rows, is_load=False))
         assert self._result().success
 
     def load(self, rows: list[int], blocks: list[int]) -> None:
         keys = KEYS[: len(rows)]
-        self.tier.submit_load(TransferJob(2, keys, np.array(rows), True, CONTEXT))
+        self.tier.submit_load(transfer_job(2, keys, rows, is_load=True))
         assert self._result().success
         for job, worker in enumerate(self.workers):
             blocks_of = GPULoadStoreSpec(blocks, [len(blocks)], [0])
@@ -221,6 +228,9 @@ def test_a_canonical_chunk_is_read_by_any_size(
     cache = some_cache(latent)
     theirs.fill(cache)
     theirs.store(blocks=[1, 2, 5, 6], rows=[3, 0])
+    if not theirs.is_certified:  # 0.29 and 0.30 certify no latent
+        assert mine.lookup() == [LookupResult.MISS] * 2
+        return
     assert mine.lookup() == [LookupResult.HIT] * 2
     mine.load(rows=[2, 4], blocks=[7, 0, 3, 4])
     for rank, tensors in enumerate(mine.memory):

@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm
 
-from vllm.v1.kv_offload.base import LookupResult, ReqContext, ScheduleEndContext  # noqa: E402
+from vllm.v1.kv_offload.base import LookupResult, ScheduleEndContext  # noqa: E402
 from vllm.v1.kv_offload.config import (  # noqa: E402
     OffloadingCacheConfig,
     OffloadingConfig,
@@ -23,17 +23,18 @@ from vllm.v1.kv_offload.config import (  # noqa: E402
     OffloadingModelConfig,
     OffloadingParallelConfig,
 )
-from vllm.v1.kv_offload.tiering.base import TransferJob  # noqa: E402
 from vllm.v1.kv_offload.tiering.factory import SecondaryTierFactory  # noqa: E402
 
 from kvshelf import Identity, make_key, metrics  # noqa: E402
 from kvshelf.errors import ConfigError  # noqa: E402
+from kvshelf.vllm import plugin  # noqa: E402
 from kvshelf.vllm.connector import has_tier  # noqa: E402
 from kvshelf.vllm.spec import IDENTITY_KEY  # noqa: E402
 from kvshelf.vllm.tier import KvshelfTier, tier_identity, tier_settings  # noqa: E402
 
+from .jobs import CONTEXT, has_setting, known, transfer_job  # noqa: E402
+
 ROWS, ROW_BYTES = 32, 20_480
-CONTEXT = ReqContext(req_id="r")
 STEP_END = ScheduleEndContext(new_req_ids=(), preempted_req_ids=())
 IDENTITY = Identity(
     {
@@ -45,7 +46,8 @@ IDENTITY = Identity(
 
 
 def config(**changes: Any) -> OffloadingConfig:
-    parallel = OffloadingParallelConfig(
+    parallel = known(
+        OffloadingParallelConfig,
         rank=0,
         world_size=2,
         tp_size=2,
@@ -57,8 +59,12 @@ def config(**changes: Any) -> OffloadingConfig:
         data_parallel_rank_local=None,
         is_parallelism_agnostic=changes.pop("agnostic", True),
     )
-    made = OffloadingConfig(
-        groups=(OffloadingGroupConfig(32, ("a",), 0), OffloadingGroupConfig(32, ("b",), 1)),
+    made = known(
+        OffloadingConfig,
+        groups=tuple(
+            known(OffloadingGroupConfig, tokens_per_block=32, layer_names=(name,), group_id=i)
+            for i, name in enumerate("ab")
+        ),
         worker_kv_bytes_per_block=1,
         enable_kv_cache_events=True,
         extra_config={IDENTITY_KEY: IDENTITY},
@@ -78,6 +84,11 @@ def spec(made: OffloadingConfig | None = None) -> Any:
 
 def key(i: int, group: int = 0) -> bytes:
     return make_key(i.to_bytes(32, "big"), group)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _registered() -> None:
+    plugin.register()  # 0.27 knows a tier of others by its registered name alone
 
 
 class Engine:
@@ -104,7 +115,7 @@ class Engine:
 
     def run(self, kind: str, keys: list[bytes], rows: list[int]) -> Any:
         self.jobs += 1
-        job = TransferJob(self.jobs, keys, np.array(rows), kind == "load", CONTEXT)
+        job = transfer_job(self.jobs, keys, rows, is_load=kind == "load")
         getattr(self.tier, f"submit_{kind}")(job)
         deadline = time.monotonic() + 20
         while True:
@@ -139,7 +150,7 @@ def test_what_one_engine_stores_another_loads(engines: tuple[Engine, Engine], ro
     keys = [key(1), key(2), key(3, group=1)]
     assert writer.lookup(*keys) == [LookupResult.MISS] * 3
     stored = writer.run("store", keys, [4, 9, 2])
-    assert stored.success and stored.transfer_bytes == 3 * ROW_BYTES
+    assert stored.success and getattr(stored, "transfer_bytes", 3 * ROW_BYTES) == 3 * ROW_BYTES
     assert len(files(root)) == 3 and writer.lookup(*keys) == [LookupResult.HIT] * 3
     reader.memory[:] = 0
     assert reader.lookup(*keys) == [LookupResult.HIT] * 3
@@ -173,7 +184,9 @@ def test_a_load_says_which_chunks_came(
         bad.write_bytes(data if damage == "flipped" else data[:-4096])
     reader.memory[:] = 0
     result = reader.run("load", keys, [8, 9, 10, 11])
-    assert not result.success and set(result.successful_keys) == {keys[0], keys[2], keys[3]}
+    assert not result.success
+    if hasattr(result, "successful_keys"):  # before 0.28 all chunks of a job share its fate
+        assert set(result.successful_keys) == {keys[0], keys[2], keys[3]}
     np.testing.assert_array_equal(reader.memory[[8, 10, 11]], writer.memory[[0, 2, 3]])
     # It is not tried again for a while, and stored anew when it was computed.
     assert reader.lookup(keys[1]) == [LookupResult.MISS]
@@ -184,7 +197,7 @@ def test_a_load_says_which_chunks_came(
 def test_nothing_loaded_is_no_partial_success(engines: tuple[Engine, Engine]) -> None:
     _, reader = engines
     result = reader.run("load", [key(1)], [3])
-    assert not result.success and result.successful_keys is None
+    assert not result.success and getattr(result, "successful_keys", None) is None
 
 
 def test_events_and_metrics(root: Path) -> None:
@@ -209,7 +222,7 @@ def test_no_events_unless_asked_for(engines: tuple[Engine, Engine]) -> None:
 def test_drain_waits_for_every_job(engines: tuple[Engine, Engine]) -> None:
     tier = engines[0].tier
     for job in range(5):
-        tier.submit_store(TransferJob(job, [key(job)], np.array([job]), False, CONTEXT))
+        tier.submit_store(transfer_job(job, [key(job)], [job], is_load=False))
     tier.drain_jobs()
     assert sorted(result.job_id for result in tier.get_finished_jobs()) == list(range(5))
 
@@ -227,7 +240,7 @@ def test_memory_can_be_given_back_after_shutdown(root: Path) -> None:
     data = bytearray(ROWS * ROW_BYTES)
     view = memoryview(data).cast("B", (ROWS, ROW_BYTES))
     tier = KvshelfTier(spec(), view, root_dir=str(root), evict=False)
-    tier.submit_store(TransferJob(1, [key(1)], np.array([0]), False, CONTEXT))
+    tier.submit_store(transfer_job(1, [key(1)], [0], is_load=False))
     tier.shutdown()
     view.release()
     data.clear()
@@ -263,6 +276,9 @@ def test_without_the_plugin_it_is_refused(root: Path) -> None:
     assert not root.exists()
 
 
+@pytest.mark.skipif(
+    not has_setting("kv_cache_layout"), reason="this vLLM has no such layouts, or asks an engine"
+)
 class TestWhoShares:
     def test_other_parallel_sizes_do_where_vllm_certifies_it(self) -> None:
         other = Identity(

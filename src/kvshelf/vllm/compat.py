@@ -166,19 +166,17 @@ def tier_result(
     seconds: float | None = None,
     moved_bytes: int | None = None,
 ) -> Any:
-    """A tier's JobResult. 0.26 knows only whether all went well: there one chunk that failed to
-    load fails those of its job."""
+    """A tier's JobResult. 0.26 and 0.27 know only whether all went well: there one chunk that
+    failed to load fails those of its job. 0.28 took keys and time, 0.31 bytes."""
     from vllm.v1.kv_offload.tiering.base import JobResult  # noqa: PLC0415 - the direct path needs none
 
-    if "successful_keys" not in JobResult.__dataclass_fields__:
-        return JobResult(job_id=job_id, success=ok)
-    return JobResult(
-        job_id=job_id,
-        success=ok,
-        successful_keys=None if ok or not loaded else tuple(loaded),
-        transfer_time=seconds,
-        transfer_bytes=moved_bytes,
-    )
+    given = {
+        "successful_keys": None if ok or not loaded else tuple(loaded),
+        "transfer_time": seconds,
+        "transfer_bytes": moved_bytes,
+    }
+    known = {name: given[name] for name in given if name in JobResult.__dataclass_fields__}
+    return JobResult(job_id=job_id, success=ok, **known)
 
 
 def set_tier_options(tier: Any, backpressure_detector: Any, locality: str | None) -> None:
@@ -197,7 +195,9 @@ def row_layout(config: OffloadingConfig) -> tuple[bool, str]:
             canonical_mapping,
         )
 
-        name = f"canonical {canonical_mapping.canonical_format_id(config.kv_cache_layout)}"
+        # 0.28 asks its platform for the layout that later versions keep in the configuration.
+        known = (config.kv_cache_layout,) if hasattr(config, "kv_cache_layout") else ()
+        name = f"canonical {canonical_mapping.canonical_format_id(*known)}"
         return bool(parallel.is_parallelism_agnostic), name
     if getattr(config, "replicated_layout", False):
         return True, "replicated"
