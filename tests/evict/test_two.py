@@ -6,7 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.evict.shelves import CHUNK_BYTES, ShelfMaker
+from kvshelf.evict import Evictor, Limits, State
+from tests.evict.shelves import CHUNK_BYTES, ShelfMaker, settle
 
 CODE = """
 import sys
@@ -48,3 +49,42 @@ def test_two_at_once_remove_what_one_would(tmp_path: Path) -> None:
     # Half a percent of the volume is the allowance.
     assert 1300 <= len(gone) <= 1320, results
     assert len(gone & shelf.oldest(len(gone))) >= 0.99 * len(gone)
+
+
+def test_who_finds_its_plan_removed_by_another_is_not_stuck(tmp_path: Path) -> None:
+    """It reported so, and left a new need alone for 10 s."""
+    shelf = ShelfMaker(tmp_path)
+    for i in range(400):
+        shelf.add(1000 + i)
+    everything = Limits(shelf_bytes=10**15)
+    one, other = (Evictor(tmp_path, everything, threads=16) for _ in range(2))
+    for each in (one, other):
+        settle(each)
+    moment = 1e-9  # one piece of work a step
+    seen = []
+    for left in range(350, 0, -50):
+        limits = Limits(shelf_bytes=left * CHUNK_BYTES, low_percent=100)
+        one._limits = other._limits = limits
+        while one._round is None:
+            seen.append(one.step(moment).state)
+        settle(other)
+        while one._round is not None:
+            seen.append(one.step(moment).state)
+    assert set(seen) <= {State.SCANNING, State.EVICTING}
+    one._limits = Limits(shelf_bytes=10 * CHUNK_BYTES, low_percent=100)
+    assert settle(one).state is State.IDLE
+    assert len(shelf.gone()) == 390
+
+
+def test_who_was_stuck_reacts_at_once_after_a_rest(tmp_path: Path) -> None:
+    shelf = ShelfMaker(tmp_path)
+    for i in range(100):
+        shelf.add(1000 + i)
+    evictor = Evictor(tmp_path, Limits(shelf_bytes=50 * CHUNK_BYTES, low_percent=100))
+    evictor._stuck_until = float("inf")
+    assert settle(evictor).state is State.STUCK
+    evictor._limits = Limits(shelf_bytes=100 * CHUNK_BYTES)
+    assert evictor.step().state is State.IDLE
+    evictor._limits = Limits(shelf_bytes=50 * CHUNK_BYTES, low_percent=100)
+    assert settle(evictor).state is State.IDLE
+    assert len(shelf.gone()) == 50

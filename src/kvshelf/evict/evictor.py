@@ -190,6 +190,7 @@ class Evictor:
         if not wanted:
             self._evicting = self._fresh = self._future = False
             self._round = None
+            self._stuck_until = 0.0
             return State.IDLE if self._known else State.SCANNING
         if not any(need.amount for need in wanted) or now < self._stuck_until:
             return State.STUCK
@@ -264,7 +265,7 @@ class Evictor:
         if 2 * self._round_removed.bytes > planned.amount.bytes:
             return
         # The histogram promised more than there was: chunks were used since, or others removed.
-        if not self._fresh:
+        if not self._fresh or self._counts_what_is_gone():
             self._scan_all = True
         elif self._round_removed:
             return
@@ -273,6 +274,11 @@ class Evictor:
         else:
             self._stuck_until = time.monotonic() + _STUCK_SECONDS
             self._fresh = self._future = False
+
+    def _counts_what_is_gone(self) -> bool:
+        """Whether others have removed chunks that the histogram has; what we remove leaves it."""
+        there = sum(amount.files for amount in self._sweep.usage().values())
+        return there < int(self._sweep.buckets().files.sum())
 
     def _begin_round(self, need: Need) -> None:
         now_ns = time.time_ns()
