@@ -16,11 +16,16 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "benchmarks"))
+
+from bench_engine import machine  # noqa: E402 - beside this folder
+
 BUILD = ROOT / "build-coverage"
 STAMP = ROOT / ".venv" / ".kvshelf"  # make's: removed while the instrumented core is installed
 Lines = dict[str, dict[int, bool]]  # file -> line -> whether it ran
@@ -143,7 +148,13 @@ def main() -> int:
         install(instrumented=False)
     report = {part: report_of(part, files) for part, files in parts.items()}
     if options.json:
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+        result = {
+            "command": "make coverage",
+            "date": time.strftime("%Y-%m-%d"),
+            "machine": machine(),
+            "parts": report,
+        }
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
     reached = all(
         percent(ran for lines in files.values() for ran in lines.values()) >= options.least
         for files in parts.values()
