@@ -162,6 +162,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60.0, help="of each target and driver")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="default: the time")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--add", action="store_true", help="keep other targets' figures there")
     options = parser.parse_args()
     targets = options.targets or list(every)
     if unknown := set(targets) - set(every):
@@ -185,6 +186,9 @@ def main() -> int:
             "seconds": options.seconds,
             "targets": kept,
         }
+        if options.add and options.json.exists():
+            before = json.loads(options.json.read_text())["targets"]
+            report["targets"] = [r for r in before if r["target"] not in targets] + kept
         options.json.write_text(json.dumps(report, indent=1) + "\n")
     return 0 if all(row["fine"] for row in found) else 1
 
