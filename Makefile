@@ -84,9 +84,13 @@ test-tsan: $(VENV)/.tools
 	cmake --build build-tsan
 	$(CTEST) build-tsan
 
-# The native core's fuzz targets, each for so long; `make test-asan` runs a short, repeatable part.
+$(VENV)/.fuzz: $(VENV)/.kvshelf requirements/fuzz.txt requirements/constraints.txt
+	@$(call retry,$(PIP) -r requirements/fuzz.txt)
+	@touch $@
+
+# The fuzz targets, each for so long; `make test-asan` runs a short, repeatable part of the native ones.
 FUZZ_SECONDS ?= 60
-fuzz: $(VENV)/.tools
+fuzz: $(VENV)/.fuzz
 	python scripts/fuzz.py --seconds $(FUZZ_SECONDS) --json benchmarks/results/fuzz.json
 
 # Which lines the tests run: a table, the rest named, and benchmarks/results/coverage.json.

@@ -1,9 +1,10 @@
 """Which lines of native/ and src/kvshelf the tests run: one table, the rest named, and JSON.
 
-    python scripts/line_coverage.py [--json FILE] [--least PERCENT] [PYTEST ARGUMENT...]
+    python scripts/line_coverage.py [--json FILE] [--least PERCENT] [--add] [PYTEST ARGUMENT...]
 
 Runs the native tests and pytest with an instrumented core, processes that tests start included,
 then builds the usual core again. Lines are counted by gcov, which comes with g++, and coverage.py.
+With --add, what earlier runs on the same code have counted is kept: a long run in pieces.
 Exit status 1: a test failed, or --least is not reached.
 """
 
@@ -15,11 +16,16 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "benchmarks"))
+
+from bench_engine import machine  # noqa: E402 - beside this folder
+
 BUILD = ROOT / "build-coverage"
 STAMP = ROOT / ".venv" / ".kvshelf"  # make's: removed while the instrumented core is installed
 Lines = dict[str, dict[int, bool]]  # file -> line -> whether it ran
@@ -52,7 +58,7 @@ def run_tests(arguments: list[str]) -> bool:
     data = str(BUILD / "data" / "coverage")
     command = (sys.executable, "-m", "coverage", "run", "-m", "pytest", "-q", *arguments)
     fine &= run(*command, COVERAGE_FILE=data) == 0
-    run(sys.executable, "-m", "coverage", "combine", "-q", COVERAGE_FILE=data)
+    run(sys.executable, "-m", "coverage", "combine", "-q", "--append", COVERAGE_FILE=data)
     return fine
 
 
@@ -127,11 +133,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     parser.add_argument("--least", type=float, default=0.0, metavar="PERCENT", help="of each part")
+    parser.add_argument("--add", action="store_true", help="keep what earlier runs counted")
     options, pytest_arguments = parser.parse_known_args()
-    shutil.rmtree(BUILD / "data", ignore_errors=True)
-    for counts in BUILD.rglob("*.gcda"):
-        counts.unlink()
-    (BUILD / "data").mkdir(parents=True)
+    if not options.add:
+        shutil.rmtree(BUILD / "data", ignore_errors=True)
+        for counts in BUILD.rglob("*.gcda"):
+            counts.unlink()
+    (BUILD / "data").mkdir(parents=True, exist_ok=True)
     install(instrumented=True)
     try:
         fine = run_tests(pytest_arguments)
@@ -140,7 +148,13 @@ def main() -> int:
         install(instrumented=False)
     report = {part: report_of(part, files) for part, files in parts.items()}
     if options.json:
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+        result = {
+            "command": "make coverage",
+            "date": time.strftime("%Y-%m-%d"),
+            "machine": machine(),
+            "parts": report,
+        }
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
     reached = all(
         percent(ran for lines in files.values() for ran in lines.values()) >= options.least
         for files in parts.values()

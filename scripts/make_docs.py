@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the matrix is the tests'
 
 from scripts.generated import keep
-from scripts.reliability import reliability_table
+from scripts.reliability import coverage_table, reliability_table
 from tests.faults.table import matrix_table
 
 from kvshelf.config import settings_table
@@ -26,6 +26,7 @@ BEGIN = "<!-- made by scripts/make_docs.py: change the code instead -->\n"
 END = "<!-- end -->\n"
 TABLES: dict[str, Callable[[], str]] = {
     "configuration.md": settings_table,
+    "coverage.md": coverage_table,
     "faults.md": matrix_table,
     "reliability.md": reliability_table,
     "eviction.md": lambda: metrics_table(EVICT_METRICS),

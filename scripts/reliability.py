@@ -74,8 +74,9 @@ def _stress() -> list[tuple[str, str, str]]:
             (
                 f"8 processes, {name}",
                 f"{run['seconds'] / 60:.1f} min, {run['operations']:,} operations, "
-                f"{run['bytes_verified'] / 1e9:.1f} GB verified, {run['kills']} killed; "
-                f"{run['damaged']} damaged, {run['io_errors']} I/O errors",
+                f"{run['bytes_verified'] / 1e9:.1f} GB verified, "
+                f"{run['evicted']:,} chunks evicted, {run['scrubs']:,} scrubs, "
+                f"{run['kills']} killed; {run['damaged']} damaged, {run['io_errors']} I/O errors",
                 f"`{run['command']}`",
             )
         )
@@ -92,12 +93,33 @@ def _fuzz() -> list[tuple[str, str, str]]:
     rows = []
     for row in found.get("targets", ()):
         figure = f"{row['runs']:,} runs, {row['edges']:,} edges in {found['seconds']:.0f} s"
-        rows.append((f"fuzzing: {row['target']}, {row['driver']} driver", figure, "`make fuzz`"))
+        command = f"`{found['command']}`"
+        rows.append((f"fuzzing: {row['target']}, {row['driver']} driver", figure, command))
+    if rows:
+        runs = sum(row["runs"] for row in found["targets"])
+        failed = sum(not row["fine"] for row in found["targets"])
+        rows.append(("fuzzing in all", f"{runs:,} runs, {failed} failed", ""))
     return rows
 
 
 def _coverage() -> list[tuple[str, str, str]]:
     return [
-        (f"lines of {name} that the tests run", f"{part['percent']}%", "`make coverage`")
-        for name, part in load("coverage").items()
+        (
+            f"lines of {name} that the tests run",
+            f"{part['percent']}% of {part['lines']:,}; [the others](coverage.md)",
+            "`make coverage`",
+        )
+        for name, part in load("coverage").get("parts", {}).items()
     ]
+
+
+def coverage_table() -> str:
+    """The lines that no test runs, for docs/coverage.md."""
+    lines = ["| file | run | lines that no test runs |", "|---|---|---|"]
+    for part in load("coverage").get("parts", {}).values():
+        lines += [
+            f"| {name} | {file['percent']}% | {', '.join(file['not_run'])} |"
+            for name, file in sorted(part["files"].items())
+            if file["not_run"]
+        ]
+    return "\n".join(lines) + "\n"

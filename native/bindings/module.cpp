@@ -259,11 +259,6 @@ NB_MODULE(_native, m) {
       .def("close", &Engine::Close, "timeout_seconds"_a, nb::call_guard<nb::gil_scoped_release>());
 
   m.def("crc64", Checksum, "data"_a, "crc"_a = 0);
-  m.def("crc64_variants", [] {
-    std::vector<std::string> names;
-    for (const Crc64Variant& variant : Crc64Variants()) names.emplace_back(variant.name);
-    return names;
-  });
   m.def("encode_header", EncodeHeader, "key"_a, "namespace"_a, "rank"_a, "geometry"_a,
         "block_bytes"_a, "first_block"_a, "block_count"_a, "piece_bytes"_a, "piece_checksums"_a);
   m.def("check_header", CheckHeader, "page"_a, "file_bytes"_a, "key"_a, "namespace"_a, "rank"_a,

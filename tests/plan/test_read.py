@@ -138,6 +138,14 @@ def test_a_log_without_token_ids_says_how_to_get_them(tmp_path: Path) -> None:
         read_trace(path)
 
 
+@pytest.mark.parametrize("ids", [",1 2", " ", "1,", "9223372036854775808", "9" * 5000])
+def test_token_ids_that_are_none_are_named(tmp_path: Path, ids: str) -> None:
+    path = tmp_path / "vllm.log"
+    path.write_text(LOG.format(a="1, 2", b=ids))
+    with pytest.raises(TraceError, match=r"vllm.log:5: prompt_token_ids='\[.*: a list of 64-bit"):
+        read_trace(path)
+
+
 def read_csv(tmp_path: Path, *lines: str) -> Trace:
     path = tmp_path / "t.csv"
     path.write_text("\n".join(lines))

@@ -2,9 +2,10 @@
 
     python -m tests.stress.many DIRECTORY [DIRECTORY...] [--seconds 30] [--processes 8] [--seed 0]
 
-With several directories, which are mounts of one file system, each process uses one of them. Ends
-with one line of JSON: what was done and verified. Fails if a byte is wrong, or if a process dies,
-hangs or leaks descriptors or threads.
+With several directories, which are mounts of one file system, each process uses one of them. All
+store, load, evict with the real evictor and scrub with the real scrubber. Ends with one line of
+JSON: what was done and verified. Fails if a byte is wrong, if a process dies, hangs or leaks
+descriptors or threads, or if the shelf cannot be brought to order afterwards.
 """
 
 from __future__ import annotations
@@ -27,11 +28,16 @@ from typing import Any
 import numpy as np
 
 from kvshelf import EngineConfig, Shelf, _native
+from kvshelf.evict import Evictor, State
+from kvshelf.scrub.findings import Kind
+from kvshelf.scrub.scrubber import Scrubber
+from kvshelf.scrub.settings import ScrubSettings
 from tests.stress.content import IDENTITY, make_content
-from tests.stress.worker import COUNTERS, Worker, count
+from tests.stress.worker import COUNTERS, LIMITS, Worker, count, is_unlinked_nfs_file
 
 FORK = multiprocessing.get_context("fork")
 HANG_SECONDS = 90.0
+SETTLE_SECONDS = 60.0  # for one evictor to bring a shelf below its limit that nobody uses
 KILL_EVERY_SECONDS = 1.5  # on average
 # glibc opens no more for malloc or name services than this, once.
 DESCRIPTORS_SLACK = 2
@@ -134,6 +140,33 @@ class Crowd:
                 process.join()
 
 
+def bring_to_order(root: Path) -> dict[str, int]:
+    """Evict and scrub the shelf that the crowd has left, alone: then nothing may be wrong with it.
+
+    Raises:
+        AssertionError: it is above its limit, holds a bad chunk or what a killed writer left.
+    """
+    evictor = Evictor(root, LIMITS)
+    end = time.monotonic() + SETTLE_SECONDS
+    while (report := evictor.step()).state is not State.IDLE:
+        assert time.monotonic() < end, f"it stays above its limit: {report}"
+    evictor.close()
+    everything = ScrubSettings(megabytes_per_second=0, files_per_second=0, from_start=True)
+    scrubber = Scrubber(root, everything)
+    wrong = [each for each in scrubber.run() if each.kind is not Kind.ORPHAN]
+    wrong = [each for each in wrong if not is_unlinked_nfs_file(each)]
+    assert not wrong, f"a scrub found {wrong}"
+    chunks = list((root / IDENTITY.folder).glob("r*/*/*.kv"))
+    assert scrubber.totals.finished and scrubber.totals.files == len(chunks), scrubber.totals
+    left = [
+        path for folder in (root, root / IDENTITY.folder / "tmp") for path in folder.glob("*.tmp")
+    ]
+    assert not left, f"temp files of the killed are left: {left}"
+    assert LIMITS.shelf_bytes is not None
+    assert sum(path.stat().st_size for path in chunks) <= LIMITS.shelf_bytes
+    return {"chunks_left": len(chunks)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("directories", nargs="+", type=Path)
@@ -147,7 +180,7 @@ def main() -> None:
     Shelf(roots[0], IDENTITY, config=EngineConfig(lookup_threads=1)).close()
     crowd = Crowd(roots, options.processes, options.seed)
     crowd.run(options.seconds)
-    totals = crowd.board.totals()
+    totals = {**crowd.board.totals(), **bring_to_order(roots[0])}
     done = {
         "processes": options.processes,
         "seconds": options.seconds,
@@ -158,7 +191,8 @@ def main() -> None:
     }
     sys.stdout.write(json.dumps(done) + "\n")
     assert totals["damaged"] == 0, "a chunk was damaged that nobody has damaged"
-    assert totals["bytes_verified"] > 0, "nothing was loaded"
+    for name in ("bytes_verified", "evicted", "bytes_scrubbed"):
+        assert totals[name] > 0, f"{name} is 0: that was not tried"
 
 
 if __name__ == "__main__":

@@ -6,10 +6,9 @@ More actions plug in by ``ACTIONS``.
 
 from __future__ import annotations
 
-import contextlib
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,12 @@ from numpy.typing import NDArray
 
 from kvshelf import Chunk, EngineConfig, FileStatus
 from kvshelf.engine import Phase
+from kvshelf.evict import Evictor, Limits, State
 from kvshelf.format import bad_pieces, decode
-from kvshelf.layout import owner_is_dead, parse_chunk_path, parse_temp_name
-from kvshelf.root import start_ticks_of, this_owner
+from kvshelf.keys import ChunkKey
+from kvshelf.scrub.findings import Finding, Kind
+from kvshelf.scrub.scrubber import Scrubber
+from kvshelf.scrub.settings import ScrubSettings
 from kvshelf.shelf import Shelf
 from tests.stress.content import (
     BLOCK_BYTES,
@@ -35,8 +37,13 @@ from tests.stress.content import (
 BATCH = 8  # chunks of a job
 UNTOUCHED = 0xA5
 WAIT_SECONDS = 60.0
-# The evictor lets this share of all chunks stay.
+# What the evictor lets stay. Stores bring all keys back again and again, so it never has done.
 KEEP_BYTES = int(0.6 * KEYS * CHUNK_BYTES)
+LIMITS = Limits(shelf_bytes=KEEP_BYTES, low_percent=80)
+EVICT_SECONDS = 0.5  # of one action, at most
+# As fast as it can, for so long; then the next one goes on from the cursor, whoever runs it.
+SCRUB = ScrubSettings(megabytes_per_second=0, files_per_second=0, minutes=0.1 / 60)
+_KEYS = frozenset(key_of(index) for index in range(KEYS))
 CONFIG = EngineConfig(
     io_threads=4,
     load_only_threads=1,
@@ -60,9 +67,13 @@ COUNTERS = (
     "dropped",
     "io_errors",
     "timed_out",
-    "damaged",  # CORRUPT or FOREIGN: never, for nobody damages anything
+    "damaged",  # CORRUPT or FOREIGN, to a load or a scrub: never, for nobody damages anything
     "removed",
+    "evictions",  # times that a limit was exceeded, and chunks went
     "evicted",
+    "scrubs",  # passes through the whole shelf that came to their end
+    "scrubbed",  # chunks that scrubs verified
+    "bytes_scrubbed",
     "temp_files_cleaned",
     "descriptors_max",
 )
@@ -83,6 +94,11 @@ def count(kind: str) -> int:
     return len(list(Path("/proc/self", kind).iterdir()))
 
 
+def is_unlinked_nfs_file(finding: Finding) -> bool:
+    """What an NFS client makes of a file that is removed while it is open."""
+    return finding.kind is Kind.FOREIGN and Path(finding.path).name.startswith(".nfs")
+
+
 class WrongByteError(AssertionError):
     """A loaded or stored byte is not what its key says."""
 
@@ -97,6 +113,9 @@ class Worker:
             np.full((2 * BATCH * BLOCKS, size), UNTOUCHED, dtype=np.uint8) for size in PAGE_BYTES
         ]
         self.shelf = Shelf.of_arrays(root, IDENTITY, [self.layers], config=CONFIG)
+        self.evictor = Evictor(
+            root, LIMITS, files_per_second=0, threads=2, on_removed=self.note_removed
+        )
         self.jobs = 0
 
     def count(self, counter: str, number: float = 1) -> None:
@@ -168,6 +187,22 @@ class Worker:
             raise WrongByteError(f"chunk {index} from block {first} on is wrong as {how}")
         self.count("bytes_verified", found.nbytes)
 
+    def note_removed(self, folder: str, rank: int, keys: Sequence[ChunkKey]) -> None:
+        """What the evictor says to be gone."""
+        if (folder, rank) != (IDENTITY.folder, 0) or not _KEYS.issuperset(keys):
+            raise AssertionError(f"the evictor removed what nobody stored: {folder} {rank} {keys}")
+        self.count("evicted", len(keys))
+
+    def note_finding(self, finding: Finding) -> None:
+        """What a scrub says: of a sound shelf it finds but temp files of the killed."""
+        if finding.kind is Kind.ORPHAN:
+            self.count("temp_files_cleaned")
+        elif finding.kind is Kind.FAULT:
+            self.count("io_errors")
+        elif not is_unlinked_nfs_file(finding):
+            self.count("damaged")
+            raise AssertionError(f"a scrub found {finding}")
+
     def run(self, stop: Any) -> None:
         names = list(ACTIONS)
         weights = [weight for weight, _ in ACTIONS.values()]
@@ -177,6 +212,8 @@ class Worker:
             action(self)
             self.row[COUNTERS.index("beat")] = time.monotonic()
             self.row[column] = max(self.row[column], count("fd"))
+        self.evictor.close()
+        del self.evictor  # it knows this worker, which knows it: its descriptors would stay open
         if not self.shelf.close(WAIT_SECONDS):
             raise TimeoutError("the engine did not close")
 
@@ -224,7 +261,7 @@ def remove(worker: Worker) -> None:
 
 
 def verify(worker: Worker) -> None:
-    """As a scrubber: every byte of some files by the format's own rules, apart from the engine."""
+    """Every byte of some files, by the format's own rules, apart from the engine and the scrub."""
     for index in worker.some(4):
         try:
             with (worker.root / worker.shelf.path_of(key_of(index))).open("rb") as file:
@@ -241,32 +278,28 @@ def verify(worker: Worker) -> None:
         worker.count("operations")
 
 
+def scrub(worker: Worker) -> None:
+    """A piece of a pass, as `kvshelf scrub`; others scrub at the same time."""
+    scrubber = Scrubber(worker.root, SCRUB)
+    for finding in scrubber.run():
+        worker.note_finding(finding)
+    worker.count("scrubs", scrubber.totals.finished)
+    worker.count("scrubbed", scrubber.totals.files)
+    worker.count("bytes_scrubbed", scrubber.totals.bytes)
+    worker.count("operations", scrubber.totals.files)
+
+
 def evict(worker: Worker) -> None:
-    """As an evictor: the least recently used files until the shelf is small enough, and the temp
-    files of the dead."""
-    seen: list[tuple[int, int, Path]] = []
-    folder = worker.root / IDENTITY.folder
-    for path in folder.glob("r*/*/*.kv"):
-        with contextlib.suppress(OSError):
-            found = path.stat(follow_symlinks=False)
-            seen.append((found.st_atime_ns, found.st_size, path))
-    excess = sum(size for _, size, _ in seen) - KEEP_BYTES
-    for _, size, path in sorted(seen):
-        if excess <= 0:
-            break
-        if parse_chunk_path(str(path.relative_to(worker.root))) is None:
-            raise AssertionError(f"{path.name} is no chunk's name")
-        path.unlink(missing_ok=True)
-        excess -= size
-        worker.count("evicted")
-    here = this_owner()
-    for path in folder.glob("tmp/*.tmp"):
-        owner = parse_temp_name(path.name.removeprefix("."))
-        if owner is None:
-            raise AssertionError(f"{path.name} is no temp file's name")
-        if owner_is_dead(owner, here=here, start_ticks_of=start_ticks_of):
-            path.unlink(missing_ok=True)
-            worker.count("temp_files_cleaned")
+    """Down to the low mark, as `kvshelf evict`; others evict at the same time."""
+    end = time.monotonic() + EVICT_SECONDS
+    state, removed = State.EVICTING, 0
+    while state in (State.SCANNING, State.EVICTING) and time.monotonic() < end:
+        report = worker.evictor.step(EVICT_SECONDS / 4)
+        worker.count("io_errors", sum(report.faults.values()))
+        state = report.state
+        removed += report.removed.files
+    worker.count("evictions", removed > 0)
+    worker.count("operations", removed)
 
 
 ACTIONS: dict[str, tuple[float, Callable[[Worker], None]]] = {
@@ -277,5 +310,6 @@ ACTIONS: dict[str, tuple[float, Callable[[Worker], None]]] = {
     "touch": (2, touch),
     "remove": (1, remove),
     "verify": (1, verify),
-    "evict": (0.3, evict),
+    "scrub": (0.5, scrub),
+    "evict": (0.5, evict),
 }

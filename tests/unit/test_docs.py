@@ -27,7 +27,15 @@ def make_docs(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.mark.parametrize(
-    "name", ["configuration.md", "eviction.md", "faults.md", "metrics.md", "reliability.md"]
+    "name",
+    [
+        "configuration.md",
+        "coverage.md",
+        "eviction.md",
+        "faults.md",
+        "metrics.md",
+        "reliability.md",
+    ],
 )
 def test_the_table_is_up_to_date(name: str, make_docs: ModuleType) -> None:
     page = (DOCS / name).read_text(encoding="utf-8")

@@ -177,7 +177,7 @@ class Evictor:
         self._sweep.stop()
 
     def close(self) -> None:
-        """Free what it holds. Not while a step runs."""
+        """Do no more. Descriptors and threads go with the object. Not while a step runs."""
         self.stop()
 
     def _advance(self, log: _Log, left: float) -> State:

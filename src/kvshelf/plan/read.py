@@ -146,11 +146,14 @@ def _read_log(path: Path, block_tokens: int) -> _Requests:
             year += _YEAR_SECONDS
             seconds += _YEAR_SECONDS
         latest = max(latest, seconds)
-        tokens = (
-            array("q", map(int, match["tokens"].strip("[]").split(",")))
-            if (match["tokens"] != "[]")
-            else array("q")
-        )
+        try:
+            ids = match["tokens"][1:-1]
+            tokens = array("q", map(int, ids.split(",") if ids else ()))
+        except (ValueError, OverflowError) as error:
+            message = (
+                f"prompt_token_ids={_short(match['tokens'])}: a list of 64-bit numbers is allowed"
+            )
+            raise TraceError(str(path), number, message) from error
         chain = _chain(tokens, block_tokens)
         requests.ids.fromlist(chain)
         requests.add(number, seconds, len(tokens), len(chain))
