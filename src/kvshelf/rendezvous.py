@@ -44,8 +44,8 @@ class Share:
 
     root: int
     rows: NDArray[np.intp]
-    keys: list[bytes]
-    runs: list[int]
+    keys: Sequence[bytes]
+    runs: Sequence[int]
 
 
 class Rendezvous:
