@@ -84,11 +84,9 @@ class Storage(MemoryEngine):
 
 
 class Scheduler:
-    def __init__(self, root: Path, **settings: Any) -> None:
+    def __init__(self, root: Path | list[Path], **settings: Any) -> None:
         shelf = Shelf(root, Identity({"model": "m"}), engine=Storage)
-        storage = shelf._engine
-        assert isinstance(storage, Storage)
-        self.storage = storage
+        self.storage: Any = shelf._engine
         presence = Presence(
             hit_ttl_seconds=30, miss_ttl_seconds=0.05, failed_ttl_seconds=60, keys_max=1000
         )
