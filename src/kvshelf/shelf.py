@@ -8,9 +8,12 @@ Thread-safe where the engine is; one object is meant for one owner. Nothing wait
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import secrets
+import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -314,8 +317,14 @@ class Shelf:
         return engine.stats_of(root) if isinstance(engine, SpreadEngine) else engine.stats()
 
     def close(self, timeout_seconds: float = 5.0) -> bool:
-        self._end_use()
-        return self._engine.close(timeout_seconds)
+        end = time.monotonic() + timeout_seconds
+        is_closed = self._engine.close(timeout_seconds)
+        # Even to close a file waits for storage that hangs. Without a thread: at exit.
+        thread = threading.Thread(target=self._end_use, name="kvshelf-close", daemon=True)
+        with contextlib.suppress(RuntimeError):  # the interpreter ends
+            thread.start()
+            thread.join(max(0.1, end - time.monotonic()))
+        return is_closed
 
     def store(self, chunks: Sequence[Chunk]) -> list[FileStatus]:
         """Store and wait until every chunk is on the shelf or given up. Drops other reports."""
