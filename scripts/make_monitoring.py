@@ -114,8 +114,11 @@ ROWS: tuple[tuple[str, str, tuple[Panel, ...]], ...] = (
                 "Storage left alone",
                 "none",
                 (
-                    (gauge("kvshelf:breaker_state", "max", "side"), "{{side}}"),
-                    (rate("kvshelf:breaker_openings_total", "side"), "{{side}}: begins"),
+                    (gauge("kvshelf:breaker_state", "max", "side, root"), "{{side}} {{root}}"),
+                    (
+                        rate("kvshelf:breaker_openings_total", "side, root"),
+                        "{{side}} {{root}}: begins",
+                    ),
                 ),
                 "0 no, 1 one request tries it, 2 yes.",
             ),

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from kvshelf.errors import ConfigError
+from kvshelf.rootlist import SETTING, parse_roots, roots_text
 
 ENV_PREFIX = "KVSHELF_"
 # Beside our settings in the same mapping; vLLM reads them, we only let them pass.
@@ -73,7 +74,9 @@ class Settings:
     """
 
     shared_storage_path: str = _setting(
-        "", "Absolute path of the shelf's root, the same on every node.", shown="(required)"
+        "",
+        "Absolute path of the shelf's root, the same on every node, or a list of 2 to 16 roots.",
+        shown="(required)",
     )
     threads_per_gpu: int = _setting(
         _default_threads,
@@ -259,7 +262,7 @@ class Settings:
         for name in given:
             if name in LLMD_NEUTRAL:
                 _check_neutral(name, given[name])
-            elif name not in known and name not in VLLM_KEYS and not _is_internal(name):
+            elif not (name in known or name in VLLM_KEYS or name.startswith(INTERNAL_PREFIX)):
                 raise _unknown(name, given[name], sorted([*known, *VLLM_KEYS]))
         values: dict[str, Any] = {}
         for name, spec in known.items():
@@ -277,9 +280,7 @@ class Settings:
         return settings
 
     def _check(self, given: Mapping[str, Any], chosen: Collection[str]) -> None:
-        path = self.shared_storage_path
-        if not path or not path.startswith("/") or "\0" in path:
-            raise ConfigError("shared_storage_path", path, "required: an absolute path")
+        roots = self.roots
         if "block_size" in given and "blocks_per_chunk" in given:
             raise ConfigError(
                 "blocks_per_chunk", given["blocks_per_chunk"], "not together with block_size"
@@ -295,12 +296,17 @@ class Settings:
             value, limit = getattr(self, name), getattr(self, limit_name)
             if value > limit and name in chosen:  # a default simply never comes into play
                 raise ConfigError(name, value, f"at most {limit_name} ({limit})")
-        if self.max_staging_memory_gb * 1e9 < self.piece_mib << 20:
+        if self.max_staging_memory_gb * 1e9 < len(roots) * self.piece_mib << 20:
             raise ConfigError(
                 "max_staging_memory_gb",
                 self.max_staging_memory_gb,
-                f"room for one piece at least (piece_mib={self.piece_mib})",
+                f"room for one piece a root at least (piece_mib={self.piece_mib})",
             )
+
+    @property
+    def roots(self) -> tuple[str, ...]:
+        """The paths in ``shared_storage_path``."""
+        return parse_roots(self.shared_storage_path)
 
     @property
     def load_only_threads(self) -> int:
@@ -309,10 +315,6 @@ class Settings:
             return 0
         share = max(1, round(self.threads_per_gpu * self.read_preferring_ratio / 3))
         return min(self.threads_per_gpu - 1, share)
-
-
-def _is_internal(name: str) -> bool:
-    return name.startswith(INTERNAL_PREFIX)
 
 
 def _unknown(name: str, value: Any, known: list[str]) -> ConfigError:
@@ -334,13 +336,14 @@ def _convert(name: str, value: Any, spec: Any, shown_as: str | None = None) -> A
     if kind == "bool":
         return _bool(label, value)
     if kind == "str":
+        value = roots_text(value) if name == SETTING else value
         if not isinstance(value, str) or (meta["choices"] and value not in meta["choices"]):
             raise ConfigError(label, value, _allowed(name, kind, meta))
         return value
     try:
         if isinstance(value, bool):
             raise ValueError
-        if _is_mode(name):
+        if name.endswith("_mode"):
             number: float = _octal(value)
         elif kind == "int":
             number = int(str(value).strip())
@@ -351,10 +354,6 @@ def _convert(name: str, value: Any, spec: Any, shown_as: str | None = None) -> A
     if not meta["low"] <= number <= meta["high"]:  # never true of NaN
         raise ConfigError(label, value, _allowed(name, kind, meta))
     return number
-
-
-def _is_mode(name: str) -> bool:
-    return name.endswith("_mode")
 
 
 def _octal(value: Any) -> int:
@@ -381,7 +380,7 @@ def _allowed(name: str, kind: str, meta: Mapping[str, Any]) -> str:
         return f"one of {', '.join(meta['choices'])}"
     if kind == "str":
         return "a text"
-    if _is_mode(name):
+    if name.endswith("_mode"):
         return f'octal digits as text, "{meta["low"]:04o}" to "{meta["high"]:04o}"'
     noun = "a whole number" if kind == "int" else "a number"
     return f"{noun} from {meta['low']:,} to {meta['high']:,}"

@@ -29,8 +29,8 @@ from kvshelf.layout import (
     temp_name,
 )
 from kvshelf.namespace import Identity
+from kvshelf.rootlist import SETTING
 
-SETTING = "shared_storage_path"
 FORMAT_VERSION = 1
 # Entries that a file system puts into an empty directory: ext4, NetApp, Storage Scale, ZFS,
 # GlusterFS, JuiceFS. Any other entry, hidden or not, is somebody's data.

@@ -1,6 +1,6 @@
-"""A shelf: chunks by key in a shared directory. Usable without vLLM.
+"""A shelf: chunks by key in a shared directory, or in several. Usable without vLLM.
 
-    key -> path (layout) -> engine -> chunk file
+    key -> root (rendezvous), path (layout) -> engine -> chunk file
 
 Thread-safe where the engine is; one object is meant for one owner. Nothing waits for storage but
 ``wait``, ``drain``, ``close`` and the three conveniences ``store``, ``load`` and ``lookup``.
@@ -8,12 +8,16 @@ Thread-safe where the engine is; one object is meant for one owner. Nothing wait
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import secrets
+import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -34,15 +38,20 @@ from kvshelf.engine import (
     JobId,
     JobKind,
     JobResult,
-    Pages,
     Phase,
 )
-from kvshelf.keys import group_of
+from kvshelf.engine.arrays import as_block_ids, pages_of
+from kvshelf.engine.spread import SpreadEngine
+from kvshelf.errors import ConfigError
+from kvshelf.keys import group_of, make_key
 from kvshelf.layout import chunk_path, chunk_path_in, rank_folder
 from kvshelf.namespace import Identity
+from kvshelf.rendezvous import Rendezvous, Share
 from kvshelf.root import open_root, use_namespace
+from kvshelf.rootlist import SETTING
 
 EngineFactory = Callable[..., Engine]
+RootPath = str | os.PathLike[str]
 
 # Longer than any engine runs; the engine's clock counts in nanoseconds and would end at 292 years.
 _NO_LIMIT_SECONDS = 10 * 365 * 86_400.0
@@ -97,16 +106,30 @@ def native_engine(*args: Any, **kwargs: Any) -> Engine:
     return NativeEngine(*args, **kwargs)
 
 
-def _close_descriptor(descriptor: int | None) -> None:
-    if descriptor is not None:
-        os.close(descriptor)
+def _close_all(descriptors: list[int]) -> None:
+    while descriptors:
+        os.close(descriptors.pop())
+
+
+def _open_roots(root: RootPath | Sequence[RootPath], **modes: int) -> list[Path]:
+    """
+    Raises:
+        ConfigError, NotAShelfError: one cannot be used, or two are one directory.
+    """
+    paths = [root] if isinstance(root, str | os.PathLike) else root
+    roots = [open_root(path, **modes) for path in paths]
+    if len({(at.st_dev, at.st_ino) for at in map(Path.stat, roots)}) < max(1, len(roots)):
+        raise ConfigError(SETTING, [*map(str, roots)], "one directory at least, each only once")
+    return roots
 
 
 class Shelf:
-    """Chunks of one namespace and one rank in a shelf's root.
+    """Chunks of one namespace and one rank in a shelf's root, or in several.
 
     Args:
-        root: absolute path; made a shelf if it is empty or absent (``kvshelf.root.open_root``).
+        root: absolute path; made a shelf if it is empty or absent (``kvshelf.root.open_root``). Of
+            several roots each chunk lies in one, which its key and their paths decide
+            (``kvshelf.rendezvous``).
         identity: everything that decides the bytes; engines with equal ones share, if their
             ``config.auth_key`` is the same.
         rank: whose files are stored, loaded and touched.
@@ -126,7 +149,7 @@ class Shelf:
 
     def __init__(
         self,
-        root: str | os.PathLike[str],
+        root: RootPath | Sequence[RootPath],
         identity: Identity,
         *,
         rank: int = 0,
@@ -149,10 +172,15 @@ class Shelf:
         modes = {"dir_mode": self._config.dir_mode, "file_mode": self._config.file_mode}
         if self._config.auth_key:
             identity = identity.with_field("auth_key", key_id(self._config.auth_key))
-        self._root = open_root(root, **modes)
-        use = use_namespace(self._root, identity, **modes)
+        roots = _open_roots(root, **modes)
+        self.roots = tuple(map(str, roots))
+        uses: list[int] = []
         # Given up by close(), by the collector, and by the kernel however this process ends.
-        self._end_use = weakref.finalize(self, _close_descriptor, use)
+        self._end_use = weakref.finalize(self, _close_all, uses)
+        for path in roots:
+            use = use_namespace(path, identity, **modes)
+            uses += [] if use is None else [use]
+        self._route = Rendezvous(self.roots) if len(roots) > 1 else None
         self._folder = identity.folder
         self._rank = rank
         self._ranks = range(world_size)
@@ -161,14 +189,13 @@ class Shelf:
         self._touched_folders = [self._rank_folders[each] for each in self._touched_ranks]
         self._position = {group: position for position, group in enumerate(ids)}
         self._own_jobs = itertools.count(-1, -1)
-        self._engine = engine(
-            str(self._root),
-            groups,
-            self._config,
-            namespace=identity.digest,
-            rank=rank,
-            device=device,
-        )
+        arguments: dict[str, Any] = {"namespace": identity.digest, "rank": rank, "device": device}
+        if self._route is None:
+            self._engine = engine(self.roots[0], groups, self._config, **arguments)
+        else:
+            self._engine = SpreadEngine(
+                self.roots, groups, self._config, engine=engine, **arguments
+            )
         # Assigned last, so that it goes last when the shelf is collected without close(): the
         # engine's threads use the memory until the engine is gone.
         self._keep_alive = keep_alive
@@ -176,7 +203,7 @@ class Shelf:
     @classmethod
     def of_arrays(
         cls,
-        root: str | os.PathLike[str],
+        root: RootPath | Sequence[RootPath],
         identity: Identity,
         arrays: NDArray[Any] | Sequence[Sequence[NDArray[Any]]],
         **kwargs: Any,
@@ -197,7 +224,7 @@ class Shelf:
             )
         groups = [
             GroupMemory(
-                pages=tuple(_pages_of(layer) for layer in layers),
+                pages=tuple(pages_of(layer) for layer in layers),
                 num_blocks=min(len(layer) for layer in layers),
             )
             for layers in nested
@@ -210,8 +237,18 @@ class Shelf:
         return self._folder
 
     def path_of(self, key: bytes) -> str:
-        """Path of this rank's file of a chunk, relative to the root."""
+        """Path of this rank's file of a chunk, relative to its root."""
         return chunk_path(self._folder, self._rank, key)
+
+    def root_of(self, key: bytes) -> int:
+        """The chunk's root, as an index into ``roots``."""
+        return 0 if self._route is None else self._route.of_key(key)
+
+    def shares(self, keys: Sequence[bytes], runs: Sequence[int] = ()) -> list[Share]:
+        """The keys by root; a job of one share alone does not wait for the other roots."""
+        if self._route is None:
+            return [Share(0, np.arange(len(keys)), keys, runs)]
+        return self._route.shares(keys, runs)
 
     def submit_store(self, job_id: JobId, chunks: Sequence[Chunk], stream: int = 0) -> None:
         """Queue a store; see ``Engine.submit_store``. Job ids are the caller's, not negative."""
@@ -229,15 +266,15 @@ class Shelf:
         self._engine.submit_lookup_keys(job_id, self._rank_folders, keys, runs)
 
     def submit_probe(self, job_id: JobId, keys: Sequence[bytes], bytes_max: int) -> None:
-        """Queue a measurement: up to ``bytes_max`` of each chunk's file, of every rank, are read.
+        """Queue a measurement: up to ``bytes_max`` of each chunk's files, all ranks', are read."""
+        files = [chunk_path_in(folder, key) for key in keys for folder in self._rank_folders]
+        self._engine.submit_probe(job_id, files, bytes_max)
 
-        Without keys, a name is looked up that no cache can know: does the storage answer at all.
-        """
-        if keys:
-            files = [chunk_path_in(folder, key) for key in keys for folder in self._rank_folders]
-            self._engine.submit_probe(job_id, files, bytes_max)
-        else:
-            self._engine.submit_probe(job_id, [f"{self._folder}/{secrets.token_hex(16)}"], 0)
+    def submit_ping(self, job_id: JobId, root: int) -> None:
+        """Queue a probe of a name in this root that no cache can know: does it answer at all."""
+        while self.root_of(make_key(name := secrets.token_bytes(16), 0)) != root:
+            pass
+        self._engine.submit_probe(job_id, [f"{self._folder}/{name.hex()}-g0.kv"], 0)
 
     def touch(self, keys: Sequence[bytes]) -> None:
         """Mark chunks as used now, in the background."""
@@ -274,9 +311,20 @@ class Shelf:
     def stats(self) -> EngineStats:
         return self._engine.stats()
 
+    def stats_of(self, root: int) -> EngineStats:
+        """Those of one root."""
+        engine = self._engine
+        return engine.stats_of(root) if isinstance(engine, SpreadEngine) else engine.stats()
+
     def close(self, timeout_seconds: float = 5.0) -> bool:
-        self._end_use()
-        return self._engine.close(timeout_seconds)
+        end = time.monotonic() + timeout_seconds
+        is_closed = self._engine.close(timeout_seconds)
+        # Even to close a file waits for storage that hangs. Without a thread: at exit.
+        thread = threading.Thread(target=self._end_use, name="kvshelf-close", daemon=True)
+        with contextlib.suppress(RuntimeError):  # the interpreter ends
+            thread.start()
+            thread.join(max(0.1, end - time.monotonic()))
+        return is_closed
 
     def store(self, chunks: Sequence[Chunk]) -> list[FileStatus]:
         """Store and wait until every chunk is on the shelf or given up. Drops other reports."""
@@ -314,7 +362,7 @@ class Shelf:
         builder = BatchBuilder()
         folder, rank, position = self._folder, self._rank, self._position
         for key, block_ids, first_block in chunks:
-            ids = _as_int32(block_ids)
+            ids = as_block_ids(block_ids)
             # A group that this shelf has no memory for is refused by the engine, as any bad index.
             group = position.get(group_of(key), -1)
             builder.add(chunk_path(folder, rank, key), key, group, first_block, ids)
@@ -347,32 +395,3 @@ class Shelf:
             statuses[key] = worst
             errnos[key] = report.errnos[key * ranks + row.index(worst)]
         return replace(report, statuses=tuple(statuses), errnos=tuple(errnos))
-
-
-def _as_int32(block_ids: Any) -> NDArray[np.int32]:
-    """Block ids for the engine, which checks their range; only int32 comes without a copy.
-
-    Raises:
-        ValueError: they are no integers, or do not fit: NumPy itself would cut them.
-    """
-    if isinstance(block_ids, np.ndarray) and block_ids.dtype == np.int32:
-        return block_ids
-    ids = np.asarray(block_ids)
-    if ids.size == 0:
-        return np.empty(0, dtype=np.int32)
-    if ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= 2**31:
-        raise ValueError("block ids must be integers from 0 to 2**31 - 1")
-    return ids.astype(np.int32)
-
-
-def _pages_of(array: NDArray[Any]) -> Pages:
-    if array.ndim < 1 or not len(array) or not array[0].flags.c_contiguous or not array[0].nbytes:
-        raise ValueError("an array must be [num_blocks, ...] with each block contiguous")
-    if not array.flags.writeable or array.dtype.hasobject:
-        raise ValueError("an array must be writeable, and hold numbers")
-    page_bytes = array[0].nbytes
-    # The stride of a single block is never used, and NumPy may say anything.
-    stride_bytes = array.strides[0] if len(array) > 1 else page_bytes
-    if stride_bytes < page_bytes:
-        raise ValueError("the blocks of an array must not overlap or run backwards")
-    return Pages(address=array.ctypes.data, stride_bytes=stride_bytes, page_bytes=page_bytes)

@@ -113,7 +113,9 @@ def test_a_fault_costs_time_at_most(site: Site, faults: dict[str, Any]) -> None:
 
 def test_storage_that_hangs_is_left_alone_until_it_answers(site: Site) -> None:
     site.await_hits()
-    lookups, openings = "kvshelf:lookups_total", "kvshelf:breaker_openings_total{side=reading}"
+    root = site.mount.path / "shelf"
+    labels = f"{{root={root},side=reading}}"
+    lookups, openings = "kvshelf:lookups_total", f"kvshelf:breaker_openings_total{labels}"
     before = site.engine.metrics().get(openings, 0.0)
     site.mount.set(stall_lookup_s=60, stall_read_s=60)
     deadline = time.monotonic() + 60
@@ -127,6 +129,6 @@ def test_storage_that_hangs_is_left_alone_until_it_answers(site: Site) -> None:
     assert asked == again  # nobody asked for a chunk
     site.mount.set()
     site.await_hits()
-    assert site.engine.metrics()["kvshelf:breaker_state{side=reading}"] == 0
+    assert site.engine.metrics()[f"kvshelf:breaker_state{labels}"] == 0
     log = site.engine.log.read_text()
     assert "reading is suspended" in log and "reading goes on" in log

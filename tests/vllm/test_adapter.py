@@ -76,11 +76,13 @@ class Replica:
             chunk_tokens=16,
             num_workers=1,
             emit_events=True,
-            duty=None
+            duties=()
             if self.limits is None
-            else EvictionDuty(
-                self.root, IDENTITY.folder, limits=self.limits, lease_seconds=LEASE_SECONDS
-            ),
+            else [
+                EvictionDuty(
+                    self.root, IDENTITY.folder, limits=self.limits, lease_seconds=LEASE_SECONDS
+                )
+            ],
         )
         self.worker = KvshelfWorker(
             Shelf.of_arrays(self.root, IDENTITY, self.memory, config=config),

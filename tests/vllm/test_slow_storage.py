@@ -84,11 +84,9 @@ class Storage(MemoryEngine):
 
 
 class Scheduler:
-    def __init__(self, root: Path, **settings: Any) -> None:
+    def __init__(self, root: Path | list[Path], **settings: Any) -> None:
         shelf = Shelf(root, Identity({"model": "m"}), engine=Storage)
-        storage = shelf._engine
-        assert isinstance(storage, Storage)
-        self.storage = storage
+        self.storage: Any = shelf._engine
         presence = Presence(
             hit_ttl_seconds=30, miss_ttl_seconds=0.05, failed_ttl_seconds=60, keys_max=1000
         )
@@ -126,7 +124,7 @@ class Scheduler:
     def open(self) -> None:
         """Let lookups come too late until storage is left alone."""
         for i in range(100):
-            if self.manager._reading.state is State.OPEN:
+            if self.manager._breakers.reading[0].state is State.OPEN:
                 return
             self.wait(key(1000 + i))
         raise AssertionError("it was never left alone")
@@ -178,16 +176,16 @@ def test_hits_are_back_once_it_answers_and_one_load_came(scheduler: Scheduler) -
     assert [kind for kind, _ in scheduler.storage.asked.values()] == [JobKind.PROBE]
     scheduler.storage.answer(FileStatus.TIMED_OUT)
     scheduler.step()
-    assert scheduler.manager._reading.state is State.OPEN
+    assert scheduler.manager._breakers.reading[0].state is State.OPEN
     time.sleep(RETRY_SECONDS)
     scheduler.step()
     scheduler.storage.answers_with = FileStatus.OK
     scheduler.storage.answer(FileStatus.NOT_FOUND)
     scheduler.step()
-    assert scheduler.manager._reading.state is State.TRYING
+    assert scheduler.manager._breakers.reading[0].state is State.TRYING
     assert scheduler.wait(key(1), req_id="one")[0] == [HIT]
     assert scheduler.ask(key(1), req_id="two") == [MISS]
-    scheduler.manager.absorb(WorkerReport(outcomes=[("load", "")]))
+    scheduler.manager.absorb(WorkerReport(outcomes=[("load", "", key(1))]))
     assert scheduler.ask(key(1), req_id="two") == [HIT]
 
 
@@ -209,9 +207,9 @@ def test_loads_that_fail_for_the_storage_open_it(scheduler: Scheduler, cause: st
     scheduler.storage.answers_with = FileStatus.OK
     assert scheduler.wait(key(1))[0] == [HIT]
     for _ in range(5):
-        scheduler.manager.absorb(WorkerReport(unread={key(1)}, outcomes=[("load", cause)]))
+        scheduler.manager.absorb(WorkerReport(unread={key(1)}, outcomes=[("load", cause, key(1))]))
     assert scheduler.ask(key(2)) == [MISS]
-    assert scheduler.manager._reading.state is State.OPEN
+    assert scheduler.manager._breakers.reading[0].state is State.OPEN
 
 
 def test_an_unread_chunk_is_tried_again_soon_and_a_bad_one_is_not(scheduler: Scheduler) -> None:
@@ -227,7 +225,7 @@ def test_an_unread_chunk_is_tried_again_soon_and_a_bad_one_is_not(scheduler: Sch
 def test_a_full_disk_stops_stores_alone_and_one_tries_again(scheduler: Scheduler) -> None:
     scheduler.storage.answers_with = FileStatus.OK
     for _ in range(5):
-        scheduler.manager.absorb(WorkerReport(outcomes=[("store", "store: No space left")]))
+        scheduler.manager.absorb(WorkerReport(outcomes=[("store", "store: No space left", key(3))]))
     store = scheduler.manager.prepare_store
     scheduler.step()
     assert store([key(3)], ReqContext(req_id="one")).keys_to_store == []
@@ -236,7 +234,7 @@ def test_a_full_disk_stops_stores_alone_and_one_tries_again(scheduler: Scheduler
     scheduler.step()
     assert store([key(3)], ReqContext(req_id="one")).keys_to_store == [key(3)]
     assert store([key(4)], ReqContext(req_id="two")).keys_to_store == []
-    scheduler.manager.absorb(WorkerReport(outcomes=[("store", "")], published={key(3): 1}))
+    scheduler.manager.absorb(WorkerReport(outcomes=[("store", "", key(3))], published={key(3): 1}))
     assert store([key(4)], ReqContext(req_id="two")).keys_to_store == [key(4)]
 
 
@@ -287,4 +285,4 @@ def test_reads_that_hang_while_names_answer_open_it(scheduler: Scheduler) -> Non
         assert scheduler.manager.admit(f"r{i}", 2000, len(keys), lambda: keys) is None
         scheduler.storage.answer(FileStatus.TIMED_OUT)
         scheduler.step()
-    assert scheduler.manager._reading.state is State.OPEN
+    assert scheduler.manager._breakers.reading[0].state is State.OPEN

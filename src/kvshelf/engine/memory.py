@@ -24,14 +24,15 @@ from kvshelf.engine.base import (
     JobResult,
     Phase,
 )
+from kvshelf.engine.check import (
+    check_batch,
+    check_lookup_keys,
+    check_paths,
+    check_store,
+    check_touch_keys,
+)
 from kvshelf.errors import EngineClosedError
-from kvshelf.format import KEY_BYTES_MIN, PIECES_MAX
-from kvshelf.keys import KEY_BYTES_MAX
 from kvshelf.layout import chunk_path_in
-
-# What Linux allows for one name and for a whole path with its end.
-_NAME_BYTES_MAX = 255
-_PATH_BYTES_MAX = 4095
 
 
 class _Stored(NamedTuple):
@@ -94,13 +95,8 @@ class MemoryEngine:
     def submit_store(self, job_id: JobId, batch: Batch, stream: int = 0) -> None:
         """See ``Engine.submit_store``."""
         del stream
+        check_store(batch, self._groups, self._config.piece_bytes)
         rows = self._rows(batch)
-        for row in rows:
-            if "/" not in row.path:
-                raise ValueError(f"path {row.path!r} of a store needs a namespace folder")
-            payload_bytes = len(row.block_ids) * row.memory.block_bytes
-            if payload_bytes > PIECES_MAX * self._config.piece_bytes:
-                raise ValueError(f"{row.path} needs more than {PIECES_MAX} pieces")
         with self._lock:
             self._begin(job_id)
             moved = 0
@@ -115,6 +111,7 @@ class MemoryEngine:
     def submit_load(self, job_id: JobId, batch: Batch, stream: int = 0) -> None:
         """See ``Engine.submit_load``."""
         del stream
+        check_batch(batch, self._groups)
         rows = self._rows(batch)
         with self._lock:
             self._begin(job_id)
@@ -130,7 +127,7 @@ class MemoryEngine:
         """See ``Engine.submit_lookup``."""
         if not paths:
             raise ValueError("a lookup needs at least one path")
-        _check_paths(paths)
+        check_paths(paths)
         with self._lock:
             self._begin(job_id)
             found = [FileStatus.OK if p in self._files else FileStatus.NOT_FOUND for p in paths]
@@ -144,17 +141,14 @@ class MemoryEngine:
         runs: Sequence[int] = (),
     ) -> None:
         """See ``Engine.submit_lookup_keys``. Nothing is left out here: it costs nothing."""
-        if any(run < 1 for run in runs) or sum(runs) > len(keys):
-            raise ValueError("runs: each at least 1, together at most as many as keys")
-        if not all(KEY_BYTES_MIN <= len(key) <= KEY_BYTES_MAX for key in keys):
-            raise ValueError("a key has 12 to 128 bytes")
+        check_lookup_keys(folders, keys, runs)
         self.submit_lookup(job_id, [chunk_path_in(f, key) for key in keys for f in folders])
 
     def submit_probe(self, job_id: JobId, paths: Sequence[str], bytes_max: int) -> None:
         """See ``Engine.submit_probe``. A file has the bytes of its blocks."""
         if not paths:
             raise ValueError("a probe needs at least one path")
-        _check_paths(paths)
+        check_paths(paths)
         with self._lock:
             self._begin(job_id)
             files = [self._files.get(path) for path in paths]
@@ -165,7 +159,7 @@ class MemoryEngine:
 
     def touch(self, paths: Sequence[str]) -> None:
         """See ``Engine.touch``. There is nobody here who would look at access times."""
-        _check_paths(paths)
+        check_paths(paths)
         if self._closed:
             raise EngineClosedError("the engine is closed")
 
@@ -179,10 +173,7 @@ class MemoryEngine:
     ) -> None:
         """See ``Engine.touch_keys``. Likewise."""
         del always
-        if len(keys) != len(times_ns) or any(time <= 0 for time in times_ns):
-            raise ValueError("times_ns: one a key, above 0")
-        if not all(KEY_BYTES_MIN <= len(key) <= KEY_BYTES_MAX for key in keys):
-            raise ValueError(f"keys must have {KEY_BYTES_MIN} to {KEY_BYTES_MAX} bytes")
+        check_touch_keys(folders, keys, times_ns)
         self.touch(folders)
 
     def poll(self) -> list[JobResult]:
@@ -248,30 +239,12 @@ class MemoryEngine:
         return status
 
     def _rows(self, batch: Batch) -> list[_Row]:
-        """The batch, checked before anything of it is done."""
-        rows = len(batch.paths)
-        columns = (batch.groups, batch.first_blocks, batch.block_counts, batch.block_ids)
-        if any(column.dtype != np.int32 or column.ndim != 1 for column in columns):
-            raise ValueError("columns must be one-dimensional int32 arrays")
-        if rows == 0 or any(len(column) != rows for column in (batch.keys, *columns[:3])):
-            raise ValueError("columns are empty or of different lengths")
-        if batch.block_counts.min() < 1 or batch.block_counts.sum() != len(batch.block_ids):
-            raise ValueError("block_counts are below 1 or do not add up to block_ids")
-        if batch.first_blocks.min() < 0:
-            raise ValueError("a first block is negative")
-        if batch.groups.min() < 0 or batch.groups.max() >= len(self._groups):
-            raise ValueError("a group is out of range")
-        if not all(KEY_BYTES_MIN <= len(key) <= KEY_BYTES_MAX for key in batch.keys):
-            raise ValueError(f"keys must have {KEY_BYTES_MIN} to {KEY_BYTES_MAX} bytes")
-        _check_paths(batch.paths)
         ends = np.cumsum(batch.block_counts)
         return [self._row(batch, index, int(end)) for index, end in enumerate(ends)]
 
     def _row(self, batch: Batch, index: int, end: int) -> _Row:
         memory = self._groups[batch.groups[index]]
         ids = batch.block_ids[end - batch.block_counts[index] : end].tolist()
-        if min(ids) < 0 or max(ids) >= memory.num_blocks:
-            raise ValueError(f"row {index}: a block id is out of range")
         geometry = tuple(page.page_bytes for page in memory.pages)
         identity = (self._who, batch.keys[index], geometry)
         return _Row(batch.paths[index], identity, memory, int(batch.first_blocks[index]), ids)
@@ -281,18 +254,6 @@ class MemoryEngine:
     ) -> None:
         zeros = (0,) * len(statuses)
         self._reports.append(JobResult(job_id, kind, phase, tuple(statuses), zeros, moved, 0.0))
-
-
-def _check_paths(paths: Sequence[str]) -> None:
-    for path in paths:
-        names = path.split("/")
-        if (
-            "\0" in path
-            or any(name in ("", ".", "..") for name in names)
-            or max(len(name.encode()) for name in names) > _NAME_BYTES_MAX
-            or len(path.encode()) > _PATH_BYTES_MAX
-        ):
-            raise ValueError(f"path {path[:80]!r} is not that of a file beneath the root")
 
 
 def _read(memory: GroupMemory, block: int) -> bytes:

@@ -136,15 +136,19 @@ class EvictionDuty:
             self._news = News(is_holder=news.is_holder, shelf_bytes=news.shelf_bytes)
         return news
 
+    def stop(self) -> None:
+        """Tell the thread to end; ``close`` waits for it."""
+        self._stop.set()
+        evictor = self._evictor
+        if evictor is not None:
+            evictor.stop()
+
     def close(self, timeout_seconds: float) -> bool:
         """End the thread, which leaves the lease; False if the storage does not let it go.
 
         It is then left behind, and ends when it comes back.
         """
-        self._stop.set()
-        evictor = self._evictor
-        if evictor is not None:
-            evictor.stop()
+        self.stop()
         if self._thread.ident is not None:
             self._thread.join(timeout_seconds)
         return not self._thread.is_alive()

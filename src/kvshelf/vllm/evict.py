@@ -1,14 +1,20 @@
-"""Eviction as an engine sees it: limits from its settings, news as metrics and log lines."""
+"""Eviction as an engine sees it: limits from its settings, news as metrics and log lines.
+
+Every root has a duty of its own, with its own lease, limits and journal.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+import time
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 
 from kvshelf import metrics
 from kvshelf.config import Settings
 from kvshelf.evict import Limits
 from kvshelf.evict.duty import EvictionDuty, News
+from kvshelf.shelf import Shelf
 from kvshelf.vllm.faultlog import FaultLog
 from kvshelf.vllm.stats import StatsSink
 
@@ -25,57 +31,79 @@ def limits_of(settings: Settings) -> Limits:
     )
 
 
-def duty_of(settings: Settings, folder: str) -> EvictionDuty:
-    """The duty of one engine, for its namespace's folder. Not started."""
-    return EvictionDuty(
-        settings.shared_storage_path,
-        folder,
-        limits=limits_of(settings),
-        lease_seconds=settings.evict_lease_seconds,
-        dir_mode=settings.dir_mode,
-        file_mode=settings.file_mode,
-    )
+def duties_of(settings: Settings, folder: str) -> list[EvictionDuty]:
+    """The duties of one engine, one a root, for its namespace's folder. Not started."""
+    return [
+        EvictionDuty(
+            root,
+            folder,
+            limits=limits_of(settings),
+            lease_seconds=settings.evict_lease_seconds,
+            dir_mode=settings.dir_mode,
+            file_mode=settings.file_mode,
+        )
+        for root in settings.roots
+    ]
 
 
 class Eviction:
-    """Takes a duty's news on the scheduler's thread. Without a duty there is none.
+    """Takes the duties' news on the scheduler's thread. Without a duty there is none.
 
     Args:
-        duty: started here, ended by ``close``.
+        duties: one a root; started here, ended by ``close``.
+        shelf: says in which root a key lies. When a root was added, those before it still have
+            chunks that lie in it now: that these are evicted says nothing.
     """
 
-    def __init__(self, duty: EvictionDuty | None, stats: StatsSink, logger: logging.Logger) -> None:
-        self._duty = duty
+    def __init__(
+        self,
+        duties: Sequence[EvictionDuty],
+        shelf: Shelf,
+        stats: StatsSink,
+        logger: logging.Logger,
+    ) -> None:
+        self._duties = duties
+        self._shelf = shelf
         self._stats = stats
         self._logger = logger
         self._faults = FaultLog(logger)
-        self._is_holder = False
+        self._holds: set[int] = set()  # roots in which this engine evicts
+        self._bytes: dict[int, Mapping[str, int]] = {}  # of each root, by namespace
         self._counted: set[str] = set()  # namespaces
-        if duty is not None:
+        for duty in duties:
             duty.start()
 
     def take(self) -> Collection[bytes]:
         """Keys that somebody evicted since the last call. Microseconds when there is no news."""
-        if self._duty is None or not self._duty.has_news:
-            return ()
-        news = self._duty.take()
-        self._count(news)
-        return news.gone
+        gone: dict[bytes, None] = {}
+        for root, duty in enumerate(self._duties):
+            if duty.has_news:
+                news = duty.take()
+                self._count(root, news)
+                gone.update((key, None) for key in news.gone if self._shelf.root_of(key) == root)
+        return gone
 
     def close(self, timeout_seconds: float) -> None:
-        if self._duty is not None and not self._duty.close(timeout_seconds):
-            self._logger.warning("kvshelf: eviction still waits for the storage; left behind")
+        end = time.monotonic() + timeout_seconds
+        for duty in self._duties:
+            duty.stop()
+        for duty in self._duties:
+            if not duty.close(max(0.0, end - time.monotonic())):
+                self._logger.warning("kvshelf: eviction still waits for the storage; left behind")
 
-    def _count(self, news: News) -> None:
+    def _count(self, root: int, news: News) -> None:
         stats = self._stats
-        if news.is_holder != self._is_holder:
-            self._is_holder = news.is_holder
+        if news.is_holder != (root in self._holds):
+            self._holds ^= {root}
+            path = self._shelf.roots[root] if len(self._duties) > 1 else "the shelf"
             what = "now" if news.is_holder else "no longer"
-            self._logger.info("kvshelf: this engine %s keeps the shelf within its limits", what)
-        stats.gauge(metrics.EVICT_LEASE_HELD, float(news.is_holder))
-        for folder in self._counted | news.shelf_bytes.keys():
-            stats.gauge(metrics.SHELF_BYTES, news.shelf_bytes.get(folder, 0), folder)
-        self._counted = set(news.shelf_bytes)
+            self._logger.info("kvshelf: this engine %s keeps %s within its limits", what, path)
+        stats.gauge(metrics.EVICT_LEASE_HELD, float(news.is_holder), self._shelf.roots[root])
+        self._bytes[root] = news.shelf_bytes
+        known = sum(map(Counter, self._bytes.values()), Counter[str]())
+        for folder in self._counted | known.keys():
+            stats.gauge(metrics.SHELF_BYTES, known[folder], folder)
+        self._counted = set(known)
         for name, value in (
             (metrics.EVICTED_CHUNKS, news.removed_files),
             (metrics.EVICTED_BYTES, news.removed_bytes),

@@ -1,6 +1,8 @@
 """Questions to the shelf that are under way: asked in batches, answered by polling.
 
-    wanted, prefetch -> Shelf -> fetch -> Presence, Breaker, Stats
+    wanted, prefetch -> Shelf -> fetch -> Presence, Breakers, Stats
+
+Each root is asked by itself, so that nobody waits for one that does not answer.
 
 Scheduler's thread only; nothing here waits for storage.
 """
@@ -14,7 +16,8 @@ from dataclasses import dataclass
 from kvshelf import metrics
 from kvshelf.engine import FileStatus, JobKind, JobResult, Phase
 from kvshelf.shelf import Shelf
-from kvshelf.vllm.breaker import Breaker, State
+from kvshelf.vllm.breaker import State
+from kvshelf.vllm.breakers import Breakers
 from kvshelf.vllm.compat import KeyRun
 from kvshelf.vllm.faultlog import FaultLog
 from kvshelf.vllm.presence import Answer, Presence
@@ -31,9 +34,10 @@ ProbeDone = Callable[[JobResult], None]
 
 @dataclass(slots=True)
 class _Asked:
-    """A lookup that is under way. ``is_late``: nobody waits for its answer any more."""
+    """A lookup that is under way, in one root. ``is_late``: nobody waits for it any more."""
 
-    keys: tuple[bytes, ...]
+    root: int
+    keys: Sequence[bytes]
     since: float
     is_late: bool = False
 
@@ -62,7 +66,7 @@ class Lookups:
         shelf: Shelf,
         presence: Presence,
         stats: StatsSink,
-        reading: Breaker,
+        breakers: Breakers,
         faults: FaultLog,
         *,
         gone: Callable[[bytes], None],
@@ -71,7 +75,7 @@ class Lookups:
         self._shelf = shelf
         self._presence = presence
         self._stats = stats
-        self._reading = reading
+        self._reading = breakers.reading
         self._faults = faults
         self._gone = gone
         self._wait_seconds = wait_seconds
@@ -81,7 +85,7 @@ class Lookups:
         self._probes: dict[int, ProbeDone] = {}
         self._next_job_id = 0
         self._has_polled = False  # in this step
-        self._usual_seconds = 0.0  # of the last lookups
+        self._usual_seconds = [0.0] * len(shelf.roots)  # of the last lookups there
 
     def prefetch(self, runs: Iterable[KeyRun]) -> None:
         """Ask for a new request's keys before the scheduler does.
@@ -112,8 +116,13 @@ class Lookups:
         if self._has_polled:
             return
         self._has_polled = True
-        if self._in_flight and self._usual_seconds < PROMPT_ANSWER_SECONDS:
-            self._shelf.wait(tuple(self._in_flight), Phase.FINISHED, PROMPT_ANSWER_SECONDS)
+        prompt = [
+            job_id
+            for job_id, asked in self._in_flight.items()
+            if self._usual_seconds[asked.root] < PROMPT_ANSWER_SECONDS
+        ]
+        if prompt:
+            self._shelf.wait(prompt, Phase.FINISHED, PROMPT_ANSWER_SECONDS)
         for result in self._shelf.poll():
             if result.kind is JobKind.LOOKUP:
                 self._apply(self._in_flight.pop(result.job_id), result)
@@ -131,15 +140,23 @@ class Lookups:
         self._has_polled = False
 
     def probe(self, keys: Sequence[bytes], bytes_max: int, done: ProbeDone) -> bool:
-        """Measure storage by these chunks' files, or see whether it answers at all (no keys).
+        """Measure storage by these chunks' files.
 
-        False if too many threads hang already, or the engine refused.
+        False if too many threads hang there already, or the engine refused.
         """
-        if self._shelf.stats().hung_threads >= HUNG_THREADS_MAX:
+        roots = {self._shelf.root_of(key) for key in keys}
+        return self._probe(roots, lambda job: self._shelf.submit_probe(job, keys, bytes_max), done)
+
+    def ping(self, root: int, done: ProbeDone) -> bool:
+        """See whether a root answers at all. False likewise."""
+        return self._probe({root}, lambda job: self._shelf.submit_ping(job, root), done)
+
+    def _probe(self, roots: set[int], submit: Callable[[int], None], done: ProbeDone) -> bool:
+        if any(self._shelf.stats_of(root).hung_threads >= HUNG_THREADS_MAX for root in roots):
             return False
         job_id, self._next_job_id = self._next_job_id, self._next_job_id + 1
         try:
-            self._shelf.submit_probe(job_id, keys, bytes_max)
+            submit(job_id)
         except Exception as error:
             self._faults.fault("submit probe", f"{type(error).__name__}: {error}")
             return False
@@ -150,17 +167,18 @@ class Lookups:
         self.wanted.clear()
 
     def _submit(self, keys: tuple[bytes, ...], runs: Sequence[int]) -> None:
-        job_id, self._next_job_id = self._next_job_id, self._next_job_id + 1
         now = time.monotonic()
-        try:
-            self._shelf.submit_lookup(job_id, keys, runs)
-        except Exception as error:  # whatever it is, it must not end vLLM's scheduler
-            self._faults.fault("submit lookup", f"{type(error).__name__}: {error}")
-            for key in keys:
-                self._presence.unanswered(key, now)
-            self._stats.count(metrics.LOOKUPS, "error", by=len(keys))
-            return
-        self._in_flight[job_id] = _Asked(keys, now)
+        for share in self._shelf.shares(keys, runs):
+            job_id, self._next_job_id = self._next_job_id, self._next_job_id + 1
+            try:
+                self._shelf.submit_lookup(job_id, share.keys, share.runs)
+            except Exception as error:  # whatever it is, it must not end vLLM's scheduler
+                self._faults.fault("submit lookup", f"{type(error).__name__}: {error}")
+                for key in share.keys:
+                    self._presence.unanswered(key, now)
+                self._stats.count(metrics.LOOKUPS, "error", by=len(share.keys))
+                continue
+            self._in_flight[job_id] = _Asked(share.root, share.keys, now)
 
     def _give_up_waiting(self, now: float) -> None:
         for asked in self._in_flight.values():
@@ -170,11 +188,11 @@ class Lookups:
                 asked.is_late = True
                 for key in asked.keys:
                     self._presence.unanswered(key, now)
-                self._reading.fault("lookup: too late", now)
+                self._reading[asked.root].fault("lookup: too late", now)
 
     def _apply(self, asked: _Asked, result: JobResult) -> None:
-        now = time.monotonic()
-        self._usual_seconds += (result.seconds - self._usual_seconds) / 8
+        now, root = time.monotonic(), asked.root
+        self._usual_seconds[root] += (result.seconds - self._usual_seconds[root]) / 8
         presence, counts = self._presence, dict.fromkeys(metrics.LOOKUP_RESULTS, 0)
         for key, status in zip(asked.keys, result.statuses, strict=True):
             if status is FileStatus.OK:
@@ -197,7 +215,7 @@ class Lookups:
             return  # told already, as a fault
         failed = next((label for label in ("error", "timeout") if counts[label]), "")
         if failed:
-            self._reading.fault(f"lookup: {failed}", now)
-        elif self._reading.state is State.CLOSED:
+            self._reading[root].fault(f"lookup: {failed}", now)
+        elif self._reading[root].state is State.CLOSED:
             # While one request tries, only its load decides: names may come from a cache.
-            self._reading.success(now)
+            self._reading[root].success(now)

@@ -7,7 +7,7 @@ lookup threads at its end, and answered RETRY meanwhile. No file-system call is 
     lookup -> Presence -> HIT, MISS
                        -> unknown: Lookups -> Shelf -> poll -> Presence
     a hit  -> Admission -> load it, compute it, or measure the storage first
-    faults -> Breaker -> storage that does not answer is left alone
+    faults -> Breakers -> a root that does not answer is left alone
     used, stored -> Touches; stored, gone -> Events; evicted by anybody -> Eviction -> Presence
 """
 
@@ -36,13 +36,13 @@ from kvshelf.evict.duty import EvictionDuty
 from kvshelf.shelf import Shelf
 from kvshelf.vllm import compat
 from kvshelf.vllm.admission import MEASURED_CHUNKS, Admission, Verdict, spread
-from kvshelf.vllm.breaker import Breaker, State
+from kvshelf.vllm.breakers import Breakers
 from kvshelf.vllm.events import Events
 from kvshelf.vllm.evict import Eviction
 from kvshelf.vllm.faultlog import FaultLog
 from kvshelf.vllm.lookups import Lookups
 from kvshelf.vllm.presence import Answer, Presence
-from kvshelf.vllm.report import STORAGE_FAULTS, WorkerReport
+from kvshelf.vllm.report import WorkerReport
 from kvshelf.vllm.specs import ChunkKeysSpec
 from kvshelf.vllm.stats import StatsSink
 from kvshelf.vllm.touches import Touches
@@ -76,7 +76,7 @@ class KvshelfManager(OffloadingManager):
         chunk_tokens: tokens of a chunk.
         num_workers: how many ranks must have a chunk before it counts as published.
         emit_events: whether vLLM publishes KV events.
-        duty: eviction in the background; None: this engine does not hear of any.
+        duties: eviction in the background, one a root; none: this engine does not hear of any.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class KvshelfManager(OffloadingManager):
         chunk_tokens: int,
         num_workers: int,
         emit_events: bool,
-        duty: EvictionDuty | None = None,
+        duties: Sequence[EvictionDuty] = (),
     ) -> None:
         self._shelf = shelf
         self._presence = presence
@@ -102,11 +102,7 @@ class KvshelfManager(OffloadingManager):
         self._to_heal: set[bytes] = set()  # keys that failed to load and are not stored anew yet
         self._stats = StatsSink()
         self._faults = FaultLog(logger)
-        self._reading, self._writing = (
-            Breaker(faults=settings.breaker_faults, retry_seconds=self._retry_seconds)
-            for _ in metrics.BREAKER_SIDES
-        )
-        self._is_probing = False  # whether storage answers again
+        self._breakers = Breakers(shelf, settings, self._stats, logger)
         self._events = Events(are_wanted=emit_events)
         self._touches = Touches(
             shelf,
@@ -119,7 +115,7 @@ class KvshelfManager(OffloadingManager):
             shelf,
             presence,
             self._stats,
-            self._reading,
+            self._breakers,
             self._faults,
             gone=self._events.gone,
             wait_seconds=settings.lookup_wait_seconds,
@@ -132,18 +128,18 @@ class KvshelfManager(OffloadingManager):
         )
         self._measuring_since = _NEVER
         self._refused: set[str] = set()  # requests that compute what they could load
-        self._is_shut = False  # whether storage is closed to the request that looks up
-        self._eviction = Eviction(duty, self._stats, logger)
+        self._all_roots = frozenset(range(len(shelf.roots)))
+        self._shut: frozenset[int] = frozenset()  # roots closed to the request that looks up
+        self._eviction = Eviction(duties, shelf, self._stats, logger)
 
     def begin_scan(self, req_id: str) -> None:
         """The lookups that follow are this request's."""
-        self._is_shut = req_id in self._refused or not (
-            self._reading.state is State.CLOSED or self._reading.admits(req_id, time.monotonic())
-        )
+        is_refused = req_id in self._refused
+        self._shut = self._all_roots if is_refused else self._breakers.shut_to(req_id)
 
     @override
     def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
-        if self._is_shut:
+        if self._shut and (self._shut == self._all_roots or self._shelf.root_of(key) in self._shut):
             return _ABSENT
         answer = self._answers.get(key)
         if answer is _PENDING:
@@ -160,8 +156,7 @@ class KvshelfManager(OffloadingManager):
 
     def prefetch(self, runs: Iterable[compat.KeyRun]) -> None:
         """Ask for a new request's keys before the scheduler does."""
-        if self._reading.state is State.CLOSED:
-            self._lookups.prefetch(runs)
+        self._lookups.prefetch(self._breakers.askable(runs))
 
     def admit(
         self, req_id: str, tokens: int, chunks: int, keys: Callable[[], Sequence[bytes]]
@@ -195,8 +190,9 @@ class KvshelfManager(OffloadingManager):
 
     @override
     def touch(self, keys: Collection[OffloadKey], req_context: ReqContext) -> None:
-        if self._reading.state is State.CLOSED:
-            self._touches.used(tuple(keys), req_context)
+        used = self._breakers.readable(tuple(keys))
+        if used:
+            self._touches.used(used, req_context)
 
     @override
     def prepare_store(
@@ -207,9 +203,10 @@ class KvshelfManager(OffloadingManager):
         wanted = [key for key in keys if not is_stored(key)]
         if len(wanted) < len(keys):
             self.touch([key for key in keys if is_stored(key)] if wanted else keys, req_context)
-        if wanted and not self._may_write(req_context.req_id):
-            self._stats.count(metrics.STORE_OUTCOMES, "breaker", by=len(wanted))
-            wanted = []
+        unstored = len(wanted)
+        wanted = self._breakers.writable(wanted, req_context.req_id)
+        if len(wanted) < unstored:
+            self._stats.count(metrics.STORE_OUTCOMES, "breaker", by=unstored - len(wanted))
         if wanted:
             self._touches.stores(wanted, req_context)
         for key in wanted:
@@ -235,7 +232,7 @@ class KvshelfManager(OffloadingManager):
         self._hear_of_evictions(now)
         self._lookups.end_step(now)
         self._presence.expire(now)
-        self._tend_breakers(now)
+        self._breakers.tend(now, self._lookups.ping)
 
     def absorb(self, report: WorkerReport) -> None:
         """Take in what the workers report, before vLLM hears of the finished jobs."""
@@ -250,12 +247,7 @@ class KvshelfManager(OffloadingManager):
         for chunks, loaded, busy_seconds in report.loads:
             share = 1 / self._num_workers
             self.admission.load_ends(chunks * share, loaded * share, busy_seconds * share, now)
-        for kind, cause in report.outcomes:
-            breaker = self._reading if kind == "load" else self._writing
-            if cause:
-                breaker.fault(cause, now)
-            else:
-                breaker.success(now)
+        self._breakers.told(report.outcomes, now)
         self._touches.not_stored(report.not_stored)
         for key in report.not_stored:
             self._presence.not_stored(key)
@@ -296,10 +288,8 @@ class KvshelfManager(OffloadingManager):
     def get_stats(self) -> Any:
         stats = self._stats.take()
         if stats is not None:  # with every report, so that "well" is a value too, not an absence
-            for side, breaker in zip(
-                metrics.BREAKER_SIDES, (self._reading, self._writing), strict=True
-            ):
-                stats.set_gauge(metrics.BREAKER_STATE, breaker.state, (side,))
+            for state, labels in self._breakers.states():
+                stats.set_gauge(metrics.BREAKER_STATE, state, labels)
         return stats
 
     @override
@@ -326,54 +316,18 @@ class KvshelfManager(OffloadingManager):
         while published and next(iter(published.values())) < now - JOURNAL_SECONDS:
             published.popitem(last=False)
 
-    def _may_write(self, req_id: str) -> bool:
-        if self._reading.state is State.OPEN:
-            return False
-        writing = self._writing
-        return writing.state is State.CLOSED or writing.admits(req_id, time.monotonic())
-
     def _measure(self, keys: Callable[[], Sequence[bytes]], now: float) -> None:
         """Begin to measure the storage by some of these chunks, unless that is under way."""
         if self._measuring_since > _NEVER:
             return
 
+        chosen = spread(keys(), MEASURED_CHUNKS)
+
         def done(result: JobResult) -> None:
             self._measuring_since = _NEVER
-            end = time.monotonic()
-            if not STORAGE_FAULTS.isdisjoint(result.statuses):
-                self._reading.fault("measurement: failed or timed out", end)
-            elif FileStatus.OK in result.statuses:
+            end, statuses = time.monotonic(), result.statuses
+            if self._breakers.measured(chosen, statuses, end) and FileStatus.OK in statuses:
                 self.admission.measured(result.payload_bytes, result.seconds, end)
 
-        if self._lookups.probe(spread(keys(), MEASURED_CHUNKS), MEASURED_BYTES, done):
+        if self._lookups.probe(chosen, MEASURED_BYTES, done):
             self._measuring_since = now
-
-    def _tend_breakers(self, now: float) -> None:
-        if self._reading.is_due(now) and not self._is_probing:
-            self._is_probing = self._lookups.probe((), 0, self._answered)
-            if not self._is_probing:
-                self._reading.not_answered(now)
-        if self._writing.is_due(now):
-            self._writing.answered()
-        for side, breaker in zip(
-            metrics.BREAKER_SIDES, (self._reading, self._writing), strict=True
-        ):
-            for change in breaker.take_changes():
-                self._stats.gauge(metrics.BREAKER_STATE, change.state, side)
-                if change.state is State.OPEN:
-                    self._stats.count(metrics.BREAKER_OPENINGS, side)
-                    logger.warning(
-                        "kvshelf: %s is suspended (%s); tried again every %s s",
-                        side,
-                        change.cause,
-                        self._retry_seconds,
-                    )
-                elif change.state is State.CLOSED:
-                    logger.warning("kvshelf: %s goes on after %.1f s", side, change.open_seconds)
-
-    def _answered(self, result: JobResult) -> None:
-        self._is_probing = False
-        if result.statuses[0] in (FileStatus.OK, FileStatus.NOT_FOUND):
-            self._reading.answered()
-        else:
-            self._reading.not_answered(time.monotonic())

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from kvshelf import metrics
 from kvshelf.engine import EngineStats, FileStatus, JobResult
 from kvshelf.keys import group_of
+from kvshelf.rendezvous import Share
 from kvshelf.vllm.faultlog import FaultLog
 from kvshelf.vllm.report import STORAGE_FAULTS, WorkerReport
 
 
 class Outcomes:
-    """Collects until it is taken, once a step. One thread: its owner's."""
+    """Collects until it is taken, once a step. One thread: its owner's.
 
-    def __init__(self, faults: FaultLog) -> None:
+    Args:
+        shares: the shelf's, which says what the roots have of a job.
+    """
+
+    def __init__(self, faults: FaultLog, shares: Callable[[Sequence[bytes]], list[Share]]) -> None:
         self._faults = faults
+        self._shares = shares
         self._report = WorkerReport()
         self._load_times: dict[int, float] = {}  # when a load was submitted
         self._busy_until = 0.0  # when the last of the loads that are known of ended
@@ -35,7 +41,7 @@ class Outcomes:
         self._report.count(metrics.LOAD_BYTES, by=result.payload_bytes)
         self._report.observe(metrics.LOAD_SECONDS, result.seconds)
         self._report.loads.append((len(keys), loaded, self._busy_seconds(result)))
-        self._outcome("load", result)
+        self._outcomes("load", keys, result)
 
     def load_failure(self, key: bytes, status: FileStatus, error: int) -> None:
         cause = status.name.lower()
@@ -49,7 +55,7 @@ class Outcomes:
             self.store_outcome(key, status, error)
         self._report.count(metrics.STORE_BYTES, by=result.payload_bytes)
         self._report.observe(metrics.STORE_SECONDS, result.seconds)
-        self._outcome("store", result)
+        self._outcomes("store", keys, result)
 
     def store_outcome(self, key: bytes, status: FileStatus, error: int) -> None:
         if status is FileStatus.OK:
@@ -78,19 +84,19 @@ class Outcomes:
         self._busy_until = max(end, self._busy_until)
         return seconds
 
-    def _outcome(self, kind: str, result: JobResult) -> None:
-        """What the job says of the storage, if anything: a damaged chunk says nothing."""
-        faults = [
-            (status, error)
-            for status, error in zip(result.statuses, result.errnos, strict=True)
-            if status in STORAGE_FAULTS
-        ]
-        if faults:
-            status, error = faults[0]
-            cause = os.strerror(error) if error else status.name.lower().replace("_", " ")
-            self._report.outcomes.append((kind, f"{kind}: {cause}"))
-        elif FileStatus.OK in result.statuses:
-            self._report.outcomes.append((kind, ""))
+    def _outcomes(self, kind: str, keys: Sequence[bytes], result: JobResult) -> None:
+        """What the job says of each root, if anything: a damaged chunk says nothing."""
+        for share in self._shares(keys):
+            statuses = [result.statuses[row] for row in share.rows]
+            row = next((i for i, status in enumerate(statuses) if status in STORAGE_FAULTS), None)
+            if row is not None:
+                error = result.errnos[share.rows[row]]
+                cause = (
+                    os.strerror(error) if error else statuses[row].name.lower().replace("_", " ")
+                )
+                self._report.outcomes.append((kind, f"{kind}: {cause}", share.keys[0]))
+            elif FileStatus.OK in statuses:
+                self._report.outcomes.append((kind, "", share.keys[0]))
 
 
 def _describe(key: bytes, error: int) -> str:

@@ -14,6 +14,8 @@ from kvshelf.engine import FileStatus
 # What is no fault of one chunk.
 STORAGE_FAULTS = frozenset({FileStatus.IO_ERROR, FileStatus.TIMED_OUT})
 
+# What a job says of a root: "load" or "store", the fault or "", and a key of that root.
+Outcome = tuple[str, str, bytes]
 # (metric name, label values)
 Series = tuple[str, tuple[str, ...]]
 
@@ -27,7 +29,7 @@ class WorkerReport:
         unread: likewise, for a fault of the storage.
         loads: one a load job that ended: chunks, chunks loaded, seconds by which it lengthened the
             time in which this worker loaded at all.
-        outcomes: one a job of a worker: "" or the storage's fault, by "load" or "store".
+        outcomes: one a job of a worker and root.
         published: key -> number of workers whose file of it is on the shelf now.
         not_stored: keys whose store was dropped or failed on a worker.
         counters: increments.
@@ -38,7 +40,7 @@ class WorkerReport:
     failed: set[bytes] = field(default_factory=set)
     unread: set[bytes] = field(default_factory=set)
     loads: list[tuple[int, int, float]] = field(default_factory=list)
-    outcomes: list[tuple[str, str]] = field(default_factory=list)
+    outcomes: list[Outcome] = field(default_factory=list)
     published: dict[bytes, int] = field(default_factory=dict)
     not_stored: set[bytes] = field(default_factory=set)
     counters: dict[Series, float] = field(default_factory=dict)

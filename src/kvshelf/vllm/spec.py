@@ -23,7 +23,7 @@ from kvshelf.errors import ConfigError
 from kvshelf.namespace import Identity
 from kvshelf.shelf import Shelf, engine_config
 from kvshelf.vllm import compat
-from kvshelf.vllm.evict import duty_of
+from kvshelf.vllm.evict import duties_of
 from kvshelf.vllm.manager import KvshelfManager
 from kvshelf.vllm.presence import Presence
 from kvshelf.vllm.stats import metric_definitions
@@ -77,9 +77,10 @@ class SharedStorageOffloadingSpec(OffloadingSpec):
     @override
     def get_manager(self) -> OffloadingManager:
         settings = self._settings
-        logger.info("%s", quick_line(Path(settings.shared_storage_path)))
+        for root in settings.roots:
+            logger.info("%s", quick_line(Path(root)))
         shelf = Shelf(
-            settings.shared_storage_path,
+            settings.roots,
             self._identity,
             world_size=self.config.parallel.world_size,
             config=self._engine_config,
@@ -92,7 +93,7 @@ class SharedStorageOffloadingSpec(OffloadingSpec):
             chunk_tokens=self._chunk_tokens(),
             num_workers=self.config.parallel.world_size,
             emit_events=self.config.enable_kv_cache_events,
-            duty=duty_of(settings, shelf.folder),
+            duties=duties_of(settings, shelf.folder),
         )
 
     def _chunk_tokens(self) -> int:
@@ -111,7 +112,7 @@ class SharedStorageOffloadingSpec(OffloadingSpec):
         group_ids = compat.group_ids(self.config)
         device = _device_of(kv_caches)
         shelf = Shelf(
-            self._settings.shared_storage_path,
+            self._settings.roots,
             self._identity,
             rank=self.config.parallel.rank,
             world_size=self.config.parallel.world_size,

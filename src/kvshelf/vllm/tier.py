@@ -31,7 +31,7 @@ from kvshelf.errors import ConfigError
 from kvshelf.namespace import Identity
 from kvshelf.shelf import Chunk, Shelf, engine_config
 from kvshelf.vllm import compat
-from kvshelf.vllm.evict import duty_of
+from kvshelf.vllm.evict import duties_of
 from kvshelf.vllm.faultlog import FaultLog
 from kvshelf.vllm.manager import KvshelfManager
 from kvshelf.vllm.outcomes import Outcomes
@@ -84,7 +84,6 @@ class KvshelfTier(SecondaryTierManager):
         memory = _row_memory(primary_kv_view)
         identity = tier_identity(_given_identity(offloading_spec), config, memory.block_bytes)
         engine = engine_config(settings)
-        self._outcomes = Outcomes(FaultLog(logger))
         self._close_timeout_seconds = settings.close_timeout_seconds
         self._job_timeout_seconds = 1.0 + max(
             settings.load_timeout_seconds,
@@ -95,14 +94,15 @@ class KvshelfTier(SecondaryTierManager):
         ids = compat.group_ids(config)
         # Rows are pinned until a store is finished, so it writes straight from them.
         self._shelf = Shelf(
-            settings.shared_storage_path,
+            settings.roots,
             identity,
             groups=[memory] * len(ids),
             group_ids=ids,
             config=replace(engine, write_behind=False, lookup_threads=1),
         )
+        self._outcomes = Outcomes(FaultLog(logger), self._shelf.shares)
         self._manager = KvshelfManager(
-            Shelf(settings.shared_storage_path, identity, config=engine),
+            Shelf(settings.roots, identity, config=engine),
             Presence.of(settings),
             settings,
             chunk_bytes=memory.block_bytes,
@@ -110,7 +110,7 @@ class KvshelfTier(SecondaryTierManager):
             * min(group.tokens_per_block for group in config.groups),
             num_workers=1,
             emit_events=enable_kv_events and config.enable_kv_cache_events,
-            duty=duty_of(settings, self._shelf.folder),
+            duties=duties_of(settings, self._shelf.folder),
         )
 
     @override

@@ -1,0 +1,44 @@
+"""NumPy arrays as the engines take them: block ids, and block memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvshelf.engine.base import Pages
+
+
+def as_block_ids(block_ids: Any) -> NDArray[np.int32]:
+    """Block ids for the engine, which checks their range; only int32 comes without a copy.
+
+    Raises:
+        ValueError: they are no integers, or do not fit: NumPy itself would cut them.
+    """
+    if isinstance(block_ids, np.ndarray) and block_ids.dtype == np.int32:
+        return block_ids
+    ids = np.asarray(block_ids)
+    if ids.size == 0:
+        return np.empty(0, dtype=np.int32)
+    if ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= 2**31:
+        raise ValueError("block ids must be integers from 0 to 2**31 - 1")
+    return ids.astype(np.int32)
+
+
+def pages_of(array: NDArray[Any]) -> Pages:
+    """A layer's pages: the array is [num_blocks, ...] with every block contiguous.
+
+    Raises:
+        ValueError: it has no blocks, or they overlap, are read-only or hold Python objects.
+    """
+    if array.ndim < 1 or not len(array) or not array[0].flags.c_contiguous or not array[0].nbytes:
+        raise ValueError("an array must be [num_blocks, ...] with each block contiguous")
+    if not array.flags.writeable or array.dtype.hasobject:
+        raise ValueError("an array must be writeable, and hold numbers")
+    page_bytes = array[0].nbytes
+    # The stride of a single block is never used, and NumPy may say anything.
+    stride_bytes = array.strides[0] if len(array) > 1 else page_bytes
+    if stride_bytes < page_bytes:
+        raise ValueError("the blocks of an array must not overlap or run backwards")
+    return Pages(address=array.ctypes.data, stride_bytes=stride_bytes, page_bytes=page_bytes)
