@@ -116,6 +116,18 @@ def test_differences_are_one_a_line(shelf: Path, capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().out == EXPECTED
 
 
+def test_why_a_field_keeps_two_apart(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiered = Identity({**LEFT.fields, "tier": {"layout": "replicated", "row_bytes": 4096}})
+    open_namespace(shelf, tiered)
+    names = ["--diff", LEFT.folder, tiered.folder]
+    assert main(["namespaces", str(shelf), *names]) == 1
+    line, why = capsys.readouterr().out.splitlines()
+    assert line.startswith("tier: (absent) | ") and "a tier keeps rows" in why
+    assert main(["namespaces", str(shelf), "--json", *names]) == 1
+    (difference,) = json.loads(capsys.readouterr().out)["differences"]
+    assert difference["field"] == "tier" and difference["reason"] in why
+
+
 def test_differences_as_json(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["namespaces", str(shelf), "--json", "--diff", LEFT.folder, RIGHT.folder]) == 1
     assert json.loads(capsys.readouterr().out) == {

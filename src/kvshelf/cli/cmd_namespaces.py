@@ -146,10 +146,11 @@ def _compare(left: NamespaceEntry, right: NamespaceEntry, *, as_json: bool) -> E
 
 
 def _difference_json(difference: FieldDifference) -> dict[str, Any]:
-    """A side that lacks the field has no entry; null is a value."""
+    """A side that lacks the field has no entry; null is a value. A reason only if there is one."""
     sides = {"left": difference.left, "right": difference.right}
     present = {side: value for side, value in sides.items() if value is not ABSENT}
-    return {"field": difference.field, **present, "reason": reason(difference.field) or None}
+    why = reason(difference.field)
+    return {"field": difference.field, **present, **({"reason": why} if why else {})}
 
 
 def _value(value: Any) -> str:
