@@ -16,7 +16,7 @@ CMAKE := cmake -S . -G Ninja
 CTEST := ctest --output-on-failure --no-tests=error --test-dir
 
 .DELETE_ON_ERROR:
-.PHONY: FORCE setup tools lint test test-native test-asan test-tsan fuzz coverage stress reliability test-window demo bench clean
+.PHONY: FORCE setup tools lint test test-native test-asan test-tsan fuzz coverage stress reliability test-window test-matrix demo bench clean
 
 # A registry's hiccup is not a broken set-up: one second try.
 define retry
@@ -116,6 +116,11 @@ WINDOW := 0.26.0 0.33.0
 test-window: $(VENV)/.kvshelf
 	python scripts/fetch_window.py build/window $(WINDOW)
 	KVSHELF_VLLM_WHEELS=$(abspath build/window) python -m pytest tests/vllm/test_window.py
+
+# The adapter's tests on the versions between: real vLLM for the CPU, 450 MB and 2 minutes each.
+MATRIX := 0.27.1 0.28.0 0.29.0 0.30.0 0.31.0
+test-matrix: test-window
+	python scripts/matrix.py build/matrix $(MATRIX)
 
 # Minutes to hours: 10,000 random fault schedules, and whatever else is marked so.
 stress: $(VENV)/.kvshelf

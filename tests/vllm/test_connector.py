@@ -23,7 +23,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import (  # 
 from vllm.v1.kv_offload.base import GPULoadStoreSpec  # noqa: E402
 
 from kvshelf import ConfigError, make_key  # noqa: E402
-from kvshelf.vllm import plugin  # noqa: E402
+from kvshelf.vllm import compat, plugin  # noqa: E402
 from kvshelf.vllm.connector import KvshelfConnector, adopt_config  # noqa: E402
 from kvshelf.vllm.report import KvshelfWorkerMetadata  # noqa: E402
 from kvshelf.vllm.specs import ChunkKeysSpec  # noqa: E402
@@ -91,6 +91,8 @@ class Replica:
 
 @pytest.fixture(params=[1, 2], ids=["one group", "two groups"])
 def groups(request: pytest.FixtureRequest) -> int:
+    if compat.TransferResults is None:
+        pytest.skip("drives calls that vLLM has since 0.30")
     return int(request.param)
 
 

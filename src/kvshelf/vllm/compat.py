@@ -22,7 +22,7 @@ from vllm.v1.kv_offload.config import OffloadingConfig
 
 from kvshelf.keys import group_of
 
-# 0.26 has no KVConnectorTransferResults: a failed load can only be reported by block ids, which
+# Versions before 0.30 have no KVConnectorTransferResults: a failed load can only be reported by block ids, which
 # name a block within its group, so models with several groups cannot be recovered there.
 TransferResults: type[Any] | None = getattr(connector_base, "KVConnectorTransferResults", None)
 

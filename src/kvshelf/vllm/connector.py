@@ -134,7 +134,7 @@ class KvshelfConnector(OffloadingConnector):
         return finished
 
     def get_transfer_results(self, finished_req_ids: set[str]) -> Any:
-        """Completions of this step, with requests whose load failed (vLLM since 0.27)."""
+        """Completions of this step, with requests whose load failed (vLLM since 0.30)."""
         results = super().get_transfer_results(finished_req_ids)
         if self._failed_requests:
             results.failed_recving |= self._failed_requests & results.finished_recving
