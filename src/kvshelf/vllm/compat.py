@@ -22,8 +22,8 @@ from vllm.v1.kv_offload.config import OffloadingConfig
 
 from kvshelf.keys import group_of
 
-# Versions before 0.30 have no KVConnectorTransferResults: a failed load can only be reported by block ids, which
-# name a block within its group, so models with several groups cannot be recovered there.
+# Versions before 0.30 have no KVConnectorTransferResults: a failed load can only be reported by
+# block ids, which name a block within its group, so models with several groups cannot be recovered.
 TransferResults: type[Any] | None = getattr(connector_base, "KVConnectorTransferResults", None)
 
 # Value of PYTHONHASHSEED that kvshelf chooses where vLLM would choose a random root hash.
