@@ -3,7 +3,7 @@
     python benchmarks/bench_roots.py [--chunks 48] [--rounds 5]
 
 Every root is a file system of its own in an image file. The images lie on one disk and mostly in
-the page cache, so this compares the work of the engines, not of disks. One root and two alternate in
+the page cache, so this compares the work of engines, not of disks. One and two roots alternate in
 every round; ratios are medians of the rounds'. Then a third root is added and the chunks that moved
 are counted; then the second one's files go, as after an unmount, and all chunks are loaded.
 Needs root, mkfs.ext4 and loop devices, and says why if they are not there.
