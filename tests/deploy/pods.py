@@ -133,11 +133,11 @@ def _connector(objects: Objects, pod: dict[str, Any], container: dict[str, Any])
     except ConfigError as error:
         yield f"kv-transfer.json: {error}"
         return
-    root = PurePosixPath(settings.shared_storage_path)
     claims = {v["name"] for v in pod["volumes"] if "persistentVolumeClaim" in v}
     mounts = [m for m in container["volumeMounts"] if m["name"] in claims]
-    if not any(PurePosixPath(mount["mountPath"]) in root.parents for mount in mounts):
-        yield f"{root} does not lie on the claim"
+    for root in map(PurePosixPath, settings.roots):
+        if not any(PurePosixPath(mount["mountPath"]) in root.parents for mount in mounts):
+            yield f"{root} does not lie on the claim"
     if values.get("PYTHONHASHSEED") in (None, "", "random"):
         yield "block hashes differ from pod to pod: no PYTHONHASHSEED"
     pause = container["lifecycle"]["preStop"]["sleep"]["seconds"]
