@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import fcntl
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,10 +120,24 @@ def test_a_ping_asks_one_root(shelf: Shelf, root: int) -> None:
     assert [(r.kind, r.statuses) for r in reports] == [(JobKind.PROBE, (NOT_FOUND,))] * 8
 
 
-def test_the_use_of_both_namespaces_ends_with_the_shelf(roots: list[Path], blocks: Any) -> None:
-    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
-    open_shelf(roots, blocks).close()
-    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+def test_both_namespaces_are_in_use_until_the_shelf_is_closed(
+    roots: list[Path], blocks: Any
+) -> None:
+    def are_free() -> list[bool]:
+        found = []
+        for root in roots:
+            with (root / IDENTITY.folder / "namespace.json").open() as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    found.append(True)
+                except BlockingIOError:
+                    found.append(False)
+        return found
+
+    shelf = open_shelf(roots, blocks)
+    assert are_free() == [False, False]
+    shelf.close()  # and not collected: that would end it too
+    assert are_free() == [True, True]
 
 
 def test_a_root_that_cannot_be_used_is_named(roots: list[Path], blocks: Any) -> None:
