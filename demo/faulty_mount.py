@@ -91,6 +91,8 @@ class FaultyMount:
         """No call returns any more, whatever it is: harder than the server's own stalls, which
         spare writes and metadata, and as sudden as a file server that loses its power."""
         self._process.send_signal(signal.SIGSTOP)
+        # On a busy machine its threads run on for a while after kill(2) has returned.
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED)
 
     def thaw(self) -> None:
         self._process.send_signal(signal.SIGCONT)
