@@ -87,10 +87,11 @@ class Outcomes:
     def _outcomes(self, kind: str, keys: Sequence[bytes], result: JobResult) -> None:
         """What the job says of each root, if anything: a damaged chunk says nothing."""
         for share in self._shares(keys):
-            statuses = [result.statuses[row] for row in share.rows]
+            rows = share.rows.tolist()
+            statuses = [result.statuses[row] for row in rows]
             row = next((i for i, status in enumerate(statuses) if status in STORAGE_FAULTS), None)
             if row is not None:
-                error = result.errnos[share.rows[row]]
+                error = result.errnos[rows[row]]
                 cause = (
                     os.strerror(error) if error else statuses[row].name.lower().replace("_", " ")
                 )
