@@ -5,26 +5,18 @@ As the llm-d guide of 2026 deploys it: host memory first, the shelf behind it.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from damage import chunk_files, flip_bit
-from engines import (
-    CHUNK_TOKENS,
-    LOGPROB_TOLERANCE,
-    Answer,
-    EngineProcess,
-    connector_config,
-    engine_arguments,
-)
+from damage import flip_bit
+from engines import CHUNK_TOKENS, Answer, EngineProcess, connector_config, engine_arguments
 from host_memory import host_config
+from tests.e2e.asking import WHOLE_CHUNKS, ask, await_anew, await_files, check
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
-WHOLE_CHUNKS = 6 * CHUNK_TOKENS  # of each prompt; see conftest.py
 CHUNK_BYTES = 524_288  # of the tiny model
 
 
@@ -40,14 +32,6 @@ def engine(folder: Path, model: Path, name: str) -> EngineProcess:
     return EngineProcess(name, arguments, folder / f"{name}.log")
 
 
-def ask(process: EngineProcess, prompts: list[list[int]], truth: list[Answer]) -> list[int]:
-    """Cached tokens of each; the answers are the right ones."""
-    answers = [process.generate([prompt])[0] for prompt in prompts]
-    differences = [answer.difference(true) for answer, true in zip(answers, truth, strict=True)]
-    assert max(differences) <= LOGPROB_TOLERANCE, differences
-    return [answer.cached_tokens for answer in answers]
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("multi")
@@ -60,25 +44,17 @@ def first(
     folder: Path, tiny_model: Path, prompts: list[list[int]], truth: list[Answer]
 ) -> Iterator[EngineProcess]:
     with engine(folder, tiny_model, "first") as process:
-        assert ask(process, prompts, truth) == [0, 0, 0]
-        await_files(folder, 18)
+        assert check(ask(process, prompts), truth) == [0, 0, 0]
+        await_files(folder / "shelf", 18)
         yield process
         assert process.stop(), process.log_tail()
-
-
-def await_files(folder: Path, count: int) -> set[Path]:
-    deadline = time.monotonic() + 30
-    while len(files := chunk_files(folder / "shelf")) < count and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert len(files) == count
-    return files
 
 
 def test_what_host_memory_has_comes_from_there(
     first: EngineProcess, prompts: list[list[int]], truth: list[Answer]
 ) -> None:
     first.reset_prefix_cache()
-    assert ask(first, prompts, truth) == [WHOLE_CHUNKS] * 3
+    assert check(ask(first, prompts), truth) == [WHOLE_CHUNKS] * 3
     series = {**first.metrics(), **first.metrics("vllm:kv_offload")}
     assert series["vllm:kv_offload_load_bytes_total"] == 18 * CHUNK_BYTES
     assert series.get("kvshelf:load_bytes_total", 0) == 0
@@ -95,22 +71,19 @@ def test_what_host_memory_lacks_comes_from_the_shelf_and_a_bad_chunk_is_computed
     prompts: list[list[int]],
     truth: list[Answer],
 ) -> None:
-    bad = sorted(await_files(folder, 18))[4]
+    bad = sorted(await_files(folder / "shelf", 18))[4]
     flip_bit(bad, ())
     spoiled = bad.read_bytes()
     with engine(folder, tiny_model, "second") as process:
-        cached = ask(process, prompts, truth)
+        cached = check(ask(process, prompts), truth)
         assert sorted(cached)[1:] == [WHOLE_CHUNKS] * 2
         series = process.metrics()
         assert series["kvshelf:load_failures_total{cause=corrupt}"] == 1
         assert series["kvshelf:load_bytes_total"] >= 12 * CHUNK_BYTES
-        deadline = time.monotonic() + 30
-        while bad.read_bytes() == spoiled and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert bad.read_bytes() != spoiled  # stored anew
+        await_anew(bad, spoiled)
         # Now host memory has all of them.
         process.reset_prefix_cache()
         before = process.metrics()["kvshelf:load_bytes_total"]
-        assert ask(process, prompts, truth) == [WHOLE_CHUNKS] * 3
+        assert check(ask(process, prompts), truth) == [WHOLE_CHUNKS] * 3
         assert process.metrics()["kvshelf:load_bytes_total"] == before
         assert process.stop(), process.log_tail()

@@ -7,24 +7,15 @@ could wrongly find is there to be found.
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from damage import chunk_files
-from engines import (
-    CHUNK_TOKENS,
-    LOGPROB_TOLERANCE,
-    Answer,
-    EngineProcess,
-    engine_arguments,
-)
+from engines import Answer, EngineProcess, engine_arguments
+from tests.e2e.asking import WHOLE_CHUNKS, ask, await_files, check
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
-
-WHOLE_CHUNKS = 6 * CHUNK_TOKENS  # of each prompt; see conftest.py
 
 
 class Site:
@@ -38,14 +29,6 @@ class Site:
     def engine(self, name: str, model: Path, ranks: int = 1) -> EngineProcess:
         arguments = engine_arguments(model, self.shelf, ranks)
         return EngineProcess(name, arguments, self.folder / f"{name}.log", ranks)
-
-    def await_files(self, count: int) -> set[Path]:
-        """All chunk files, once there are ``count``: stores are written behind."""
-        deadline = time.monotonic() + 30
-        while len(files := chunk_files(self.shelf)) < count and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert len(files) == count
-        return files
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +45,7 @@ def one_rank_files(
         answers = ask(engine, prompts)
         check(answers, truth)
         assert [answer.cached_tokens for answer in answers] == [0] * len(prompts)
-        return site.await_files(6 * len(prompts))
+        return await_files(site.shelf, 6 * len(prompts))
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +61,7 @@ def two_rank_files(
         answers = ask(engine, prompts)
         check(answers, truth)
         assert [answer.cached_tokens for answer in answers] == [0] * len(prompts)
-        return site.await_files(3 * 6 * len(prompts)) - one_rank_files
+        return await_files(site.shelf, 3 * 6 * len(prompts)) - one_rank_files
 
 
 @pytest.fixture(scope="module")
@@ -88,15 +71,6 @@ def second_engine(
     with site.engine("tp2-second", tiny_model, ranks=2) as engine:
         yield engine
         assert engine.stop(), engine.log_tail()
-
-
-def ask(engine: EngineProcess, prompts: list[list[int]]) -> list[Answer]:
-    return [engine.generate([prompt])[0] for prompt in prompts]
-
-
-def check(answers: list[Answer], truth: list[Answer]) -> None:
-    differences = [answer.difference(true) for answer, true in zip(answers, truth, strict=True)]
-    assert max(differences) <= LOGPROB_TOLERANCE, differences
 
 
 def test_models_of_one_name_and_shape_but_other_weights_do_not_share(
@@ -110,7 +84,7 @@ def test_models_of_one_name_and_shape_but_other_weights_do_not_share(
         answers = ask(engine, prompts[:1])
         assert answers[0].cached_tokens == 0
         assert answers[0].tokens != truth[0].tokens  # the models really differ
-        files = site.await_files(len(one_rank_files) + 6)
+        files = await_files(site.shelf, len(one_rank_files) + 6)
     theirs = {path.parts[-4] for path in files - one_rank_files}
     assert theirs.isdisjoint({path.parts[-4] for path in one_rank_files})
     shutil.rmtree(site.shelf / theirs.pop())  # its own namespace: counts below are without it
@@ -148,7 +122,7 @@ def test_a_chunk_that_one_rank_lost_is_recomputed_not_mixed(
     answers = ask(second_engine, prompts)
     check(answers, truth)
     assert sum(answer.cached_tokens for answer in answers) < len(prompts) * WHOLE_CHUNKS
-    site.await_files(3 * 6 * len(prompts))  # healed
+    await_files(site.shelf, 3 * 6 * len(prompts))  # healed
 
 
 def test_the_other_ranks_file_is_foreign(

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from damage import chunk_files, flip_bit
-from engines import CHUNK_TOKENS, LOGPROB_TOLERANCE, Answer, EngineProcess, engine_arguments
+from damage import flip_bit
+from engines import CHUNK_TOKENS, Answer, EngineProcess, engine_arguments
 from host_memory import tier_config
 from kvshelf.cli.main import main
+from tests.e2e.asking import WHOLE_CHUNKS, ask, await_anew, await_files, check
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
-
-WHOLE_CHUNKS = 6 * CHUNK_TOKENS  # of each prompt; see conftest.py
 
 
 class Site:
@@ -37,33 +35,18 @@ class Site:
         )
         return EngineProcess(name, arguments, self.folder / f"{name}.log", ranks)
 
-    def await_files(self, count: int) -> set[Path]:
-        deadline = time.monotonic() + 30
-        while len(files := chunk_files(self.shelf)) < count and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert len(files) == count
-        return files
-
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Site:
     return Site(tmp_path_factory.mktemp("tier"), tiny_model)
 
 
-def ask(engine: EngineProcess, prompts: list[list[int]], truth: list[Answer]) -> list[int]:
-    """Cached tokens of each; the answers are the right ones."""
-    answers = [engine.generate([prompt])[0] for prompt in prompts]
-    differences = [answer.difference(true) for answer, true in zip(answers, truth, strict=True)]
-    assert max(differences) <= LOGPROB_TOLERANCE, differences
-    return [answer.cached_tokens for answer in answers]
-
-
 def test_one_rank_stores_through_host_memory(
     site: Site, prompts: list[list[int]], truth: list[Answer]
 ) -> None:
     with site.tiered("one") as engine:
-        assert ask(engine, prompts, truth) == [0, 0, 0]
-        files = site.await_files(18)
+        assert check(ask(engine, prompts), truth) == [0, 0, 0]
+        files = await_files(site.shelf, 18)
         assert {path.parent.parent.name for path in files} == {"r0"}
         series = engine.metrics()
         assert series["kvshelf:store_outcomes_total{outcome=published}"] == 18
@@ -74,28 +57,25 @@ def test_two_ranks_load_what_one_stored_and_store_what_failed(
     site: Site, prompts: list[list[int]], truth: list[Answer]
 ) -> None:
     """Also if a chunk is bad: that one is computed, by both ranks, and stored anew."""
-    files = site.await_files(18)
+    files = await_files(site.shelf, 18)
     bad = sorted(files)[7]
     flip_bit(bad, ())
     spoiled = bad.read_bytes()
     with site.tiered("two", ranks=2) as engine:
-        cached = ask(engine, prompts, truth)
+        cached = check(ask(engine, prompts), truth)
         series = engine.metrics()
         assert series["kvshelf:load_failures_total{cause=corrupt}"] == 1
         assert sorted(cached)[1:] == [WHOLE_CHUNKS] * 2 and min(cached) < WHOLE_CHUNKS
-        deadline = time.monotonic() + 30
-        while bad.read_bytes() == spoiled and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert bad.read_bytes() != spoiled
+        await_anew(bad, spoiled)
         assert engine.stop(), engine.log_tail()
-    assert site.await_files(18) == files
+    assert await_files(site.shelf, 18) == files
 
 
 def test_one_rank_loads_what_two_stored(
     site: Site, prompts: list[list[int]], truth: list[Answer]
 ) -> None:
     with site.tiered("one-again") as engine:
-        assert ask(engine, prompts, truth) == [WHOLE_CHUNKS] * 3
+        assert check(ask(engine, prompts), truth) == [WHOLE_CHUNKS] * 3
         series = engine.metrics()
         assert series["kvshelf:load_chunks_total"] == 18
         assert "kvshelf:load_failures_total{cause=corrupt}" not in series
@@ -106,8 +86,8 @@ def test_without_the_canonical_layout_two_ranks_share_with_nobody(
     site: Site, prompts: list[list[int]], truth: list[Answer]
 ) -> None:
     with site.tiered("direct", ranks=2, canonical=False) as engine:
-        assert ask(engine, prompts[:1], truth[:1]) == [0]
-        site.await_files(24)
+        assert check(ask(engine, prompts[:1]), truth[:1]) == [0]
+        await_files(site.shelf, 24)
         assert engine.stop(), engine.log_tail()
 
 
@@ -117,11 +97,11 @@ def test_the_direct_path_shares_nothing_with_a_tier_and_the_difference_is_told(
     truth: list[Answer],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    before = {path.parts[-4] for path in site.await_files(24)}
+    before = {path.parts[-4] for path in await_files(site.shelf, 24)}
     arguments = engine_arguments(site.model, site.shelf)
     with EngineProcess("plain", arguments, site.folder / "plain.log") as engine:
-        assert ask(engine, prompts[:1], truth[:1]) == [0]
-        files = site.await_files(30)
+        assert check(ask(engine, prompts[:1]), truth[:1]) == [0]
+        files = await_files(site.shelf, 30)
         assert engine.stop(), engine.log_tail()
     (mine,) = {path.parts[-4] for path in files} - before
     for other in before:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from engines import LOGPROB_TOLERANCE, Answer, EngineProcess, engine_arguments
+from tests.e2e.asking import SHORT_LIMITS
 
 from .mount import FaultyMount, why_not
 
@@ -23,15 +24,6 @@ pytestmark = [
 
 # 7 chunks of 128 tokens each, of which vLLM may reuse all but the last token.
 PROMPTS = [[random.Random(n).randrange(3, 250) for _ in range(7 * 128 + 5)] for n in range(4)]
-LIMITS = {
-    "load_timeout_seconds": 1.0,
-    "lookup_timeout_seconds": 0.5,
-    "store_timeout_seconds": 2.0,
-    "max_write_queued_seconds": 1.0,
-    "hit_ttl_seconds": 0.5,
-    "miss_ttl_seconds": 0.1,
-    "failed_ttl_seconds": 1.0,
-}
 
 
 class Site:
@@ -42,7 +34,7 @@ class Site:
         shelf = self.mount.path / "shelf"
         shelf.mkdir()
         plain = EngineProcess("plain", engine_arguments(model, None), folder / "plain.log")
-        with_shelf = engine_arguments(model, shelf, **LIMITS)
+        with_shelf = engine_arguments(model, shelf, **SHORT_LIMITS)
         self.engine = EngineProcess("faulty", with_shelf, folder / "faulty.log")
         self.engine.launch()
         try:
