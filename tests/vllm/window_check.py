@@ -21,11 +21,13 @@ def main() -> int:
     )
     from vllm.v1.kv_offload.base import OffloadingManager, OffloadingSpec, OffloadingWorker
     from vllm.v1.kv_offload.factory import OffloadingSpecFactory
+    from vllm.v1.kv_offload.tiering.base import SecondaryTierManager
 
-    from kvshelf.vllm import compat, plugin
+    from kvshelf.vllm import compat, multi, plugin
     from kvshelf.vllm.connector import KvshelfConnector
     from kvshelf.vllm.manager import KvshelfManager
     from kvshelf.vllm.spec import SharedStorageOffloadingSpec
+    from kvshelf.vllm.tier import KvshelfTier
     from kvshelf.vllm.worker import KvshelfWorker
 
     plugin.register()
@@ -38,11 +40,14 @@ def main() -> int:
         (KvshelfWorker, OffloadingWorker),
         (SharedStorageOffloadingSpec, OffloadingSpec),
         (KvshelfConnector, OffloadingConnector),
+        (KvshelfTier, SecondaryTierManager),
+        (multi.KvshelfMultiConnector, multi.MultiConnector),
     )
     for ours, theirs in pairs:
         check_class(ours, theirs)
     check_compat(compat)
     check_stats()
+    check_multi(multi)
     sys.stdout.write(f"fits vLLM {vllm.__version__}\n")
     return 0
 
@@ -80,6 +85,23 @@ def check_compat(compat: Any) -> None:
     kv_cache_utils.init_none_hash(sha256)
     assert root == kv_cache_utils.NONE_HASH
     assert compat.can_recover(1)
+
+
+def check_multi(multi: Any) -> None:
+    """Two offloading connectors in one: the class that both have knows the series of both."""
+    from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
+
+    from kvshelf.vllm.connector import SPEC_NAME
+    from kvshelf.vllm.stats import metric_definitions
+
+    found = KVConnectorFactory.get_connector_class_by_name("MultiConnector")
+    assert found is multi.KvshelfMultiConnector
+    ours, theirs = {"spec_name": SPEC_NAME}, {"spec_name": "CPUOffloadingSpec"}
+    both = {"kvshelf.specs": [theirs, ours]}
+    names = set(multi.SpecsOfChildren.build_metric_definitions(both))
+    alone = set(multi.SpecsOfChildren.build_metric_definitions({"kvshelf.specs": [theirs]}))
+    assert names == alone | set(metric_definitions()) and alone
+    assert isinstance(multi.SpecsOfChildren.config_info_keys(both), tuple)
 
 
 def check_stats() -> None:

@@ -194,12 +194,10 @@ def adopt_config(transfer_config: Any) -> bool:
         ConfigError: KvshelfConnector together with somebody else's spec.
     """
     extra = transfer_config.kv_connector_extra_config
-    name, module = extra.get("spec_name"), extra.get("spec_module_path")
-    by_connector = transfer_config.kv_connector == CONNECTOR_NAME
+    name, by_connector = extra.get("spec_name"), transfer_config.kv_connector == CONNECTOR_NAME
     if by_connector and name not in (None, SPEC_NAME):
         raise ConfigError("spec_name", name, f"with {CONNECTOR_NAME} leave it out or {SPEC_NAME}")
-    by_spec = name == SPEC_NAME and module in (None, SPEC_MODULE)
-    if not (by_connector or by_spec):
+    if not asks_for_kvshelf(transfer_config.kv_connector, extra):
         return False
     extra.setdefault("spec_name", SPEC_NAME)
     extra.setdefault("spec_module_path", SPEC_MODULE)
@@ -208,6 +206,13 @@ def adopt_config(transfer_config: Any) -> bool:
         extra["block_size"] = DEFAULT_CHUNK_TOKENS
     recompute_failed_loads(transfer_config)
     return True
+
+
+def asks_for_kvshelf(connector: str | None, extra: dict[str, Any]) -> bool:
+    """Whether a connector's configuration means ours: by the connector's name or the spec's."""
+    by_spec = extra.get("spec_name") == SPEC_NAME
+    is_elsewhere = extra.get("spec_module_path") not in (None, SPEC_MODULE)
+    return connector == CONNECTOR_NAME or (by_spec and not is_elsewhere)
 
 
 def recompute_failed_loads(transfer_config: Any) -> None:

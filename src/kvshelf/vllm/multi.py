@@ -19,7 +19,12 @@ from vllm.v1.kv_offload.base import OffloadingSpec
 from vllm.v1.kv_offload.factory import OffloadingSpecFactory
 
 from kvshelf.vllm import compat
-from kvshelf.vllm.connector import CONNECTOR_NAME, SPEC_NAME, recompute_failed_loads
+from kvshelf.vllm.connector import (
+    CONNECTOR_NAME,
+    SPEC_NAME,
+    asks_for_kvshelf,
+    recompute_failed_loads,
+)
 
 logger = compat.logger_of(__name__)
 
@@ -31,7 +36,7 @@ _SPECS_KEY = "kvshelf.specs"
 class KvshelfMultiConnector(MultiConnector):
     """Source: vLLM's MultiConnector (kv_connector/v1/multi_connector.py), whose name it takes.
 
-    Without a child of ours it is vLLM's and nothing else.
+    Without a child of ours it is vLLM's, but for the metrics of several OffloadingConnectors.
     """
 
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
@@ -55,7 +60,9 @@ class SpecsOfChildren(OffloadingSpec):
         return {
             name: definition
             for extra in extra_config[_SPECS_KEY]
-            for name, definition in _spec_of(extra).build_metric_definitions(extra).items()
+            for name, definition in OffloadingSpecFactory.get_spec_cls(extra)
+            .build_metric_definitions(extra)
+            .items()
         }
 
     @classmethod
@@ -63,7 +70,9 @@ class SpecsOfChildren(OffloadingSpec):
         """Label names of vLLM's information series (0.33)."""
         keys: dict[str, None] = {}
         for extra in extra_config[_SPECS_KEY]:
-            keys |= dict.fromkeys(compat.info_keys(_spec_of(extra), extra))
+            keys |= dict.fromkeys(
+                compat.info_keys(OffloadingSpecFactory.get_spec_cls(extra), extra)
+            )
         return tuple(keys)
 
 
@@ -73,22 +82,16 @@ def _children(vllm_config: Any) -> list[dict[str, Any]]:
 
 
 def _extra(child: dict[str, Any]) -> dict[str, Any]:
-    """A child's own settings, with the spec that ours stands for."""
-    extra = dict(child.get("kv_connector_extra_config") or {})
-    if child.get("kv_connector") == CONNECTOR_NAME:
-        extra.setdefault("spec_name", SPEC_NAME)
-    return extra
+    return dict(child.get("kv_connector_extra_config") or {})
 
 
 def _is_ours(child: dict[str, Any]) -> bool:
-    return _extra(child).get("spec_name") == SPEC_NAME
+    return asks_for_kvshelf(child.get("kv_connector"), _extra(child))
 
 
-def _spec_of(extra: dict[str, Any]) -> type[OffloadingSpec]:
-    if extra.get("spec_name") == SPEC_NAME:
-        extra = {"spec_name": SPEC_NAME}  # ours, by whatever module path an old configuration says
-    spec: type[OffloadingSpec] = OffloadingSpecFactory.get_spec_cls(extra)
-    return spec
+def _with_spec(child: dict[str, Any]) -> dict[str, Any]:
+    """A child's own settings, with the spec that it need not name."""
+    return {**_extra(child), "spec_name": SPEC_NAME} if _is_ours(child) else _extra(child)
 
 
 def _with_all_metrics(vllm_config: Any) -> Any:
@@ -97,7 +100,7 @@ def _with_all_metrics(vllm_config: Any) -> Any:
     offloading = [i for i, each in enumerate(children) if each.get("kv_connector") in _OFFLOADING]
     if len(offloading) < 2:
         return vllm_config
-    specs = [_extra(children[i]) for i in offloading]
+    specs = [_with_spec(children[i]) for i in offloading]
     children[offloading[0]] = {
         **children[offloading[0]],
         "kv_connector": "OffloadingConnector",

@@ -8,7 +8,7 @@ def register() -> None:
 
     The name ``OffloadingConnector`` is given to KvshelfConnector too: with any other spec it is
     vLLM's own connector, with ours it turns failed loads into recomputation, which vLLM's cannot.
-    So is ``MultiConnector`` to a subclass that changes nothing without a child of ours.
+    So is ``MultiConnector`` to a subclass (``kvshelf.vllm.multi``).
     Classes are loaded only when a configuration asks for them.
     """
     from vllm.distributed.kv_transfer.kv_connector.factory import (  # noqa: PLC0415 - see above
