@@ -11,6 +11,7 @@ descriptors or threads, or if the shelf cannot be brought to order afterwards.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
@@ -37,6 +38,7 @@ from tests.stress.worker import COUNTERS, LIMITS, Worker, count, is_unlinked_nfs
 
 FORK = multiprocessing.get_context("fork")
 HANG_SECONDS = 90.0
+EXIT_SECONDS = 10.0  # for a joined thread to be gone from /proc
 SETTLE_SECONDS = 60.0  # for one evictor to bring a shelf below its limit that nobody uses
 KILL_EVERY_SECONDS = 1.5  # on average
 # glibc opens no more for malloc or name services than this, once.
@@ -61,6 +63,27 @@ class Board:
         }
 
 
+def other_threads() -> list[str]:
+    names = []
+    for task in Path("/proc/self/task").iterdir():
+        if int(task.name) != threading.get_native_id():
+            with contextlib.suppress(OSError):  # it has ended just now
+                names.append((task / "comm").read_text().strip())
+    return names
+
+
+def threads_left() -> list[str]:
+    """Names of the threads of this process beside the calling one.
+
+    pthread_join() returns when the thread has let go of its memory, a moment before the kernel
+    takes it out of /proc: long enough to be seen where many processes share few processors.
+    """
+    end = time.monotonic() + EXIT_SECONDS
+    while (names := other_threads()) and time.monotonic() < end:
+        time.sleep(0.01)
+    return names
+
+
 def work(root: Path, seed: int, content: Any, board: Board, number: int) -> None:
     """A worker's whole life; its exit status is 0 only if all was well."""
     try:
@@ -69,8 +92,8 @@ def work(root: Path, seed: int, content: Any, board: Board, number: int) -> None
         left = count("fd") - before
         if left > DESCRIPTORS_SLACK:
             raise AssertionError(f"{left} descriptors are left open")
-        if threading.active_count() != 1 or count("task") != 1:
-            raise AssertionError("threads are left")
+        if left_over := threads_left():
+            raise AssertionError(f"threads are left: {left_over}")
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()
