@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,74 +14,26 @@ pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm
 
 from vllm.v1.kv_offload.base import LookupResult, ScheduleEndContext  # noqa: E402
-from vllm.v1.kv_offload.config import (  # noqa: E402
-    OffloadingCacheConfig,
-    OffloadingConfig,
-    OffloadingGroupConfig,
-    OffloadingModelConfig,
-    OffloadingParallelConfig,
-)
 from vllm.v1.kv_offload.tiering.factory import SecondaryTierFactory  # noqa: E402
 
-from kvshelf import Identity, make_key, metrics  # noqa: E402
+from kvshelf import Identity, metrics  # noqa: E402
 from kvshelf.errors import ConfigError  # noqa: E402
 from kvshelf.vllm import plugin  # noqa: E402
 from kvshelf.vllm.connector import has_tier  # noqa: E402
-from kvshelf.vllm.spec import IDENTITY_KEY  # noqa: E402
 from kvshelf.vllm.tier import KvshelfTier, tier_identity, tier_settings  # noqa: E402
 
-from .jobs import CONTEXT, has_setting, known, transfer_job  # noqa: E402
+from .jobs import (  # noqa: E402
+    CONTEXT,
+    IDENTITY,
+    has_setting,
+    key,
+    tier_config,
+    tier_spec,
+    transfer_job,
+)
 
 ROWS, ROW_BYTES = 32, 20_480
 STEP_END = ScheduleEndContext(new_req_ids=(), preempted_req_ids=())
-IDENTITY = Identity(
-    {
-        "model": "m",
-        "parallel": {"tensor": 2},
-        "groups": [{"layers": 4, "num_kv_heads": 2, "page_bytes": 64}],
-    }
-)
-
-
-def config(**changes: Any) -> OffloadingConfig:
-    parallel = known(
-        OffloadingParallelConfig,
-        rank=0,
-        world_size=2,
-        tp_size=2,
-        pp_size=1,
-        pcp_size=1,
-        dcp_size=1,
-        data_parallel_index=0,
-        data_parallel_size=1,
-        data_parallel_rank_local=None,
-        is_parallelism_agnostic=changes.pop("agnostic", True),
-    )
-    made = known(
-        OffloadingConfig,
-        groups=tuple(
-            known(OffloadingGroupConfig, tokens_per_block=32, layer_names=(name,), group_id=i)
-            for i, name in enumerate("ab")
-        ),
-        worker_kv_bytes_per_block=1,
-        enable_kv_cache_events=True,
-        extra_config={IDENTITY_KEY: IDENTITY},
-        engine_id="e",
-        model=OffloadingModelConfig("m", "float32"),
-        cache=OffloadingCacheConfig(tokens_per_hash=32, blocks_per_chunk=4),
-        parallel=parallel,
-        kv_cache_layout="LBNHC",
-    )
-    return replace(made, **changes)
-
-
-def spec(made: OffloadingConfig | None = None) -> Any:
-    made = made or config()
-    return SimpleNamespace(config=made, extra_config=made.extra_config, blocks_per_chunk=4)
-
-
-def key(i: int, group: int = 0) -> bytes:
-    return make_key(i.to_bytes(32, "big"), group)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -99,7 +49,7 @@ class Engine:
         view = memoryview(self.memory)
         entry = {"type": "KvshelfTier", "module_path": "kvshelf.vllm.tier", "root_dir": str(root)}
         self.tier: Any = SecondaryTierFactory.create_secondary_tier(
-            {**entry, "evict": False, **options}, view, spec()
+            {**entry, "evict": False, **options}, view, tier_spec()
         )
         self.jobs = 0
 
@@ -230,7 +180,7 @@ def test_drain_waits_for_every_job(engines: tuple[Engine, Engine]) -> None:
 def test_the_place_of_the_class_is_no_setting(root: Path) -> None:
     memory = memoryview(np.zeros((2, 4096), np.uint8))
     tier = KvshelfTier(
-        spec(), memory, root_dir=str(root), module_path="kvshelf.vllm.tier", evict=False
+        tier_spec(), memory, root_dir=str(root), module_path="kvshelf.vllm.tier", evict=False
     )
     tier.shutdown()
 
@@ -239,7 +189,7 @@ def test_memory_can_be_given_back_after_shutdown(root: Path) -> None:
     # As vLLM does: a reference to its memory would raise BufferError here.
     data = bytearray(ROWS * ROW_BYTES)
     view = memoryview(data).cast("B", (ROWS, ROW_BYTES))
-    tier = KvshelfTier(spec(), view, root_dir=str(root), evict=False)
+    tier = KvshelfTier(tier_spec(), view, root_dir=str(root), evict=False)
     tier.submit_store(transfer_job(1, [key(1)], [0], is_load=False))
     tier.shutdown()
     view.release()
@@ -270,7 +220,7 @@ def test_settings_of_the_built_in_tier_are_taken() -> None:
 
 
 def test_without_the_plugin_it_is_refused(root: Path) -> None:
-    bare = spec(config(extra_config={}))
+    bare = tier_spec(tier_config(extra_config={}))
     with pytest.raises(ConfigError, match="plugin"):
         KvshelfTier(bare, memoryview(np.zeros((2, 4096), np.uint8)), root_dir=str(root))
     assert not root.exists()
@@ -289,7 +239,7 @@ class TestWhoShares:
             }
         )
         for kind in ("canonical_layout", "replicated_layout"):
-            certified = config(**{kind: True})
+            certified = tier_config(**{kind: True})
             mine = tier_identity(IDENTITY, certified, ROW_BYTES)
             assert mine.digest == tier_identity(other, certified, ROW_BYTES).digest
             assert mine.digest != tier_identity(other, certified, 2 * ROW_BYTES).digest
@@ -301,16 +251,16 @@ class TestWhoShares:
     )
     def test_nobody_else_does(self, changes: dict[str, Any]) -> None:
         other = Identity({**IDENTITY.fields, "parallel": {"tensor": 1}})
-        uncertified = config(**changes)
+        uncertified = tier_config(**changes)
         mine, theirs = (tier_identity(i, uncertified, ROW_BYTES) for i in (IDENTITY, other))
         assert mine.digest != theirs.digest
 
     def test_layouts_are_kept_apart(self) -> None:
         made = [
-            config(),
-            config(canonical_layout=True),
-            config(canonical_layout=True, kv_cache_layout="LBHNC"),
-            config(replicated_layout=True),
+            tier_config(),
+            tier_config(canonical_layout=True),
+            tier_config(canonical_layout=True, kv_cache_layout="LBHNC"),
+            tier_config(replicated_layout=True),
         ]
         digests = {tier_identity(IDENTITY, each, ROW_BYTES).digest for each in made}
         assert len(digests) >= 3 and IDENTITY.digest not in digests
