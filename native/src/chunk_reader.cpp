@@ -33,17 +33,20 @@ std::shared_ptr<ThreadContext> MakeThreadContext(Device& device, std::uint64_t s
   return made;
 }
 
-FileResult ChunkReader::Load(CopyGate& gate, bool* removed) {
+FileResult ChunkReader::LoadPart(CopyGate& gate, std::uint64_t begin, std::uint64_t end,
+                                 bool* removed) {
   *removed = false;
   FileResult result = Open();
-  if (!result.ok()) return result;
-  result = CheckHeader();
+  const bool ours = result.ok();  // a regular file; what else has its name is not removed
+  if (result.ok()) result = CheckHeader(begin, end);
   if (result.ok()) result = ReadPieces(gate);
+  // A load that was given up may have failed for no fault of the file. Of several threads that fail
+  // with parts of one file, the first says what became of it: the others may find it gone.
+  if (result.ok()) return result;
+  if (!gate.Revoke()) return {FileStatus::kCancelled, 0};
   const bool bad = result.status == FileStatus::kCorrupt || result.status == FileStatus::kForeign ||
                    lacks_blocks_;
-  // A load that was given up may have failed for no fault of the file. Other threads that read
-  // parts of the same file must not find it gone before they know why.
-  if (bad && options_.remove_bad && gate.Revoke()) *removed = RemoveBad();
+  if (bad && ours && options_.remove_bad) *removed = RemoveBad();
   return result;
 }
 
@@ -67,7 +70,7 @@ FileResult ChunkReader::Open() {
   return {};
 }
 
-FileResult ChunkReader::CheckHeader() {
+FileResult ChunkReader::CheckHeader(std::uint64_t begin, std::uint64_t end) {
   const auto file_bytes = static_cast<std::uint64_t>(stat_.st_size);
   if (!S_ISREG(stat_.st_mode) || file_bytes < kPageBytes) return {FileStatus::kCorrupt, 0};
   const FileResult result = ReadFully(context_.page.data(), kPageBytes, 0);
@@ -80,8 +83,9 @@ FileResult ChunkReader::CheckHeader() {
     lacks_blocks_ = true;
     return {FileStatus::kNotFound, 0};
   }
-  wanted_begin_ = (request_.first_block - header.first_block) * header.block_bytes;
-  wanted_end_ = wanted_begin_ + request_.payload_bytes();
+  request_begin_ = (request_.first_block - header.first_block) * header.block_bytes;
+  wanted_begin_ = request_begin_ + begin;
+  wanted_end_ = request_begin_ + end;
   return {};
 }
 
@@ -116,14 +120,14 @@ FileResult ChunkReader::ReadPieces(CopyGate& gate) {
 FileResult ChunkReader::ReadPiece(CopyGate& gate, std::uint64_t begin, std::uint64_t end,
                                   PieceCoder& coder) {
   for (std::uint64_t at = begin; at < end;) {
-    if (gate.revoked()) return FileResult::IoError(ECANCELED);
+    if (gate.revoked()) return {FileStatus::kCancelled, 0};
     const std::uint64_t bytes = std::min<std::uint64_t>(context_.step.size(), end - at);
     const std::uint64_t read_bytes = options_.direct ? RoundUpToPage(bytes) : bytes;
     const FileResult result = ReadFully(context_.step.data(), read_bytes, kPageBytes + at);
     if (!result.ok()) return result;
     if (options_.verify) coder.Update(context_.step.data(), bytes);
     if (!CopyWanted(gate, at, at + bytes)) {
-      return FileResult::IoError(gate.revoked() ? ECANCELED : EIO);
+      return FileResult::IoError(EIO);
     }
     at += bytes;
   }
@@ -149,14 +153,13 @@ FileResult ChunkReader::ReadPieceAhead(CopyGate& gate, std::uint64_t begin, std:
     const std::uint64_t from = std::max(begin, wanted_begin_);
     const std::uint64_t to = std::min(part_end, wanted_end_);
     if (from < to) {
-      request_.memory->Map(request_.block_ids, from - wanted_begin_, to - wanted_begin_,
-                           context_.segments);
+      Map(from, to);
       const bool begun = gate.Copy(context_.stream, [&](CopyStream& stream) {
         return stream.BeginIn(data + (from - begin), context_.segments);
       });
       // Also after a failure: part of the copy may be under way.
       context_.last_copy[turn] = context_.stream->begun();
-      if (!begun) return FileResult::IoError(gate.revoked() ? ECANCELED : EIO);
+      if (!begun) return FileResult::IoError(EIO);
     }
     begin = part_end;
   }
@@ -166,7 +169,7 @@ FileResult ChunkReader::ReadPieceAhead(CopyGate& gate, std::uint64_t begin, std:
 FileResult ChunkReader::ReadSteps(CopyGate& gate, std::uint64_t begin, std::uint64_t end,
                                   std::byte* data, PieceCoder& coder) {
   for (std::uint64_t at = begin; at < end;) {
-    if (gate.revoked()) return FileResult::IoError(ECANCELED);
+    if (gate.revoked()) return {FileStatus::kCancelled, 0};
     const std::uint64_t bytes = std::min<std::uint64_t>(context_.step.size(), end - at);
     const std::uint64_t read_bytes = options_.direct ? RoundUpToPage(bytes) : bytes;
     const FileResult result = ReadFully(data + (at - begin), read_bytes, kPageBytes + at);
@@ -190,13 +193,17 @@ FileResult ChunkReader::ReadFully(std::byte* data, std::uint64_t bytes, std::uin
   return {};
 }
 
+void ChunkReader::Map(std::uint64_t begin, std::uint64_t end) {
+  request_.memory->Map(request_.block_ids, begin - request_begin_, end - request_begin_,
+                       context_.segments);
+}
+
 // Copies the wanted part of payload bytes [begin, end), which are in the step buffer.
 bool ChunkReader::CopyWanted(CopyGate& gate, std::uint64_t begin, std::uint64_t end) {
   const std::uint64_t from = std::max(begin, wanted_begin_);
   const std::uint64_t to = std::min(end, wanted_end_);
   if (from >= to) return true;
-  request_.memory->Map(request_.block_ids, from - wanted_begin_, to - wanted_begin_,
-                       context_.segments);
+  Map(from, to);
   const std::byte* source = context_.step.data() + (from - begin);
   return gate.Copy(context_.stream, [&](CopyStream& stream) {
     // The step buffer is reused at once, so a device that copies later is waited for.

@@ -118,6 +118,8 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
   void IoLoop(Worker& worker, ThreadContext& context);
   void CopierLoop(ThreadContext& context);
   void MetaLoop(Worker& worker);
+  bool MayTouch() const;                                    // locked
+  void WakeMeta();                                          // locked
   void BeginCall(Worker& worker, Clock::duration timeout);  // locked
   bool EndCall(Worker& worker);                             // locked; false: leave
   std::condition_variable& WorkCondition(Role role);
@@ -157,6 +159,7 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
               FileStatus status);
   TimePoint HungAt(const Worker& worker) const;  // locked
   void AbandonHung(Lock& lock, TimePoint now);
+  bool AnybodyLoads() const;
   bool NothingReadSince(TimePoint since) const;  // locked
   void GiveUpLoadsBefore(Lock& lock, TimePoint submitted);
   void Reap(Lock& lock);
@@ -199,7 +202,9 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
   std::vector<std::unique_ptr<ChunkWriter>> leftovers_;  // of files given up; I/O threads end them
   std::deque<MetaBatch> lookups_;
   std::deque<TouchRequest> touches_;
-  std::size_t touching_ = 0;  // threads
+  std::size_t touching_ = 0;      // threads
+  std::size_t meta_waiting_ = 0;  // threads
+  bool meta_waking_ = false;      // one of them was woken and is on its way
 
   DeadlineQueue load_deadlines_;
   DeadlineQueue lookup_deadlines_;

@@ -174,7 +174,7 @@ void EngineCore::AddTouches(std::vector<TouchRequest> touches) {
       ++stats_.touches_dropped;
     }
   }
-  meta_work_.notify_all();
+  WakeMeta();
 }
 
 void EngineCore::TouchSome(Lock& lock, Worker& worker) {
@@ -185,6 +185,7 @@ void EngineCore::TouchSome(Lock& lock, Worker& worker) {
   }
   ++touching_;
   worker.touching = true;
+  if (MayTouch()) WakeMeta();
   lock.unlock();
   std::uint64_t touched = 0;
   for (const TouchRequest& touch : touches) {

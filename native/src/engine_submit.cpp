@@ -198,40 +198,32 @@ void EngineCore::AddJob(const std::shared_ptr<Job>& job) {
   ++unfinished_jobs_;
 }
 
-// A device that copies on its own gets a file in parts of two pieces, so that all threads share the
-// work of one request. Host copies hold the file's gate, so there a file has one part.
+// In parts of two pieces, so that all threads share the work of one request, and of one file.
 void EngineCore::EnqueueParts(const TransferRef& file) {
   const ChunkRequest& request = file->request;
-  const std::uint32_t count = request.block_count();
+  const std::uint64_t payload = request.payload_bytes();
   const std::uint64_t block_bytes = request.memory->block_bytes();
-  const std::uint64_t piece_bytes =
-      PieceBytesFor(block_bytes, static_cast<std::uint32_t>(config_.piece_bytes));
-  std::uint32_t blocks = count;
-  if (!device_->host_accessible() && piece_bytes % block_bytes == 0) {
-    blocks = static_cast<std::uint32_t>(std::max<std::uint64_t>(1, 2 * piece_bytes / block_bytes));
-  }
-  std::uint32_t begin = 0;
+  const std::uint64_t part_bytes =
+      2ull * PieceBytesFor(block_bytes, static_cast<std::uint32_t>(config_.piece_bytes));
+  std::uint64_t begin = 0;
   // The first part ends where a piece of the file does.
-  std::uint32_t end = std::min(count, blocks - request.first_block % blocks);
-  while (begin < count) {
+  std::uint64_t end = part_bytes - request.first_block * block_bytes % part_bytes;
+  while (begin < payload) {
+    end = std::min(end, payload);
     loads_.Push({file, begin, end});
     ++file->parts_left;
     begin = end;
-    end = std::min(count, end + blocks);
+    end += part_bytes;
   }
 }
 
 void EngineCore::EnqueueLoads(const std::shared_ptr<Job>& job) {
   loads_.DropFinished();
-  // All hang, and no more are made: nobody would come before the deadline.
-  const bool anybody = live_[static_cast<std::size_t>(Role::kIo)] +
-                           live_[static_cast<std::size_t>(Role::kLoadOnly)] >
-                       0;
   for (std::size_t i = 0; i < job->size(); ++i) {
     ++stats_.queued_loads;
     if (stats_.queued_loads > config_.queue_files) {
       Settle(*job, i, FileResult::IoError(EAGAIN), 0);
-    } else if (!anybody) {
+    } else if (!AnybodyLoads()) {
       Settle(*job, i, {FileStatus::kTimedOut, 0}, 0);
     } else {
       EnqueueParts(Ref(job, i));
@@ -277,8 +269,7 @@ void EngineCore::EnqueueMeta(const std::shared_ptr<Job>& job) {
   for (std::size_t begin = 0; begin < job->size(); begin += run) {
     lookups_.push_back({job, begin, std::min(begin + run, job->size())});
   }
-  // One thread, which wakes the next: waking all here would hold up the caller.
-  meta_work_.notify_one();
+  WakeMeta();
 }
 
 std::vector<Report> EngineCore::Poll() {

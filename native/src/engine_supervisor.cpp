@@ -143,7 +143,18 @@ void EngineCore::AbandonHung(Lock& lock, TimePoint now) {
            FileStatus::kTimedOut);
   }
   const TimePoint since = now - ToDuration(config_.load_stall_seconds);
-  if (NothingReadSince(since)) GiveUpLoadsBefore(lock, since);
+  if (!AnybodyLoads()) {
+    GiveUpLoadsBefore(lock, Clock::now());
+  } else if (NothingReadSince(since)) {
+    GiveUpLoadsBefore(lock, since);
+  }
+}
+
+// If not, all hang and no more are made: nobody would come before the deadline.
+bool EngineCore::AnybodyLoads() const {
+  return live_[static_cast<std::size_t>(Role::kIo)] +
+             live_[static_cast<std::size_t>(Role::kLoadOnly)] >
+         0;
 }
 
 bool EngineCore::NothingReadSince(TimePoint since) const {

@@ -44,15 +44,14 @@ void EngineCore::Load(Lock& lock, LoadPart part, Worker& worker) {
   lock.unlock();
   Transfer& file = *part.file;
   ThreadContext& context = *worker.context;
-  ChunkRequest request = file.request;
-  request.first_block += part.begin;
-  request.block_ids = request.block_ids.subspan(part.begin, part.end - part.begin);
   const ChunkIdentity identity = IdentityOf(file);
   FileResult result = FileResult::IoError(EIO);
   bool removed = false;
   if (AwaitEvent(file, context)) {
-    ChunkReader reader(root_, io_options_, identity, request, context);
-    result = reader.Load(file.gate, &removed);
+    ChunkReader reader(root_, io_options_, identity, file.request, context);
+    result = reader.LoadPart(file.gate, part.begin, part.end, &removed);
+  } else if (!file.gate.Revoke()) {
+    result = {FileStatus::kCancelled, 0};
   }
   lock.lock();
   worker.loading.reset();
@@ -73,20 +72,21 @@ void EngineCore::FinishCopying(Lock& lock, Worker& worker) {
   const LoadPart part = std::exchange(worker.copying, {});
   const std::uint64_t copies = worker.part_copies;
   lock.unlock();
-  const bool copied = worker.context->stream->WaitFor(copies);
-  EndPart(*part.file, copied ? FileResult{} : FileResult::IoError(EIO), false);
+  FileResult result;
+  if (!worker.context->stream->WaitFor(copies)) {
+    result =
+        part.file->gate.Revoke() ? FileResult::IoError(EIO) : FileResult{FileStatus::kCancelled, 0};
+  }
+  EndPart(*part.file, result, false);
   lock.lock();
 }
 
-// The file is done with its last part, or with the first that fails: then the copies of the others
-// have to end before anybody hears of it.
+// The file is done with its last part, or with the first that fails, which has revoked the gate: so
+// the copies of the others have ended. kCancelled: whoever has done so says what became of it.
 void EngineCore::EndPart(Transfer& file, FileResult result, bool removed) {
-  // ECANCELED: the gate was revoked meanwhile, and whoever did so says what became of the file.
-  const bool given_up = result.error == ECANCELED && file.gate.revoked();
-  if (!result.ok() && !given_up) file.gate.Revoke();
   std::lock_guard lock(mutex_);
   if (removed) ++stats_.removed_bad;
-  if (given_up) return;
+  if (result.status == FileStatus::kCancelled) return;
   if (!result.ok()) {
     Settle(*file.job, file.index, result, 0);
   } else if (--file.parts_left == 0 && !GivenUp(file)) {

@@ -234,23 +234,40 @@ void EngineCore::CopierLoop(ThreadContext& context) {
 }
 
 void EngineCore::MetaLoop(Worker& worker) {
-  // Half of the threads at most, so that lookups find one free.
-  const auto touching_max = static_cast<std::size_t>(std::max(1, config_.lookup_threads / 2));
   Lock lock(mutex_);
   do {
-    auto may_touch = [&] { return !touches_.empty() && touching_ < touching_max; };
-    meta_work_.wait(lock, [&] { return stopping_ || !lookups_.empty() || may_touch(); });
+    while (!stopping_ && lookups_.empty() && !MayTouch()) {
+      ++meta_waiting_;
+      meta_work_.wait(lock);
+      --meta_waiting_;
+      meta_waking_ = false;
+    }
     if (stopping_) return;
     BeginCall(worker, ToDuration(config_.lookup_timeout_seconds));
     if (!lookups_.empty()) {
       const MetaBatch batch = std::move(lookups_.front());
       lookups_.pop_front();
-      if (!lookups_.empty()) meta_work_.notify_one();
+      if (!lookups_.empty()) WakeMeta();
       Probe(lock, batch);
     } else {
       TouchSome(lock, worker);
     }
   } while (EndCall(worker));
+}
+
+// Half of the threads at most, so that lookups find one free.
+bool EngineCore::MayTouch() const {
+  const auto touching_max = static_cast<std::size_t>(std::max(1, config_.lookup_threads / 2));
+  return !touches_.empty() && touching_ < touching_max;
+}
+
+// Whoever takes some of the work and leaves some wakes one more thread, unless one is on its way.
+// So storage that answers at once is asked by few threads, which would only be in each other's
+// way, and slow storage soon by all.
+void EngineCore::WakeMeta() {
+  if (meta_waiting_ == 0 || meta_waking_) return;
+  meta_waking_ = true;
+  meta_work_.notify_one();
 }
 
 std::condition_variable& EngineCore::WorkCondition(Role role) {

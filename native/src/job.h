@@ -47,11 +47,11 @@ struct Transfer {
   std::unique_ptr<std::deque<StagedPart>> ready_;  // made on use: an empty deque has a heap block
 };
 
-// A run of blocks of a load, [begin, end) of its block ids: what one thread reads at a time.
+// Bytes [begin, end) of a load's payload: what one thread reads at a time.
 struct LoadPart {
   std::shared_ptr<Transfer> file;
-  std::uint32_t begin = 0;
-  std::uint32_t end = 0;
+  std::uint64_t begin = 0;
+  std::uint64_t end = 0;
 };
 
 enum class FileState : std::uint8_t {

@@ -21,7 +21,7 @@ class LoadQueue {
   void Push(LoadPart part) {
     const Job* job = part.file->job;
     if (jobs_.empty() || jobs_.back().job != job) jobs_.push_back({job, {}, 0});
-    jobs_.back().blocks += part.end - part.begin;
+    jobs_.back().bytes += part.end - part.begin;
     jobs_.back().parts.push_back(std::move(part));
     ++parts_;
   }
@@ -35,11 +35,11 @@ class LoadQueue {
                             ? jobs_.begin()
                             : std::min_element(jobs_.begin(), jobs_.end(),
                                                [](const Waiting& left, const Waiting& right) {
-                                                 return left.blocks < right.blocks;
+                                                 return left.bytes < right.bytes;
                                                });
     LoadPart part = std::move(chosen->parts.front());
     chosen->parts.pop_front();
-    chosen->blocks -= part.end - part.begin;
+    chosen->bytes -= part.end - part.begin;
     if (chosen->parts.empty()) jobs_.erase(chosen);
     --parts_;
     return part;
@@ -60,7 +60,7 @@ class LoadQueue {
   struct Waiting {
     const Job* job;  // kept alive by its parts
     std::deque<LoadPart> parts;
-    std::uint64_t blocks;  // in `parts`
+    std::uint64_t bytes;  // in `parts`
   };
 
   std::list<Waiting> jobs_;  // the oldest first

@@ -13,6 +13,8 @@ using testing::Call;
 using testing::Catch;
 using testing::EngineFixture;
 using testing::Files;
+using testing::kBlocksPerFile;
+using testing::Trap;
 
 std::shared_ptr<Job> LoadOf(std::size_t files) {
   auto job = std::make_shared<Job>();
@@ -94,7 +96,7 @@ void LoadsThatGetNothingAreGivenUpWithAllThatWait() {
   CHECK(f.All(1, FileStatus::kTimedOut));
   CHECK(Clock::now() - start < std::chrono::seconds(10));
   // Nor does a new load wait for its time-out.
-  CHECK(f.engine->Stats().hung_threads == 3);
+  CHECK(f.Eventually([&] { return f.engine->Stats().hung_threads == 3; }));
   f.Load(3, 0, 12);
   CHECK(f.All(3, FileStatus::kTimedOut));
   CHECK(Clock::now() - start < std::chrono::seconds(20));
@@ -106,6 +108,27 @@ void LoadsThatGetNothingAreGivenUpWithAllThatWait() {
   f.ops->SetHook(nullptr);
   f.Load(2, 0, 12);
   CHECK(f.All(2, FileStatus::kOk));
+}
+
+// What came while the last thread hung has nobody to wait for when that is given up.
+void ALoadThatComesLateIsGivenUpWithTheLastThread() {
+  EngineFixture f;
+  f.Prepare(0, 2);
+  f.config.io_threads = 1;
+  f.config.load_only_threads = 0;
+  f.config.load_stall_seconds = 0.6;
+  f.config.load_timeout_seconds = 60;
+  f.config.replacement_threads = 0;
+  f.Open();
+  f.trap.Shut();
+  f.ops->SetHook(Catch(Call::kRead, f.trap));
+  f.Load(1, 0, 1);
+  CHECK(f.trap.AwaitCaught(1));
+  std::this_thread::sleep_for(std::chrono::milliseconds(300));
+  f.Load(2, 1, 2);
+  CHECK(f.All(1, FileStatus::kTimedOut));
+  CHECK(f.All(2, FileStatus::kTimedOut));
+  f.trap.Open();
 }
 
 void OneFileThatHangsIsGivenUpAlone() {
@@ -125,6 +148,103 @@ void OneFileThatHangsIsGivenUpAlone() {
   CHECK(std::count(statuses.begin(), statuses.end(), FileStatus::kTimedOut) == 1);
   CHECK(std::count(statuses.begin(), statuses.end(), FileStatus::kOk) == 5);
   f.trap.Open();
+}
+
+// Parts of 16,384 bytes: of one file of 60,000, all three threads that load have one.
+void AllThreadsReadOneFile() {
+  EngineFixture f;
+  f.config.piece_bytes = 8192;
+  f.Prepare(0, 1);
+  f.Open();
+  std::vector<std::string> stored;
+  for (std::size_t i = 0; i < kBlocksPerFile; ++i) stored.push_back(f.blocks.Block(i));
+  f.blocks.Fill(0x33);
+  const std::string elsewhere = f.blocks.Block(kBlocksPerFile);
+  f.trap.Shut();
+  f.ops->SetHook(Catch(Call::kRead, f.trap));
+  f.Load(1, 0, 1);
+  CHECK(f.trap.AwaitCaught(3));
+  f.trap.Open();
+  CHECK(f.All(1, FileStatus::kOk));
+  CHECK(f.Find(1, Phase::kFinished)->payload_bytes == f.file_bytes());
+  for (std::size_t i = 0; i < kBlocksPerFile; ++i) CHECK(f.blocks.Block(i) == stored[i]);
+  CHECK(f.blocks.Block(kBlocksPerFile) == elsewhere);
+}
+
+// All three threads find that the header is damaged. Nobody hears of it before the file is gone.
+void ABadFileIsRemovedBeforeItsLoadEnds() {
+  EngineFixture f;
+  f.config.piece_bytes = 8192;
+  f.Prepare(0, 1);
+  std::string data = f.dir.Read(Files::Path(0));
+  data[20] = static_cast<char>(data[20] + 1);
+  f.dir.Write(Files::Path(0), data);
+  f.Open();
+  Trap removing;
+  removing.Shut();
+  f.trap.Shut();
+  f.ops->SetHook([&](Call call) {
+    if (call == Call::kRead) f.trap.Pass();
+    if (call == Call::kUnlink) removing.Pass();
+    return 0;
+  });
+  f.Load(1, 0, 1);
+  CHECK(f.trap.AwaitCaught(3));
+  f.trap.Open();
+  CHECK(removing.AwaitCaught(1));
+  CHECK(f.Find(1, Phase::kFinished, 0.3) == nullptr);
+  removing.Open();
+  CHECK(f.All(1, FileStatus::kCorrupt));
+  CHECK(f.engine->Stats().removed_bad == 1 && !f.dir.Exists(Files::Path(0)));
+}
+
+// Copies of one file's parts do not wait for each other, and revoking waits for all of them.
+void AGateLetsManyInAndIsRevokedWhenAllAreOut() {
+  CopyGate gate;
+  Trap trap;
+  trap.Shut();
+  std::atomic<int> inside{0};
+  const auto copy = [&] {
+    return gate.Run([&] {
+      ++inside;
+      trap.Pass();
+      --inside;
+      return true;
+    });
+  };
+  std::thread first([&] { CHECK(copy()); }), second([&] { CHECK(copy()); });
+  CHECK(trap.AwaitCaught(2));
+  std::thread revoker([&] {
+    CHECK(gate.Revoke());
+    CHECK(inside == 0);
+  });
+  while (!gate.revoked()) std::this_thread::yield();
+  CHECK(!copy());  // not even while others are in there
+  trap.Open();
+  first.join();
+  second.join();
+  revoker.join();
+  CHECK(!gate.Revoke() && !gate.ClaimPublication());
+}
+
+// Whoever finds work left wakes another: all threads look things up where each takes long.
+void SlowLookupsAreSharedByAllThreads() {
+  EngineFixture f;
+  f.Prepare(0, 1);
+  f.config.lookup_threads = 5;
+  f.Open();
+  f.trap.Shut();
+  f.ops->SetHook(Catch(Call::kOpen, f.trap));
+  f.engine->SubmitLookup(1, std::vector<std::string>(64, Files::Path(0)));
+  CHECK(f.trap.AwaitCaught(5));
+  f.trap.Open();
+  CHECK(f.All(1, FileStatus::kOk));
+  // And they are found again when they have waited.
+  for (JobId id = 2; id < 50; ++id) {
+    f.engine->SubmitLookup(id, {Files::Path(0)});
+    f.engine->Touch({Files::Path(0)});
+    CHECK(f.All(id, FileStatus::kOk));
+  }
 }
 
 // A load of many steps, each of which takes its time, is slow and not stalled.
@@ -247,7 +367,13 @@ int main() {
       {"equal loads end one after the other", EqualLoadsEndOneAfterTheOther},
       {"finished jobs leave the queue", FinishedJobsLeaveTheQueue},
       {"loads that get nothing are given up", LoadsThatGetNothingAreGivenUpWithAllThatWait},
+      {"a load that comes late is given up with the last thread",
+       ALoadThatComesLateIsGivenUpWithTheLastThread},
       {"one file that hangs is given up alone", OneFileThatHangsIsGivenUpAlone},
+      {"all threads read one file", AllThreadsReadOneFile},
+      {"a bad file is removed before its load ends", ABadFileIsRemovedBeforeItsLoadEnds},
+      {"a gate lets many in", AGateLetsManyInAndIsRevokedWhenAllAreOut},
+      {"slow lookups are shared by all threads", SlowLookupsAreSharedByAllThreads},
       {"slow is not stalled", SlowIsNotStalled},
       {"what follows a missing key is not looked at", WhatFollowsAMissingKeyIsNotLookedAt},
       {"runs count keys, not files", RunsCountKeysNotFiles},

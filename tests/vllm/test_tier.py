@@ -216,6 +216,15 @@ def test_a_wrong_setting_is_named(options: dict[str, Any], setting: str) -> None
 def test_settings_of_the_built_in_tier_are_taken() -> None:
     settings = tier_settings({"root_dir": "/x", "n_read_threads": 5, "n_write_threads": 3})
     assert settings.shared_storage_path == "/x" and settings.threads_per_gpu == 8
+    assert tier_settings({"root_dir": "/x", "threads_per_gpu": 7}).threads_per_gpu == 7
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(2, 4), (16, 16), (192, 32)])
+def test_one_tier_serves_all_ranks_with_more_threads(
+    cores: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    assert tier_settings({"root_dir": "/x"}).threads_per_gpu == threads
     assert tier_settings({"root_dir": "/x", "load_timeout_seconds": 7}).load_timeout_seconds == 7
 
 

@@ -71,14 +71,19 @@ class ChunkReader {
               const ChunkRequest& request, ThreadContext& context)
       : root_(root), options_(options), identity_(identity), request_(request), context_(context) {}
 
-  // Reads what the request wants into its block memory, through `gate`. If the gate is revoked
-  // meanwhile the result means nothing. Copies of a device that copies on its own may still be
-  // under way. Sets `*removed` if a bad file was removed.
-  FileResult Load(CopyGate& gate, bool* removed);
+  // Reads what the request wants into its block memory, through `gate`, which a failure revokes.
+  // kCancelled: somebody else had revoked it. Copies of a device that copies on its own may still
+  // be under way. Sets `*removed` if a bad file was removed.
+  FileResult Load(CopyGate& gate, bool* removed) {
+    return LoadPart(gate, 0, request_.payload_bytes(), removed);
+  }
+
+  // The same for bytes [begin, end) of the request's payload.
+  FileResult LoadPart(CopyGate& gate, std::uint64_t begin, std::uint64_t end, bool* removed);
 
  private:
   FileResult Open();
-  FileResult CheckHeader();
+  FileResult CheckHeader(std::uint64_t begin, std::uint64_t end);
   FileResult ReadPieces(CopyGate& gate);
   FileResult ReadPieceAhead(CopyGate& gate, std::uint64_t begin, std::uint64_t end,
                             PieceCoder& coder);
@@ -86,6 +91,8 @@ class ChunkReader {
   FileResult ReadSteps(CopyGate& gate, std::uint64_t begin, std::uint64_t end, std::byte* data,
                        PieceCoder& coder);
   FileResult ReadFully(std::byte* data, std::uint64_t bytes, std::uint64_t offset);
+  // The segments of block memory for payload bytes [begin, end) of the file.
+  void Map(std::uint64_t begin, std::uint64_t end);
   bool CopyWanted(CopyGate& gate, std::uint64_t begin, std::uint64_t end);
   bool RemoveBad();
 
@@ -97,6 +104,8 @@ class ChunkReader {
   UniqueFd file_;
   struct stat stat_{};
   bool lacks_blocks_ = false;  // a sound file that does not hold what is wanted
+  // Of the file's payload: where the request begins, and what is wanted of it.
+  std::uint64_t request_begin_ = 0;
   std::uint64_t wanted_begin_ = 0;
   std::uint64_t wanted_end_ = 0;
 };

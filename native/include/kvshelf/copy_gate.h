@@ -4,6 +4,7 @@
 #include <atomic>
 #include <memory>
 #include <mutex>
+#include <shared_mutex>
 #include <vector>
 
 #include "kvshelf/device.h"
@@ -12,15 +13,16 @@ namespace kvshelf {
 
 // A thread touches block memory only inside the gate of its file, and never does I/O in there. So
 // whoever gives a file up (time-out, release, close) revokes its gate, which waits at most for one
-// memory copy, and from then on nothing of that file touches block memory or is published,
-// however late a hung system call returns.
+// memory copy of each thread, and from then on nothing of that file touches block memory or is
+// published, however late a hung system call returns. Threads with parts of one file are in there
+// together.
 class CopyGate {
  public:
   // Runs `work`, which reads or writes block memory and does no I/O; false if it returned false or
   // the gate is revoked.
   template <typename Work>
   bool Run(Work&& work) {
-    std::lock_guard lock(mutex_);
+    std::shared_lock lock(mutex_);
     return !revoked_.load(std::memory_order_relaxed) && work();
   }
 
@@ -45,8 +47,9 @@ class CopyGate {
 
   // Waits for the copies begun and lets no more begin. True for the first who does.
   bool Revoke() {
-    std::lock_guard lock(mutex_);
+    // Before it waits: else those in there could hand the lock to each other for ever.
     const bool first = !revoked_.exchange(true, std::memory_order_acq_rel);
+    std::lock_guard lock(mutex_);
     Wait();
     return first;
   }
@@ -79,6 +82,7 @@ class CopyGate {
   };
 
   void Remember(const std::shared_ptr<CopyStream>& stream) {
+    std::lock_guard lock(begun_mutex_);
     for (Begun& begun : begun_) {
       if (begun.stream == stream) {
         begun.copies = stream->begun();
@@ -88,6 +92,7 @@ class CopyGate {
     begun_.push_back({stream, stream->begun()});
   }
 
+  // REQUIRES: nobody else is in there.
   bool Wait() {
     bool copied = true;
     for (const Begun& begun : begun_) copied &= begun.stream->WaitFor(begun.copies);
@@ -95,7 +100,9 @@ class CopyGate {
     return copied;
   }
 
-  std::mutex mutex_;          // guards begun_ and taken_, and is held while block memory is used
+  // Shared by those who use block memory; alone: taken_, and whoever lets nobody in any more.
+  std::shared_mutex mutex_;
+  std::mutex begun_mutex_;    // of those in there, for begun_
   std::vector<Begun> begun_;  // one for each thread that has copied a part of this file
   bool taken_ = false;
   std::atomic<bool> revoked_{false};

@@ -9,6 +9,7 @@ on the scheduler's thread and nothing waits for storage, but for ``drain_jobs`` 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 from typing import Any
@@ -55,7 +56,8 @@ class KvshelfTier(SecondaryTierManager):
         backpressure_detector: vLLM's, used by vLLM alone.
         options: the settings of kvshelf, and those of vLLM's ``fs`` tier: ``root_dir`` (our
             ``shared_storage_path``), ``n_read_threads`` and ``n_write_threads`` (their sum is our
-            ``threads_per_gpu``), ``enable_kv_events``, ``locality``.
+            ``threads_per_gpu``; without both: the number of cores, 4 to 32), ``enable_kv_events``,
+            ``locality``.
 
     Raises:
         ConfigError: a setting is unknown or malformed, the root cannot be used, or kvshelf's
@@ -251,9 +253,13 @@ def tier_settings(options: dict[str, Any]) -> Settings:
         for name in ("n_read_threads", "n_write_threads")
         if name in given
     ]
-    if threads:
-        given.setdefault("threads_per_gpu", sum(threads))
+    given.setdefault("threads_per_gpu", sum(threads) or _default_threads())
     return Settings.from_mapping(given)
+
+
+def _default_threads() -> int:
+    """As many as the ``fs`` tier has, for one tier serves all ranks; but no more than cores."""
+    return max(4, min(32, os.cpu_count() or 4))
 
 
 def tier_identity(identity: Identity, config: Any, row_bytes: int) -> Identity:
