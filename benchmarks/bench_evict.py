@@ -36,7 +36,7 @@ from kvshelf.root import open_namespace, open_root
 
 SIZE = 32 << 10
 SPAN_SECONDS = 12 * 86_400
-NICE = 10  # as the evictor's threads: on a busy machine find and unlink get no more of it
+NICE = 19  # as the evictor's threads: on a busy machine find and unlink get no more of it
 LINKS_MAX = 60_000  # ext4 has 65,000
 
 

@@ -1,13 +1,13 @@
 """How long loads take while eviction runs at full speed, and what of it is the machine's.
 
-    python benchmarks/bench_evict_load.py [--directory DIR] [--rounds 8] [--files 30000]
+    python benchmarks/bench_evict_load.py [--directory DIR] [--rounds 12] [--files 25000]
 
 One engine loads chunks of 16 MB from the page cache, one after the other. Beside it, taking turns:
 
 - alone: nothing.
 - spinner: a process that counts, with the policy SCHED_IDLE, and makes no system call.
 - unlink: one process that calls unlink(2) on small files of the same file system, as rm does, with
-  the priority that every program has, at the rate of evict_4 in the round before; unlink_idle the
+  the priority that every program has, at the rate of evict_4 in the rounds before; unlink_idle the
   same with SCHED_IDLE.
 - evict_tmpfs: an evictor of a shelf on another file system, in memory.
 - evict_1, evict_2, evict_4: an evictor of the same file system, with at most so many threads, in a
@@ -15,6 +15,7 @@ One engine loads chunks of 16 MB from the page cache, one after the other. Besid
   engine's own.
 
 Medians and 99th percentiles of the loads of each kind, and their ratios to those of ``alone``.
+Turns in which other programs ran are not counted; it fails if too few are left.
 Writes benchmarks/results/evict-load.json.
 """
 
@@ -30,6 +31,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -38,6 +40,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from bench_engine import RESULTS, file_system, machine
 from bench_evict import SIZE, Worker, make_by_two, make_files, make_tree
@@ -48,6 +51,8 @@ KEYS = [make_key(bytes([i + 1]) * 32, 0) for i in range(CHUNKS)]
 THREADS = (1, 2, 4)
 SHARED = "evict_4"  # the kind whose shelf is the engine's own
 TURN_SECONDS = 1.0  # of the kinds that do not end by themselves
+SPARE = 100  # files that are left in the end: no limit is 0
+OTHERS_MAX = 0.08  # of one processor: what other programs, the kernel's threads too, may use
 BATCH = 64  # files between two looks at the clock
 FORK = multiprocessing.get_context("fork")
 
@@ -58,10 +63,11 @@ class Kind:
 
     loads: list[float] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)  # files removed a second, each turn
+    turns: int = 0
 
     def row(self, alone: Kind | None) -> dict[str, Any]:
         p50, p99 = (self.share(share) for share in (0.5, 0.99))
-        row: dict[str, Any] = {"loads": len(self.loads)}
+        row: dict[str, Any] = {"turns": self.turns, "loads": len(self.loads)}
         row |= {"p50_ms": round(1e3 * p50, 2), "p99_ms": round(1e3 * p99, 2)}
         if self.rates:
             row["removed_per_second"] = round(statistics.median(self.rates))
@@ -86,22 +92,15 @@ def load_until(shelf: Shelf, over: threading.Event) -> list[float]:
     return took
 
 
-def load_beside(shelf: Shelf, kind: Kind, work: Callable[[], float | None]) -> None:
+def load_beside(shelf: Shelf, work: Callable[[], float | None]) -> Kind:
     """Load while ``work`` runs; it returns files a second."""
     over = threading.Event()
-    rates: list[float | None] = []
-
-    def run() -> None:
-        try:
-            rates.append(work())
-        finally:
-            over.set()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    kind.loads += load_until(shelf, over)
-    thread.join()
-    kind.rates += [rate for rate in rates if rate is not None]
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(work)
+        running.add_done_callback(lambda _: over.set())
+        loads = load_until(shelf, over)
+        rate = running.result()
+    return Kind(loads, [] if rate is None else [rate], 1)
 
 
 def rest() -> None:
@@ -160,7 +159,7 @@ class Company:
         for count in (*THREADS, 0):
             name = f"evict_{count}" if count else "evict_tmpfs"
             root = (directory if count else memory) / name
-            make_tree(root, files * rounds, make_files, time.time())
+            make_tree(root, files * rounds + SPARE, make_files, time.time())
             self.workers[name] = Worker(root, threads=count or 4)
             self.workers[name].do()
         self.plain = directory / "plain"
@@ -173,7 +172,7 @@ class Company:
 
     def evict(self, name: str, more_bytes: int) -> float:
         """Remove the oldest files of its shelf."""
-        answer = self.workers[name].do(bytes=self.left * self.files * SIZE + more_bytes)
+        answer = self.workers[name].do(bytes=(self.left * self.files + SPARE) * SIZE + more_bytes)
         return float(answer["removed"] / answer["seconds"])
 
     def close(self) -> None:
@@ -181,40 +180,67 @@ class Company:
             worker.end()
 
 
-def one_round(shelf: Shelf, company: Company, kinds: dict[str, Kind]) -> None:
-    company.left -= 1
-    load_beside(shelf, kinds["alone"], rest)
-    load_beside(shelf, kinds["spinner"], partial(company.idle.do, spin))
-    load_beside(shelf, kinds["unlink"], partial(company.unlink, company.usual))
-    load_beside(shelf, kinds["unlink_idle"], partial(company.unlink, company.idle))
-    load_beside(shelf, kinds["alone"], rest)
-    for name in company.workers:
-        more_bytes = CHUNKS * (16 * BLOCK_BYTES + 4096) if name == SHARED else 0
-        load_beside(shelf, kinds[name], partial(company.evict, name, more_bytes))
-    company.rate = kinds[SHARED].rates[-1]
+class Turns:
+    """Loads beside each kind of company; a turn in which other programs ran is not counted."""
+
+    def __init__(self, shelf: Shelf, company: Company) -> None:
+        self.shelf, self.company = shelf, company
+        names = ("alone", "spinner", "unlink", "unlink_idle", *company.workers)
+        self.kinds = {name: Kind() for name in names}
+        self.ours = [psutil.Process(), *psutil.Process().children()]
+
+    def others_seconds(self) -> float:
+        """Processor time that was not this benchmark's."""
+        ran = psutil.cpu_times()
+        ours = [each.cpu_times() for each in self.ours]
+        system = ran.user + ran.nice + ran.system + ran.irq + ran.softirq
+        return float(system - sum(each.user + each.system for each in ours))
+
+    def turn(self, name: str, work: Callable[[], float | None]) -> None:
+        begin, others = time.perf_counter(), self.others_seconds()
+        found = load_beside(self.shelf, work)
+        share = (self.others_seconds() - others) / (time.perf_counter() - begin)
+        if share > OTHERS_MAX:
+            return
+        kind = self.kinds[name]
+        kind.loads += found.loads
+        kind.rates += found.rates
+        kind.turns += 1
+
+    def round(self) -> None:
+        company = self.company
+        company.left -= 1
+        self.turn("alone", rest)
+        self.turn("spinner", partial(company.idle.do, spin))
+        self.turn("unlink", partial(company.unlink, company.usual))
+        self.turn("unlink_idle", partial(company.unlink, company.idle))
+        self.turn("alone", rest)
+        for name in company.workers:
+            more_bytes = CHUNKS * (16 * BLOCK_BYTES + 4096) if name == SHARED else 0
+            self.turn(name, partial(company.evict, name, more_bytes))
+        company.rate = statistics.median(self.kinds[SHARED].rates or [company.rate])
 
 
 def measure(directory: Path, memory: Path, files: int, rounds: int) -> dict[str, Kind]:
+    company = Company(directory, memory, files, rounds)
     blocks = np.random.default_rng(1).integers(0, 256, (16, BLOCK_BYTES), dtype=np.uint8)
     config = EngineConfig(io_threads=2, load_only_threads=0, lookup_threads=1)
-    company = Company(directory, memory, files, rounds)
-    names = ("alone", "spinner", "unlink", "unlink_idle", *company.workers)
-    kinds = {name: Kind() for name in names}
     identity = Identity({"model": "bench"})
     with Shelf.of_arrays(directory / SHARED, identity, blocks, config=config) as shelf:
         shelf.store([Chunk(key, range(16)) for key in KEYS])
-        load_beside(shelf, Kind(), rest)  # warms up
+        load_beside(shelf, rest)  # warms up
+        turns = Turns(shelf, company)
         for _ in range(rounds):
-            one_round(shelf, company, kinds)
+            turns.round()
     company.close()
-    return kinds
+    return turns.kinds
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--directory", type=Path, help="default: a temp directory")
-    parser.add_argument("--files", type=int, default=30_000, help="that are removed in a turn")
-    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--files", type=int, default=25_000, help="that are removed in a turn")
+    parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--no-save", action="store_true")
     arguments = parser.parse_args()
     with ExitStack() as stack:
@@ -226,6 +252,9 @@ def main() -> None:
         ]
         kinds = measure(places[0], places[1], arguments.files, arguments.rounds)
         kind = file_system(places[0])
+    turns = {name: k.turns for name, k in kinds.items()}
+    if min(turns.values()) < arguments.rounds / 2:
+        raise SystemExit(f"other programs ran beside it; turns that count: {turns}")
     row = {
         "command": " ".join(["python", "benchmarks/bench_evict_load.py", *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%d"),
