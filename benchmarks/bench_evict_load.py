@@ -51,6 +51,7 @@ KEYS = [make_key(bytes([i + 1]) * 32, 0) for i in range(CHUNKS)]
 THREADS = (1, 2, 4)
 SHARED = "evict_4"  # the kind whose shelf is the engine's own
 TURN_SECONDS = 1.0  # of the kinds that do not end by themselves
+QUIET_SECONDS, QUIET_TRIES = 0.25, 40  # to wait for others to rest, before a turn
 SPARE = 100  # files that are left in the end: no limit is 0
 OTHERS_MAX = 0.08  # of one processor: what other programs, the kernel's threads too, may use
 BATCH = 64  # files between two looks at the clock
@@ -101,6 +102,11 @@ def load_beside(shelf: Shelf, work: Callable[[], float | None]) -> Kind:
         loads = load_until(shelf, over)
         rate = running.result()
     return Kind(loads, [] if rate is None else [rate], 1)
+
+
+def look_on(seconds: float) -> Kind:
+    time.sleep(seconds)
+    return Kind()
 
 
 def rest() -> None:
@@ -196,11 +202,19 @@ class Turns:
         system = ran.user + ran.nice + ran.system + ran.irq + ran.softirq
         return float(system - sum(each.user + each.system for each in ours))
 
-    def turn(self, name: str, work: Callable[[], float | None]) -> None:
+    def beside_others(self, work: Callable[[], Kind]) -> tuple[Kind, bool]:
+        """What it found, and whether other programs ran meanwhile."""
         begin, others = time.perf_counter(), self.others_seconds()
-        found = load_beside(self.shelf, work)
+        found = work()
         share = (self.others_seconds() - others) / (time.perf_counter() - begin)
-        if share > OTHERS_MAX:
+        return found, share > OTHERS_MAX
+
+    def turn(self, name: str, work: Callable[[], float | None]) -> None:
+        for _ in range(QUIET_TRIES):
+            if not self.beside_others(partial(look_on, QUIET_SECONDS))[1]:
+                break
+        found, is_disturbed = self.beside_others(partial(load_beside, self.shelf, work))
+        if is_disturbed:
             return
         kind = self.kinds[name]
         kind.loads += found.loads
