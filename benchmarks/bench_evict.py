@@ -36,7 +36,7 @@ from kvshelf.root import open_namespace, open_root
 
 SIZE = 32 << 10
 SPAN_SECONDS = 12 * 86_400
-NICE = 10  # as the evictor's threads: on a busy machine find and unlink get no more of it
+NICE = 19  # as the evictor's threads: on a busy machine find and unlink get no more of it
 LINKS_MAX = 60_000  # ext4 has 65,000
 
 
@@ -79,11 +79,16 @@ def make_tree(root: Path, count: int, maker: Any, now: float) -> Path:
     rank = open_namespace(open_root(root), Identity({"model": "bench"})) / "r0"
     for leaf in range(4096):
         (rank / f"{leaf:03x}").mkdir(parents=True)
+    make_by_two([str(rank)], 0, count, maker, now)
+    return rank
+
+
+def make_by_two(ranks: list[str], first: int, count: int, maker: Any, now: float) -> None:
     half = count // 2
     context = multiprocessing.get_context("fork")
     makers = [
-        context.Process(target=maker, args=([str(rank)], first, part, now))
-        for first, part in ((0, half), (half, count - half))
+        context.Process(target=maker, args=(ranks, begin, part, now))
+        for begin, part in ((first, half), (first + half, count - half))
     ]
     for each in makers:
         each.start()
@@ -91,14 +96,14 @@ def make_tree(root: Path, count: int, maker: Any, now: float) -> Path:
         each.join()
         assert each.exitcode == 0
     os.sync()
-    return rank
 
 
 class Worker:
     """An evictor in a process of its own, told what to do by lines."""
 
-    def __init__(self, root: Path, rate: float = 0) -> None:
+    def __init__(self, root: Path, rate: float = 0, threads: int = 4) -> None:
         line = [sys.executable, __file__, "--worker", str(root), "--rate", str(rate)]
+        line += ["--threads", str(threads)]
         self.process = subprocess.Popen(
             line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -121,9 +126,9 @@ class Worker:
         self.process.wait(60)
 
 
-def work(root: str, rate: float) -> None:
+def work(root: str, rate: float, threads: int) -> None:
     """The other side of Worker."""
-    evictor = Evictor(root, Limits(shelf_bytes=1 << 60), files_per_second=rate)
+    evictor = Evictor(root, Limits(shelf_bytes=1 << 60), files_per_second=rate, threads=threads)
     for line in sys.stdin:
         order = json.loads(line)
         if "bytes" in order:
@@ -293,9 +298,10 @@ def main() -> None:
     parser.add_argument("--no-save", action="store_true")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--rate", type=float, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--threads", type=int, default=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        work(arguments.worker, arguments.rate)
+        work(arguments.worker, arguments.rate, arguments.threads)
         return
     with tempfile.TemporaryDirectory(dir=arguments.directory, prefix="kvshelf-bench-") as name:
         root = Path(name) / "shelf"

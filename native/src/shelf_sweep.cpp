@@ -21,8 +21,9 @@ namespace {
 
 // The fewest items that are worth a thread.
 constexpr std::size_t kItemsPerThread = 16;
-// Below vLLM's threads on a busy machine, yet not starved; of I/O, the last of the ordinary class.
-constexpr int kNice = 10;
+// Below vLLM's threads on a busy machine, yet not starved, as SCHED_IDLE may be: a removal that was
+// begun holds up what others write to the same file system. Of I/O, the last of the ordinary class.
+constexpr int kNice = 19;
 constexpr int kIoClassBestEffort = 2 << 13;
 constexpr int kIoLowest = 7;
 
@@ -93,6 +94,12 @@ std::int64_t Now() {
 
 double SteadySeconds() {
   return std::chrono::duration<double>(Clock::now().time_since_epoch()).count();
+}
+
+std::chrono::nanoseconds ThreadTime() {
+  timespec used{};
+  ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &used);
+  return std::chrono::nanoseconds(Nanoseconds(used));
 }
 
 std::string LeafName(std::size_t index) {

@@ -22,11 +22,16 @@ inline constexpr std::int64_t kReuse = kSecond;
 
 using Clock = std::chrono::steady_clock;
 
+// A thread of a sweep runs for so long and rests for so long: a load of a chunk takes milliseconds.
+inline constexpr std::chrono::microseconds kBurst{500};
+inline constexpr std::chrono::microseconds kRest{100};
+
 inline std::int64_t Nanoseconds(const timespec& time) {
   return time.tv_sec * kSecond + time.tv_nsec;
 }
 std::int64_t Now();
 double SteadySeconds();
+std::chrono::nanoseconds ThreadTime();  // that this thread has run on a processor
 std::string LeafName(std::size_t index);
 // All names in a folder but . and ..; 0 or -errno.
 int ListNames(int folder, std::vector<std::string>* names);
@@ -98,6 +103,19 @@ struct ShelfSweep::Found {
   Amount vanished;  // by another while we looked
   std::uint64_t looked = 0;
   Foreign foreign;
+};
+
+// What a thread has worked without a rest. The kernel gives even the lowest priority its share of a
+// processor, by the tick (4 ms at 250 Hz), and a load that waits then takes twice its time. A
+// thread that rests earlier is out of the way: others wait for a burst at most.
+class ShelfSweep::Burst {
+ public:
+  // Rests if the thread has run for long enough; while it waits for storage it does not run.
+  void RestIfDue();
+
+ private:
+  std::chrono::nanoseconds began_ = ThreadTime();
+  Clock::time_point look_at_ = Clock::now() + kBurst;
 };
 
 // One call's work.

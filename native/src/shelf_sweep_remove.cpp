@@ -107,8 +107,9 @@ void ShelfSweep::AddToBand(Pass& pass, Found& found) {
 
 void ShelfSweep::WalkBand(Walk& walk) {
   Pass& pass = walk.pass;
+  Burst burst;
   for (bool first = true;; first = false) {
-    if (!Pace()) return;
+    if (!Pace(burst)) return;
     std::size_t index = 0;
     {
       std::lock_guard lock(mutex_);

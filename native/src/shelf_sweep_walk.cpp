@@ -26,6 +26,7 @@ void Count(Histograms& histograms, std::size_t use_class, std::int64_t age_ns, s
 
 void ShelfSweep::WalkLeaves(Walk& walk) {
   Pass& pass = walk.pass;
+  Burst burst;
   // The first is not refused for lack of time, so that each call gets on.
   for (bool first = true;; first = false) {
     std::size_t item = 0;
@@ -43,7 +44,7 @@ void ShelfSweep::WalkLeaves(Walk& walk) {
       }
     }
     const auto [rank, leaf] = pass.items[item];
-    const bool complete = WalkLeaf(walk, *rank, leaf);
+    const bool complete = WalkLeaf(walk, burst, *rank, leaf);
     std::lock_guard lock(mutex_);
     ++walk.report.folders;
     if (complete) {
@@ -55,7 +56,7 @@ void ShelfSweep::WalkLeaves(Walk& walk) {
 }
 
 // False if it was broken off and is to be walked again.
-bool ShelfSweep::WalkLeaf(Walk& walk, Rank& rank, std::size_t index) {
+bool ShelfSweep::WalkLeaf(Walk& walk, Burst& burst, Rank& rank, std::size_t index) {
   Leaf& leaf = rank.leaves[index];
   Found found;
   found.index = index;
@@ -82,7 +83,7 @@ bool ShelfSweep::WalkLeaf(Walk& walk, Rank& rank, std::size_t index) {
     return true;
   }
   const bool complete = std::all_of(names.begin(), names.end(), [&](const std::string& name) {
-    return LookAt(walk, rank, found, name);
+    return LookAt(walk, burst, rank, found, name);
   });
   Commit(walk, rank, found, complete);
   // A removal changes the folder's time: it is listed once more by the next scan.
@@ -92,8 +93,9 @@ bool ShelfSweep::WalkLeaf(Walk& walk, Rank& rank, std::size_t index) {
 }
 
 // False if the walk is to be broken off.
-bool ShelfSweep::LookAt(Walk& walk, Rank& rank, Found& found, const std::string& name) {
-  if (!Pace()) return false;
+bool ShelfSweep::LookAt(Walk& walk, Burst& burst, Rank& rank, Found& found,
+                        const std::string& name) {
+  if (!Pace(burst)) return false;
   struct stat file{};
   const bool ours = IsChunkName(LeafName(found.index), name);
   const int error = ours ? ops_->StatAt(found.folder.get(), name.c_str(), &file) : 0;
@@ -155,9 +157,21 @@ void ShelfSweep::Commit(Walk& walk, Rank& rank, Found& found, bool complete) {
   leaf = now;
 }
 
+void ShelfSweep::Burst::RestIfDue() {
+  const Clock::time_point now = Clock::now();
+  if (now < look_at_) return;
+  const std::chrono::nanoseconds used = ThreadTime() - began_;
+  look_at_ = now + kBurst - used;
+  if (used < kBurst) return;
+  std::this_thread::sleep_for(kRest);
+  began_ = ThreadTime();
+  look_at_ = Clock::now() + kBurst;
+}
+
 // Waits until the rate allows the next file; false if all is to stop.
-bool ShelfSweep::Pace() {
+bool ShelfSweep::Pace(Burst& burst) {
   if (stop_.load(std::memory_order_relaxed)) return false;
+  burst.RestIfDue();
   if (config_.files_per_second <= 0) return true;
   double ahead = 0;
   {

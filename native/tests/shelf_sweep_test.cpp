@@ -1,6 +1,7 @@
 // Counting and removing chunk files, with system calls that fail or come between.
 #include "kvshelf/shelf_sweep.h"
 
+#include <sys/resource.h>
 #include <sys/stat.h>
 
 #include <algorithm>
@@ -277,6 +278,38 @@ void FoldersThatCannotHoldACandidateAreNotListed() {
   CHECK(report.removed.files == 2 && report.files < 10);
 }
 
+std::chrono::nanoseconds OwnTime() {
+  timespec used{};
+  ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &used);
+  return std::chrono::nanoseconds(used.tv_sec * kSecond + used.tv_nsec);
+}
+
+// Removals that take 100 us of a processor each: a thread waits by itself only when it rests.
+void ThreadsRestAfterAMomentsWork() {
+  for (const bool band : {true, false}) {
+    Shelf shelf(200);
+    Swept swept(shelf, {.threads = 1});
+    swept.sweep.Scan(true, kLong);
+    long first = -1;
+    long last = 0;
+    swept.ops->SetHook([&](Call call) {
+      if (call != Call::kUnlink) return 0;
+      rusage use{};
+      ::getrusage(RUSAGE_THREAD, &use);
+      if (first < 0) first = use.ru_nvcsw;
+      last = use.ru_nvcsw;
+      const auto begin = OwnTime();
+      while (OwnTime() - begin < std::chrono::microseconds(100)) {
+      }
+      return 0;
+    });
+    const std::int64_t never = shelf.Used(5000);
+    swept.sweep.BeginRemoval(band ? CutAt(never, NowNs()) : CutAt(NowNs(), never), false, false);
+    CHECK(swept.sweep.Remove({200, 0}, kLong).removed.files == 200);
+    CHECK(last - first >= 20);  // of 40
+  }
+}
+
 }  // namespace
 }  // namespace kvshelf::testing
 
@@ -294,6 +327,7 @@ int main() {
       {"stops at once", StopsAtOnce},
       {"parts make a whole", PartsMakeAWhole},
       {"little room for candidates keeps the oldest", LittleRoomForCandidatesKeepsTheOldest},
+      {"threads rest after a moment's work", ThreadsRestAfterAMomentsWork},
       {"folders without candidates are not listed", FoldersThatCannotHoldACandidateAreNotListed},
   });
 }

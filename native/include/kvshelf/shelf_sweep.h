@@ -120,6 +120,7 @@ class ShelfSweep {
   struct Candidate;
   struct Found;
   struct Walk;
+  class Burst;
 
   std::unique_ptr<Pass> BeginPass();
   static void NoteUnopened(Pass& pass, const std::string& path, int error);
@@ -128,11 +129,11 @@ class ShelfSweep {
   int OpenFolder(int parent, const std::string& name, struct stat* found) const;
   void Run(Walk& walk, std::size_t items, void (ShelfSweep::*work)(Walk&));
   void WalkLeaves(Walk& walk);
-  bool WalkLeaf(Walk& walk, Rank& rank, std::size_t index);
-  bool LookAt(Walk& walk, Rank& rank, Found& found, const std::string& name);
+  bool WalkLeaf(Walk& walk, Burst& burst, Rank& rank, std::size_t index);
+  bool LookAt(Walk& walk, Burst& burst, Rank& rank, Found& found, const std::string& name);
   void Commit(Walk& walk, Rank& rank, Found& found, bool complete);
   void Forget(Rank& rank, Leaf& leaf);
-  bool Pace();
+  bool Pace(Burst& burst);
   void Fault(Walk& walk, int error);
   // Removal:
   bool Enough(const Walk& walk) const;
