@@ -1,6 +1,7 @@
 #include "kvshelf/shelf_sweep.h"
 
 #include <dirent.h>
+#include <fcntl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -9,6 +10,7 @@
 #include <algorithm>
 #include <bit>
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
 #include <ctime>
 #include <system_error>
@@ -100,6 +102,14 @@ std::chrono::nanoseconds ThreadTime() {
   timespec used{};
   ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &used);
   return std::chrono::nanoseconds(Nanoseconds(used));
+}
+
+int RunnableThreads() {
+  const UniqueFd file(::open("/proc/loadavg", O_RDONLY | O_CLOEXEC));
+  char text[128] = {};
+  if (!file || ::read(file.get(), text, sizeof(text) - 1) <= 0) return 0;
+  int runnable = 0;
+  return std::sscanf(text, "%*s %*s %*s %d", &runnable) == 1 ? runnable : 0;
 }
 
 std::string LeafName(std::size_t index) {

@@ -1,6 +1,7 @@
 // What the parts of ShelfSweep share: shelf_sweep.cpp, _walk.cpp and _remove.cpp.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <string>
 #include <unordered_map>
@@ -23,8 +24,17 @@ inline constexpr std::int64_t kReuse = kSecond;
 using Clock = std::chrono::steady_clock;
 
 // A thread of a sweep runs for so long and rests for so long: a load of a chunk takes milliseconds.
+// The longer rest is for a machine on which all processors have other work: four threads then ask
+// for the time of one processor, together.
 inline constexpr std::chrono::microseconds kBurst{500};
 inline constexpr std::chrono::microseconds kRest{100};
+inline constexpr std::chrono::microseconds kBusyRest{2000};
+// `others`: threads that run or want to, but for those of the sweep.
+constexpr std::chrono::microseconds RestFor(int others, int processors) {
+  return others >= processors ? kBusyRest : kRest;
+}
+// Threads of this machine that run or want to; 0 if the system does not say (proc_loadavg(5)).
+int RunnableThreads();
 
 inline std::int64_t Nanoseconds(const timespec& time) {
   return time.tv_sec * kSecond + time.tv_nsec;
@@ -110,10 +120,16 @@ struct ShelfSweep::Found {
 // thread that rests earlier is out of the way: others wait for a burst at most.
 class ShelfSweep::Burst {
  public:
+  // `awake` counts the sweep's threads that do not rest.
+  explicit Burst(std::atomic<int>& awake) : awake_(awake) { ++awake_; }
+  ~Burst() { --awake_; }
+  Burst(const Burst&) = delete;
+  Burst& operator=(const Burst&) = delete;
   // Rests if the thread has run for long enough; while it waits for storage it does not run.
   void RestIfDue();
 
  private:
+  std::atomic<int>& awake_;
   std::chrono::nanoseconds began_ = ThreadTime();
   Clock::time_point look_at_ = Clock::now() + kBurst;
 };

@@ -107,7 +107,7 @@ void ShelfSweep::AddToBand(Pass& pass, Found& found) {
 
 void ShelfSweep::WalkBand(Walk& walk) {
   Pass& pass = walk.pass;
-  Burst burst;
+  Burst burst(awake_);
   for (bool first = true;; first = false) {
     if (!Pace(burst)) return;
     std::size_t index = 0;

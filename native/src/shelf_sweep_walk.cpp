@@ -26,7 +26,7 @@ void Count(Histograms& histograms, std::size_t use_class, std::int64_t age_ns, s
 
 void ShelfSweep::WalkLeaves(Walk& walk) {
   Pass& pass = walk.pass;
-  Burst burst;
+  Burst burst(awake_);
   // The first is not refused for lack of time, so that each call gets on.
   for (bool first = true;; first = false) {
     std::size_t item = 0;
@@ -163,7 +163,10 @@ void ShelfSweep::Burst::RestIfDue() {
   const std::chrono::nanoseconds used = ThreadTime() - began_;
   look_at_ = now + kBurst - used;
   if (used < kBurst) return;
-  std::this_thread::sleep_for(kRest);
+  const int processors = static_cast<int>(std::thread::hardware_concurrency());
+  const int others = RunnableThreads() - awake_.fetch_sub(1);
+  std::this_thread::sleep_for(RestFor(others, processors));
+  ++awake_;
   began_ = ThreadTime();
   look_at_ = Clock::now() + kBurst;
 }

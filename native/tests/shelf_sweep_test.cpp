@@ -12,6 +12,7 @@
 #include <thread>
 
 #include "check.h"
+#include "shelf_sweep_parts.h"
 #include "support.h"
 
 namespace kvshelf::testing {
@@ -285,6 +286,26 @@ std::chrono::nanoseconds OwnTime() {
 }
 
 // Removals that take 100 us of a processor each: a thread waits by itself only when it rests.
+void ThreadsRestLongerWhereAllProcessorsAreInUse() {
+  CHECK(RestFor(0, 2) == kRest && RestFor(1, 2) == kRest && RestFor(-3, 2) == kRest);
+  CHECK(RestFor(2, 2) == kBusyRest && RestFor(9, 2) == kBusyRest);
+  std::atomic<bool> over{false};
+  std::vector<std::jthread> busy;
+  for (int i = 0; i < 6; ++i) {
+    busy.emplace_back([&] {
+      while (!over) {
+      }
+    });
+  }
+  bool seen = false;
+  for (int i = 0; i < 1000 && !seen; ++i) {
+    seen = RunnableThreads() >= 6;
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  over = true;
+  CHECK(seen);
+}
+
 void ThreadsRestAfterAMomentsWork() {
   for (const bool band : {true, false}) {
     Shelf shelf(200);
@@ -328,6 +349,8 @@ int main() {
       {"parts make a whole", PartsMakeAWhole},
       {"little room for candidates keeps the oldest", LittleRoomForCandidatesKeepsTheOldest},
       {"threads rest after a moment's work", ThreadsRestAfterAMomentsWork},
+      {"threads rest longer where all processors are in use",
+       ThreadsRestLongerWhereAllProcessorsAreInUse},
       {"folders without candidates are not listed", FoldersThatCannotHoldACandidateAreNotListed},
   });
 }

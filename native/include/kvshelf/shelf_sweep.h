@@ -152,7 +152,8 @@ class ShelfSweep {
   UniqueFd root_;
   dev_t device_ = 0;
   std::atomic<bool> stop_{false};
-  std::mutex mutex_;  // guards all below while threads of a call run
+  std::atomic<int> awake_{0};  // threads of a walk that do not rest
+  std::mutex mutex_;           // guards all below while threads of a call run
 
   std::vector<NamespaceState> namespaces_;
   std::vector<std::unique_ptr<Rank>> ranks_;
