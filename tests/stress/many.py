@@ -37,6 +37,7 @@ from tests.stress.worker import COUNTERS, LIMITS, Worker, count, is_unlinked_nfs
 
 FORK = multiprocessing.get_context("fork")
 HANG_SECONDS = 90.0
+EXIT_SECONDS = 10.0
 SETTLE_SECONDS = 60.0  # for one evictor to bring a shelf below its limit that nobody uses
 KILL_EVERY_SECONDS = 1.5  # on average
 # glibc opens no more for malloc or name services than this, once.
@@ -69,6 +70,10 @@ def work(root: Path, seed: int, content: Any, board: Board, number: int) -> None
         left = count("fd") - before
         if left > DESCRIPTORS_SLACK:
             raise AssertionError(f"{left} descriptors are left open")
+        # The kernel lists a thread for a moment after it was joined.
+        end = time.monotonic() + EXIT_SECONDS
+        while count("task") != 1 and time.monotonic() < end:
+            time.sleep(0.01)
         if threading.active_count() != 1 or count("task") != 1:
             raise AssertionError("threads are left")
     except BaseException:
