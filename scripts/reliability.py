@@ -116,7 +116,7 @@ def _coverage() -> list[tuple[str, str, str]]:
 def coverage_table() -> str:
     """The lines that no test runs, for docs/coverage.md."""
     found = load("coverage")
-    lines = [f"Measured on {found['date']}.", ""] if found else []
+    lines = [f"Measured on {found['date']}: {found['command']}.", ""] if found else []
     for name, part in found.get("parts", {}).items():
         lines.append(f"- {name}: {part['percent']}% of {part['lines']:,} lines run.")
         needing = [f"`{file}`" for file, each in part["files"].items() if "needs" in each]
