@@ -115,10 +115,21 @@ def _coverage() -> list[tuple[str, str, str]]:
 
 def coverage_table() -> str:
     """The lines that no test runs, for docs/coverage.md."""
-    lines = ["| file | run | lines that no test runs |", "|---|---|---|"]
-    for part in load("coverage").get("parts", {}).values():
+    found = load("coverage")
+    lines = [f"Measured on {found['date']}: {found['command']}.", ""] if found else []
+    for name, part in found.get("parts", {}).items():
+        lines.append(f"- {name}: {part['percent']}% of {part['lines']:,} lines run.")
+        needing = [f"`{file}`" for file, each in part["files"].items() if "needs" in each]
+        if needing:
+            lines[-1] += (
+                f" Without {', '.join(sorted(needing))}: {part['percent_without_needs']}% of "
+                f"{part['lines_without_needs']:,}."
+            )
+    lines += ["", "| file | run | lines that no test runs | needs |", "|---|---|---|---|"]
+    for part in found.get("parts", {}).values():
         lines += [
-            f"| {name} | {file['percent']}% | {', '.join(file['not_run'])} |"
+            f"| {name} | {file['percent']}% | {', '.join(file['not_run'])} "
+            f"| {file.get('needs', '')} |"
             for name, file in sorted(part["files"].items())
             if file["not_run"]
         ]

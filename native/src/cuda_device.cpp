@@ -62,18 +62,20 @@ class CudaStream final : public CopyStream {
     batch_ = method != CopyMethod::kSingle &&
              (driver_.batch_v1 != nullptr || driver_.batch_v2 != nullptr);
     Check(driver_, driver_.stream_create(&stream_, cuda::kStreamNonBlocking), "cuStreamCreate");
-    for (cuda::Event& event : events_) {
-      Check(driver_, driver_.event_create(&event, cuda::kEventDisableTiming), "cuEventCreate");
+    try {
+      for (cuda::Event& event : events_) {
+        Check(driver_, driver_.event_create(&event, cuda::kEventDisableTiming), "cuEventCreate");
+      }
+    } catch (...) {  // what was not constructed is not destroyed either
+      Destroy();
+      throw;
     }
   }
 
   ~CudaStream() override {
     context_->Enter();
     driver_.stream_synchronize(stream_);
-    for (cuda::Event event : events_) {
-      if (event != nullptr) driver_.event_destroy(event);
-    }
-    driver_.stream_destroy(stream_);
+    Destroy();
   }
 
   bool BeginOut(std::span<const Segment> segments, std::byte* staging) override {
@@ -109,6 +111,13 @@ class CudaStream final : public CopyStream {
   }
 
  private:
+  void Destroy() {
+    for (cuda::Event event : events_) {
+      if (event != nullptr) driver_.event_destroy(event);
+    }
+    driver_.stream_destroy(stream_);
+  }
+
   void Prepare(std::size_t count) {
     dsts_.clear();
     srcs_.clear();

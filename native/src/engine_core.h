@@ -122,7 +122,6 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
   void WakeMeta();                                          // locked
   void BeginCall(Worker& worker, Clock::duration timeout);  // locked
   bool EndCall(Worker& worker);                             // locked; false: leave
-  std::condition_variable& WorkCondition(Role role);
   void WakeAll();
 
   // engine_transfers.cpp

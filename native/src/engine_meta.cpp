@@ -5,6 +5,7 @@
 #include <array>
 #include <cerrno>
 #include <ctime>
+#include <new>
 
 #include "engine_core.h"
 
@@ -65,7 +66,12 @@ FileResult ReadSome(const RootDir& root, const std::string& path, std::uint64_t 
   if (IsGone(error)) return {FileStatus::kNotFound, 0};
   if (error < 0) return FileResult::IoError(-error);
   if (!S_ISREG(found.st_mode)) return {FileStatus::kNotFound, 0};
-  const StagingBuffer buffer = AllocateAligned(kProbeStepBytes);
+  StagingBuffer buffer;
+  try {
+    buffer = AllocateAligned(kProbeStepBytes);
+  } catch (const std::bad_alloc&) {  // of a thread, it would end the process
+    return FileResult::IoError(ENOMEM);
+  }
   while (*bytes < bytes_max) {
     const std::uint64_t step = std::min<std::uint64_t>(buffer.size(), bytes_max - *bytes);
     const ssize_t got = ops.Pread(file.get(), buffer.data(), step, static_cast<off_t>(*bytes));

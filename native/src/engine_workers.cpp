@@ -176,11 +176,12 @@ bool EngineCore::EndCall(Worker& worker) {
 
 void EngineCore::IoLoop(Worker& worker, ThreadContext& context) {
   const bool stores_too = worker.role == Role::kIo;
+  std::condition_variable& work = stores_too ? io_work_ : load_work_;
   LoadPart part;
   Lock lock(mutex_);
   do {
     if (loads_.empty()) FinishCopying(lock, worker);
-    WorkCondition(worker.role).wait(lock, [&] {
+    work.wait(lock, [&] {
       return stopping_ || !loads_.empty() ||
              (stores_too && (!stores_.empty() || !leftovers_.empty()));
     });
@@ -268,20 +269,6 @@ void EngineCore::WakeMeta() {
   if (meta_waiting_ == 0 || meta_waking_) return;
   meta_waking_ = true;
   meta_work_.notify_one();
-}
-
-std::condition_variable& EngineCore::WorkCondition(Role role) {
-  switch (role) {
-    case Role::kIo:
-      return io_work_;
-    case Role::kLoadOnly:
-      return load_work_;
-    case Role::kMeta:
-      return meta_work_;
-    case Role::kCopier:
-      break;
-  }
-  return copy_work_;
 }
 
 void EngineCore::WakeAll() {

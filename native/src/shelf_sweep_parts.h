@@ -112,6 +112,7 @@ struct ShelfSweep::Found {
   Amount removed;   // by us
   Amount vanished;  // by another while we looked
   std::uint64_t looked = 0;
+  bool unseen = false;  // storage did not say what one of the files is
   Foreign foreign;
 };
 

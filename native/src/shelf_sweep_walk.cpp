@@ -86,9 +86,11 @@ bool ShelfSweep::WalkLeaf(Walk& walk, Burst& burst, Rank& rank, std::size_t inde
     return LookAt(walk, burst, rank, found, name);
   });
   Commit(walk, rank, found, complete);
-  // A removal changes the folder's time: it is listed once more by the next scan.
+  // A removal changes the folder's time: it is listed once more by the next scan. So is a folder of
+  // which not all could be looked at: its time will not say when that is possible again.
   const std::int64_t mtime = Nanoseconds(status.st_mtim);
-  if (complete && mtime < before - kRacy && found.removed.files == 0) leaf.mtime_ns = mtime;
+  const bool known = complete && !found.unseen && found.removed.files == 0;
+  if (known && mtime < before - kRacy) leaf.mtime_ns = mtime;
   return complete;
 }
 
@@ -102,6 +104,7 @@ bool ShelfSweep::LookAt(Walk& walk, Burst& burst, Rank& rank, Found& found,
   if (error == -ENOENT || error == -ESTALE) return true;
   if (error < 0) {
     Fault(walk, -error);
+    found.unseen = true;
     return true;
   }
   ++found.looked;
@@ -142,7 +145,7 @@ void ShelfSweep::Commit(Walk& walk, Rank& rank, Found& found, bool complete) {
     }
     for (const std::string& path : found.foreign.examples) NoteForeign(pass.foreign, path);
     pass.foreign.count += found.foreign.count - found.foreign.examples.size();
-    if (pass.removing && leaf.seen) {
+    if (pass.removing && leaf.seen && !found.unseen) {
       // What others have removed or stored here since it was listed last.
       walk.need.files -= leaf.amount.files - now.amount.files - gone.files;
       walk.need.bytes -= leaf.amount.bytes - now.amount.bytes - gone.bytes;

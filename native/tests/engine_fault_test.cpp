@@ -264,6 +264,34 @@ void AHungStoreTimesOutAndIsNotPublishedLater() {
   }
 }
 
+// Its only thread hangs: the temp file of a store that it has begun is left, because removing it
+// may hang as well.
+void ACloseThatHangsLeavesATempFile() {
+  Trap writing;
+  EngineFixture f;
+  f.Prepare(1, 2);
+  f.config.io_threads = 1;
+  f.config.write_buffer_bytes = f.config.piece_bytes;  // the next piece waits for this one's buffer
+  f.Open();
+  writing.Shut();
+  f.trap.Shut();
+  f.ops->SetHook([&](Call call) {
+    if (call == Call::kWrite) writing.Pass();
+    if (call == Call::kRead) f.trap.Pass();
+    return 0;
+  });
+  f.Store(1, 0, 1);
+  CHECK(writing.AwaitCaught(1));
+  f.Load(2, 1, 2);  // goes before the rest of the store
+  writing.Open();
+  CHECK(f.trap.AwaitCaught(1));
+  CHECK(!f.engine->Close(0));
+  CHECK(f.All(1, FileStatus::kCancelled) && f.All(2, FileStatus::kCancelled));
+  f.trap.Open();
+  CHECK(f.engine->Close(5));
+  CHECK(!f.dir.Exists(Files::Path(0)) && f.dir.CountFiles("ns/tmp") == 1);
+}
+
 void FailuresAreDataNotExceptions() {
   for (const bool write_behind : {false, true}) {
     for (const auto& [call, error] : {std::pair{Call::kWrite, ENOSPC},
@@ -328,6 +356,7 @@ int main() {
        HalfTakenStoresThatAreReleasedLeaveNoTempFile},
       {"a hung store times out and is not published later",
        AHungStoreTimesOutAndIsNotPublishedLater},
+      {"a close that hangs leaves a temp file", ACloseThatHangsLeavesATempFile},
       {"failures are data, not exceptions", FailuresAreDataNotExceptions},
       {"damage is counted and removed", DamageIsCountedAndRemoved},
       {"short transfers are continued", ShortTransfersAreContinued},

@@ -229,6 +229,22 @@ void FullQueuesDropStoresAndFailLoads() {
   CHECK(std::count(loads.begin(), loads.end(), kIoError) == 2);
 }
 
+void FullQueuesOfLookupsAndTouchesAreSaid() {
+  EngineFixture f;
+  f.Prepare(0, 1);
+  f.config.queue_files = 4;
+  f.config.touch_queue_files = 2;
+  f.Open();
+  std::vector<std::string> paths(6, Files::Path(0));
+  f.engine->SubmitLookup(1, paths);
+  using enum FileStatus;
+  CHECK(f.Statuses(1) == (std::vector{kOk, kOk, kOk, kOk, kIoError, kIoError}));
+  CHECK(f.Find(1, Phase::kFinished)->errnos == (std::vector<int>{0, 0, 0, 0, EAGAIN, EAGAIN}));
+  CHECK(f.engine->Stats().queued_lookups == 0);
+  f.engine->Touch(paths);
+  CHECK(f.engine->Stats().touches_dropped == 4);
+}
+
 void CloseEndsEverything() {
   EngineFixture f;
   f.Open();
@@ -302,6 +318,7 @@ int main() {
       {"load-only threads take no stores", LoadOnlyThreadsTakeNoStores},
       {"cancel gives up what nobody began", CancelGivesUpWhatNobodyBegan},
       {"full queues drop stores and fail loads", FullQueuesDropStoresAndFailLoads},
+      {"full queues of lookups and touches are said", FullQueuesOfLookupsAndTouchesAreSaid},
       {"close ends everything", CloseEndsEverything},
       {"many jobs from many threads", ManyJobsFromManyThreads},
   });

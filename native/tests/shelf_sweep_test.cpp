@@ -214,6 +214,86 @@ void AFolderThatFailsKeepsWhatWasKnown() {
   CHECK(swept.sweep.namespaces()[0].amount.files == 50);
 }
 
+// A folder's time does not change when its files can be looked at again.
+void AFileThatFailsIsCountedOnceItDoesNot() {
+  Shelf shelf(20);
+  for (const auto& leaf : std::filesystem::directory_iterator(shelf.dir() / (kSpace + "/r0"))) {
+    SetTimes(leaf.path(), NowNs(), NowNs() - 60 * kSecond);
+  }
+  Swept swept(shelf, {.threads = 1});
+  int stats = 0;
+  swept.ops->SetHook([&](Call call) {
+    // The namespace's file, then a folder and its chunk, twenty times.
+    return call == Call::kStat && ++stats == 1 + 2 * 7 ? -EIO : 0;
+  });
+  SweepReport report = swept.sweep.Scan(false, kLong);
+  CHECK(report.finished && report.faults[EIO] == 1 && report.files == 19);
+  CHECK(swept.sweep.namespaces()[0].amount.files == 19);
+  CHECK(swept.sweep.Scan(false, kLong).files == 1);  // no other folder is listed again
+  CHECK(swept.sweep.namespaces()[0].amount.files == 20);
+}
+
+// It has not been removed by another, so that it does not meet the need.
+void AFileThatFailsDoesNotMeetTheNeed() {
+  Shelf shelf(20);
+  Swept swept(shelf, {.threads = 1});
+  swept.sweep.Scan(true, kLong);
+  int stats = 0;
+  swept.ops->SetHook(
+      [&](Call call) { return call == Call::kStat && ++stats == 1 + 2 * 2 ? -EIO : 0; });
+  swept.sweep.BeginRemoval(CutAt(NowNs(), NowNs()), false, false);
+  SweepReport report = swept.sweep.Remove({5, 0}, kLong);
+  CHECK(report.finished && report.faults[EIO] == 1 && report.removed.files == 5);
+  CHECK(shelf.Count(0, 20) == 15);
+}
+
+// Between the walk, which finds all candidates, and their removal, storage fails.
+void ACandidateThatFailsStaysAndAnotherGoes() {
+  Shelf shelf(20);
+  Swept swept(shelf, {.threads = 1});
+  swept.sweep.Scan(true, kLong);
+  int stats = 0;
+  swept.ops->SetHook(
+      [&](Call call) { return call == Call::kStat && ++stats == 1 + 2 * 20 + 1 ? -EIO : 0; });
+  swept.sweep.BeginRemoval(CutAt(shelf.Used(5000), NowNs()), false, false);
+  SweepReport report = swept.sweep.Remove({5, 0}, kLong);
+  CHECK(report.finished && report.faults[EIO] == 1 && report.removed.files == 5);
+  CHECK(shelf.Has(19) && shelf.Count(14, 19) == 0 && shelf.Count(0, 14) == 14);
+  CHECK(swept.sweep.namespaces()[0].amount.files == 15);
+}
+
+void WhatIsNotOursIsNamedAndNeitherCountedNorRemoved() {
+  Shelf shelf(10);
+  const TempDir& dir = shelf.dir();
+  dir.Write(kSpace + "/notes", "x");
+  dir.Write(kSpace + "/r0/notes", "x");
+  dir.Write(kSpace + "/r0/fff", "x");  // a file where a folder is to be
+  dir.Write(kSpace + "/r0/000/notes", "x");
+  std::filesystem::create_directory(dir / (kSpace + "/r0/000/0001234567890000-g0.kv"));
+  std::filesystem::create_symlink("r0", dir / (kSpace + "/r1"));
+  std::filesystem::create_symlink("000", dir / (kSpace + "/r0/ffe"));
+  dir.Write("no-namespace-0123456789ab/r0/000/0001234567890001-g0.kv", "x");
+  dir.Write("file-0123456789ab", "x");
+  Swept swept(shelf);
+  swept.sweep.SetNamespaces(
+      {kSpace, "no-namespace-0123456789ab", "file-0123456789ab", "gone-0123456789ab"});
+  const SweepReport scanned = swept.sweep.Scan(true, kLong);
+  CHECK(scanned.finished && scanned.faults.empty());
+  CHECK(swept.sweep.namespaces()[0].amount.files == 10);
+  CHECK(swept.sweep.namespaces()[1].amount.files == 0);  // nobody knows whose it is
+  std::vector<std::string> named = swept.sweep.foreign().examples;
+  std::sort(named.begin(), named.end());
+  const std::vector<std::string> expected = {
+      "file-0123456789ab",      kSpace + "/notes",  kSpace + "/r0/000/0001234567890000-g0.kv",
+      kSpace + "/r0/000/notes", kSpace + "/r0/ffe", kSpace + "/r0/fff",
+      kSpace + "/r0/notes",     kSpace + "/r1"};
+  CHECK(named == expected && swept.sweep.foreign().count == expected.size());
+  swept.sweep.BeginRemoval(CutAt(NowNs(), NowNs()), false, false);
+  CHECK(swept.sweep.Remove({100, 0}, kLong).removed.files == 10);
+  for (const std::string& path : expected) CHECK(dir.Exists(path));
+  CHECK(dir.Exists("no-namespace-0123456789ab/r0/000/0001234567890001-g0.kv"));
+}
+
 void StopsAtOnce() {
   Shelf shelf(3000);
   for (const bool removal : {false, true}) {
@@ -345,6 +425,10 @@ int main() {
       {"removal by others meets the need", RemovalByOthersMeetsTheNeed},
       {"faults are counted and the rest goes", FaultsAreCountedAndTheRestGoes},
       {"a folder that fails keeps what was known", AFolderThatFailsKeepsWhatWasKnown},
+      {"a file that fails is counted once it does not", AFileThatFailsIsCountedOnceItDoesNot},
+      {"a file that fails does not meet the need", AFileThatFailsDoesNotMeetTheNeed},
+      {"a candidate that fails stays and another goes", ACandidateThatFailsStaysAndAnotherGoes},
+      {"what is not ours is named and left alone", WhatIsNotOursIsNamedAndNeitherCountedNorRemoved},
       {"stops at once", StopsAtOnce},
       {"parts make a whole", PartsMakeAWhole},
       {"little room for candidates keeps the oldest", LittleRoomForCandidatesKeepsTheOldest},

@@ -144,6 +144,28 @@ def test_a_load_says_which_chunks_came(
     assert reader.lookup(keys[1]) == [LookupResult.HIT]
 
 
+@pytest.mark.parametrize("kind", ["store", "load"])
+def test_an_engine_that_refuses_a_job_fails_it_and_nothing_else(
+    kind: str, engines: tuple[Engine, Engine], root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a closed one does. vLLM computes the chunks, and goes on."""
+    engine, _ = engines
+    engine.run("store", [key(1)], [4])
+    before = engine.memory.copy()
+
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("closed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.tier._shelf, f"submit_{kind}", refuse)
+        result = engine.run(kind, [key(1) if kind == "load" else key(2)], [5])
+    assert not result.success and getattr(result, "successful_keys", None) is None
+    np.testing.assert_array_equal(engine.memory, before)
+    if kind == "load":  # it is not tried again for a while
+        assert engine.lookup(key(1)) == [LookupResult.MISS]
+    assert engine.run("store", [key(3)], [6]).success and len(files(root)) == 2
+
+
 def test_nothing_loaded_is_no_partial_success(engines: tuple[Engine, Engine]) -> None:
     _, reader = engines
     result = reader.run("load", [key(1)], [3])

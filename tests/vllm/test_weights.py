@@ -72,3 +72,42 @@ def test_damaged_safetensors_do_not_raise(tmp_path: Path, content: bytes) -> Non
 def test_dummy_weights_are_named_by_their_seed(tmp_path: Path) -> None:
     dummy = SimpleNamespace(load_format="dummy")
     assert weights_digest(model(tmp_path, 1), dummy) != weights_digest(model(tmp_path, 2), dummy)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of a hub's models."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def snapshot(hub: Path, commit: str, revision: str) -> None:
+    folder = hub / "models--org--name"
+    (folder / "snapshots" / commit).mkdir(parents=True, exist_ok=True)
+    (folder / "snapshots" / commit / "config.json").write_text("{}")
+    (folder / "refs").mkdir(exist_ok=True)
+    (folder / "refs" / revision).write_text(commit)
+
+
+def test_a_hubs_model_is_named_by_its_commit(hub: Path) -> None:
+    """What a branch's name stands for changes; replicas of both must not share."""
+    main = SimpleNamespace(model="org/name", revision=None, seed=0)
+    branch = SimpleNamespace(model="org/name", revision="v2", seed=0)
+    assert weights_digest(main, AUTO) == "hub:main"
+    assert weights_digest(branch, AUTO) == "hub:v2"
+    old, new = "a" * 40, "b" * 40
+    snapshot(hub, old, "main")
+    assert weights_digest(main, AUTO) == f"hub:{old}"
+    snapshot(hub, new, "main")
+    snapshot(hub, old, "v2")
+    assert weights_digest(main, AUTO) == f"hub:{new}"
+    assert weights_digest(branch, AUTO) == f"hub:{old}"
+
+
+def test_a_single_file_of_weights_counts(weights: Path) -> None:
+    file = weights / "model.safetensors"
+    before = weights_digest(model(file), AUTO)
+    assert before == weights_digest(model(weights), AUTO)
+    write_safetensors(file, {"a": bytes(50_000)})
+    assert weights_digest(model(file), AUTO) != before

@@ -19,6 +19,7 @@
 #include <deque>
 #include <functional>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <thread>
@@ -60,10 +61,14 @@ int Enter(const char* function) {
 }  // namespace
 
 // Completion of an event is counted: record() makes it wait for one more operation of a stream.
-struct EventHandle {
+struct EventProgress {
   long recorded = 0;
   long completed = 0;
-  int error = 0;
+};
+
+// What streams have queued of an event outlives its handle, as it does in the driver.
+struct EventHandle {
+  std::shared_ptr<EventProgress> progress = std::make_shared<EventProgress>();
 };
 
 struct StreamHandle {
@@ -189,12 +194,12 @@ int cuStreamWaitEvent(StreamHandle* stream, EventHandle* event, unsigned) {
   long target = 0;
   {
     const std::lock_guard lock(state.mutex);
-    target = event->recorded;
+    target = event->progress->recorded;
   }
-  stream->Push([event, target] {
+  stream->Push([progress = event->progress, target] {
     State& inner = TheState();
     std::unique_lock lock(inner.mutex);
-    inner.changed.wait(lock, [&] { return event->completed >= target; });
+    inner.changed.wait(lock, [&] { return progress->completed >= target; });
   });
   return kSuccess;
 }
@@ -215,11 +220,6 @@ int cuEventCreate(EventHandle** event, unsigned) {
 
 int cuEventDestroy_v2(EventHandle* event) {
   if (const int code = Enter("cuEventDestroy"); code != kSuccess) return code;
-  State& state = TheState();
-  std::unique_lock lock(state.mutex);
-  // The driver defers this; waiting is the fake's way to keep stream operations valid.
-  state.changed.wait(lock, [&] { return event->completed >= event->recorded; });
-  lock.unlock();
   delete event;
   return kSuccess;
 }
@@ -230,16 +230,16 @@ int cuEventRecord(EventHandle* event, StreamHandle* stream) {
   long target = 0;
   {
     const std::lock_guard lock(state.mutex);
-    target = ++event->recorded;
+    target = ++event->progress->recorded;
     if (stream == nullptr) {  // the legacy default stream has nothing queued here
-      event->completed = target;
+      event->progress->completed = target;
       return kSuccess;
     }
   }
-  stream->Push([event, target] {
+  stream->Push([progress = event->progress, target] {
     State& inner = TheState();
     const std::lock_guard lock(inner.mutex);
-    event->completed = std::max(event->completed, target);
+    progress->completed = std::max(progress->completed, target);
     inner.changed.notify_all();
   });
   return kSuccess;
@@ -249,8 +249,9 @@ int cuEventSynchronize(EventHandle* event) {
   if (const int code = Enter("cuEventSynchronize"); code != kSuccess) return code;
   State& state = TheState();
   std::unique_lock lock(state.mutex);
-  const long target = event->recorded;
-  state.changed.wait(lock, [&] { return event->completed >= target; });
+  const std::shared_ptr<EventProgress> progress = event->progress;
+  const long target = progress->recorded;
+  state.changed.wait(lock, [&] { return progress->completed >= target; });
   return kSuccess;
 }
 
@@ -272,6 +273,8 @@ int cuMemcpyAsync(std::uint64_t dst, std::uint64_t src, std::size_t bytes, Strea
 }
 
 int cuGetErrorName(int error, const char** name) {
+  *name = nullptr;
+  if (error >= 1000) return kErrorInvalidValue;  // newer than the driver
   *name = error == 700 ? "CUDA_ERROR_ILLEGAL_ADDRESS" : "CUDA_ERROR_FAKE";
   return kSuccess;
 }
