@@ -11,73 +11,10 @@
 #include <ctime>
 #include <thread>
 
-#include "check.h"
-#include "shelf_sweep_parts.h"
-#include "support.h"
+#include "sweep_fixture.h"
 
 namespace kvshelf::testing {
 namespace {
-
-constexpr std::int64_t kSecond = 1'000'000'000;
-constexpr double kLong = 60;
-constexpr std::int64_t kBytes = 100;
-const std::string kSpace = "tiny-0123456789ab";
-
-std::int64_t NowNs() {
-  timespec now{};
-  ::clock_gettime(CLOCK_REALTIME, &now);
-  return now.tv_sec * kSecond + now.tv_nsec;
-}
-
-void SetTimes(const std::string& path, std::int64_t used, std::int64_t stored) {
-  const timespec times[2] = {{used / kSecond, used % kSecond},
-                             {stored / kSecond, stored % kSecond}};
-  ::utimensat(AT_FDCWD, path.c_str(), times, 0);
-}
-
-// A shelf of `count` chunks in many folders; chunk i was last used i + 10 seconds ago.
-class Shelf {
- public:
-  explicit Shelf(int count) : now_(NowNs()) {
-    dir_.Write(kSpace + "/namespace.json", "{}");
-    for (int i = 0; i < count; ++i) Add(i);
-  }
-  void Add(int i) {
-    dir_.Write(Name(i), std::string(kBytes, 'x'));
-    SetTimes(dir_ / Name(i), Used(i), Used(i) - (i % 2 == 0 ? 0 : 5 * kSecond));
-  }
-  static std::string Name(int i) {
-    char name[64];
-    std::snprintf(name, sizeof(name), "%03x%013x-g0.kv", i * 37 % 4096, i);
-    return kSpace + "/r0/" + std::string(name, 3) + "/" + name;
-  }
-  std::int64_t Used(int i) const { return now_ - (i + 10) * kSecond; }
-  void Use(int i) const { SetTimes(dir_ / Name(i), now_, now_ - 100 * kSecond); }
-  bool Has(int i) const { return dir_.Exists(Name(i)); }
-  int Count(int from, int to) const {
-    int count = 0;
-    for (int i = from; i < to; ++i) count += Has(i) ? 1 : 0;
-    return count;
-  }
-  const TempDir& dir() const { return dir_; }
-
- private:
-  TempDir dir_;
-  std::int64_t now_;
-};
-
-std::vector<Cuts> CutAt(std::int64_t sure, std::int64_t maybe) {
-  return {{Cut{sure, maybe}, Cut{sure, maybe}}};
-}
-
-struct Swept {
-  Swept(const Shelf& shelf, SweepConfig config = {})
-      : ops(std::make_shared<FaultOps>()), sweep(ops, shelf.dir().path(), config) {
-    sweep.SetNamespaces({kSpace});
-  }
-  std::shared_ptr<FaultOps> ops;
-  ShelfSweep sweep;
-};
 
 void CountsWhatThereIs() {
   Shelf shelf(500);
@@ -359,58 +296,6 @@ void FoldersThatCannotHoldACandidateAreNotListed() {
   CHECK(report.removed.files == 2 && report.files < 10);
 }
 
-std::chrono::nanoseconds OwnTime() {
-  timespec used{};
-  ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &used);
-  return std::chrono::nanoseconds(used.tv_sec * kSecond + used.tv_nsec);
-}
-
-// Removals that take 100 us of a processor each: a thread waits by itself only when it rests.
-void ThreadsRestLongerWhereAllProcessorsAreInUse() {
-  CHECK(RestFor(0, 2) == kRest && RestFor(1, 2) == kRest && RestFor(-3, 2) == kRest);
-  CHECK(RestFor(2, 2) == kBusyRest && RestFor(9, 2) == kBusyRest);
-  std::atomic<bool> over{false};
-  std::vector<std::jthread> busy;
-  for (int i = 0; i < 6; ++i) {
-    busy.emplace_back([&] {
-      while (!over) {
-      }
-    });
-  }
-  bool seen = false;
-  for (int i = 0; i < 1000 && !seen; ++i) {
-    seen = RunnableThreads() >= 6;
-    std::this_thread::sleep_for(std::chrono::milliseconds(5));
-  }
-  over = true;
-  CHECK(seen);
-}
-
-void ThreadsRestAfterAMomentsWork() {
-  for (const bool band : {true, false}) {
-    Shelf shelf(200);
-    Swept swept(shelf, {.threads = 1});
-    swept.sweep.Scan(true, kLong);
-    long first = -1;
-    long last = 0;
-    swept.ops->SetHook([&](Call call) {
-      if (call != Call::kUnlink) return 0;
-      rusage use{};
-      ::getrusage(RUSAGE_THREAD, &use);
-      if (first < 0) first = use.ru_nvcsw;
-      last = use.ru_nvcsw;
-      const auto begin = OwnTime();
-      while (OwnTime() - begin < std::chrono::microseconds(100)) {
-      }
-      return 0;
-    });
-    const std::int64_t never = shelf.Used(5000);
-    swept.sweep.BeginRemoval(band ? CutAt(never, NowNs()) : CutAt(NowNs(), never), false, false);
-    CHECK(swept.sweep.Remove({200, 0}, kLong).removed.files == 200);
-    CHECK(last - first >= 20);  // of 40
-  }
-}
-
 }  // namespace
 }  // namespace kvshelf::testing
 
@@ -432,9 +317,6 @@ int main() {
       {"stops at once", StopsAtOnce},
       {"parts make a whole", PartsMakeAWhole},
       {"little room for candidates keeps the oldest", LittleRoomForCandidatesKeepsTheOldest},
-      {"threads rest after a moment's work", ThreadsRestAfterAMomentsWork},
-      {"threads rest longer where all processors are in use",
-       ThreadsRestLongerWhereAllProcessorsAreInUse},
       {"folders without candidates are not listed", FoldersThatCannotHoldACandidateAreNotListed},
   });
 }
