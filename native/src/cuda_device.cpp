@@ -106,11 +106,22 @@ class CudaStream final : public CopyStream {
 
   bool WaitFor(std::uint64_t copies) override {
     if (copies == 0) return true;
-    return context_->Enter() &&
-           driver_.event_synchronize(events_[copies % kCopiesInFlight]) == cuda::kSuccess;
+    if (context_->Enter() &&
+        driver_.event_synchronize(events_[copies % kCopiesInFlight]) == cuda::kSuccess) {
+      return true;
+    }
+    Settle();
+    return false;
   }
 
  private:
+  // After a call that was refused nobody knows how far the copies are. Whoever hears of the failure
+  // takes block memory for free, so they have to be over.
+  void Settle() {
+    context_->Enter();
+    driver_.stream_synchronize(stream_);
+  }
+
   void Destroy() {
     for (cuda::Event event : events_) {
       if (event != nullptr) driver_.event_destroy(event);
@@ -144,6 +155,7 @@ class CudaStream final : public CopyStream {
     const bool recorded =
         driver_.event_record(events_[copy % kCopiesInFlight], stream_) == cuda::kSuccess;
     begun_.store(copy, std::memory_order_release);
+    if (!recorded) Settle();  // its event tells of an older copy
     return issued && recorded;
   }
 

@@ -176,6 +176,32 @@ void ARefusedCopyFailsItsFileOnly() {
   }
 }
 
+// Block memory is the caller's again when the status is out, whatever call was refused.
+void NoCopyIsUnderWayOnceAFailureIsHeard() {
+  for (const char* function : {"cuMemcpyBatchAsync", "cuEventRecord", "cuEventSynchronize",
+                               "cuStreamWaitEvent", "cuCtxSetCurrent"}) {
+    for (int calls = 0; calls < 4; ++calls) {
+      CudaFixture f;
+      f.config.io_threads = 1;
+      f.OpenCuda();
+      f.Store(1, 0, 1);
+      CHECK(f.All(1, FileStatus::kOk));
+      fake_cuda_set_delay_us(2000);
+      fake_cuda_fail(function, calls, 700);
+      try {
+        f.Load(2, 0, 1);
+        CHECK(f.Statuses(2).size() == 1);
+        f.blocks.Fill(0x44);
+        const std::string before = f.blocks.All();
+        std::this_thread::sleep_for(std::chrono::milliseconds(30));
+        CHECK(f.blocks.All() == before);
+      } catch (const std::runtime_error&) {  // at submission: the event could not be recorded
+      }
+      fake_cuda_reset();
+    }
+  }
+}
+
 void AFailedCopyOutPublishesNothing() {
   CudaFixture f;
   f.OpenCuda();
@@ -275,6 +301,7 @@ int main() {
       {"a store waits for the kernels before it", AStoreWaitsForTheKernelsThatWriteItsBlocks},
       {"a load waits for the clearing before it", ALoadWaitsForTheClearingOfItsBlocks},
       {"a refused copy fails its file only", ARefusedCopyFailsItsFileOnly},
+      {"no copy is under way once a failure is heard", NoCopyIsUnderWayOnceAFailureIsHeard},
       {"a failed copy out publishes nothing", AFailedCopyOutPublishesNothing},
       {"release waits for copies under way", ReleaseWaitsForCopiesUnderWay},
       {"a hung load writes nothing after its time-out", AHungLoadWritesNothingAfterItsTimeOut},
