@@ -78,9 +78,11 @@ class Prometheus:
             reply = httpx.get(self._address, params={"query": text}, timeout=30)
         except httpx.TransportError:
             return []
+        if reply.status_code == httpx.codes.SERVICE_UNAVAILABLE:  # in words, before it is ready
+            return []
         body = reply.json()
-        assert body["status"] == "success" or reply.status_code == 503, body
-        series: list[dict[str, Any]] = body.get("data", {}).get("result", [])
+        assert body["status"] == "success", body
+        series: list[dict[str, Any]] = body["data"]["result"]
         return [one for one in series if one["value"][1] != "NaN"]
 
     def await_data(self, texts: Sequence[str], seconds: float) -> list[str]:
