@@ -20,11 +20,7 @@ struct CudaFixture : EngineFixture {
     fake_cuda_reset();
   }
   void OpenCuda() {
-    EngineSetup setup;
-    setup.root = dir.path();
-    setup.groups.push_back(blocks.Describe());
-    setup.config = config;
-    setup.ops = ops;
+    EngineSetup setup = Setup();
     setup.auth_key = auth_key;
     setup.device = MakeCudaDevice(0, KVSHELF_FAKE_CUDA, method);
     engine.emplace(std::move(setup));

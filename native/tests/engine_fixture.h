@@ -63,14 +63,15 @@ struct EngineFixture {
 
   std::uint64_t file_bytes() const { return kBlocksPerFile * blocks.block_bytes(); }
 
-  void Open() {
+  EngineSetup Setup() {
     EngineSetup setup;
     setup.root = dir.path();
     setup.groups.push_back(blocks.Describe());
     setup.config = config;
     setup.ops = ops;
-    engine.emplace(std::move(setup));
+    return setup;
   }
+  void Open() { engine.emplace(Setup()); }
   void Fetch() {
     for (Report& report : engine->Poll()) reports.push_back(std::move(report));
   }
