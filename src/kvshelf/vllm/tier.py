@@ -9,7 +9,6 @@ on the scheduler's thread and nothing waits for storage, but for ``drain_jobs`` 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 from typing import Any
@@ -26,7 +25,7 @@ from vllm.v1.kv_offload.base import (
 from vllm.v1.kv_offload.tiering.base import JobResult as TierResult
 from vllm.v1.kv_offload.tiering.base import SecondaryTierManager
 
-from kvshelf.config import VLLM_KEYS, Settings
+from kvshelf.config import VLLM_KEYS, Settings, default_threads
 from kvshelf.engine import FileStatus, GroupMemory, JobKind, JobResult, Pages, Phase
 from kvshelf.errors import ConfigError
 from kvshelf.namespace import Identity
@@ -253,13 +252,9 @@ def tier_settings(options: dict[str, Any]) -> Settings:
         for name in ("n_read_threads", "n_write_threads")
         if name in given
     ]
-    given.setdefault("threads_per_gpu", sum(threads) or _default_threads())
+    # As many as the fs tier has, for one tier serves all ranks; but no more than cores.
+    given.setdefault("threads_per_gpu", sum(threads) or default_threads(most=32))
     return Settings.from_mapping(given)
-
-
-def _default_threads() -> int:
-    """As many as the ``fs`` tier has, for one tier serves all ranks; but no more than cores."""
-    return max(4, min(32, os.cpu_count() or 4))
 
 
 def tier_identity(identity: Identity, config: Any, row_bytes: int) -> Identity:
