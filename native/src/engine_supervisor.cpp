@@ -111,11 +111,12 @@ TimePoint EngineCore::HungAt(const Worker& worker) const {
 
 void EngineCore::AbandonHung(Lock& lock, TimePoint now) {
   std::vector<TransferRef> stalled;
+  bool hung = false;
   const std::size_t count = workers_.size();  // Spawn appends
   for (std::size_t i = 0; i < count; ++i) {
     Worker& worker = *workers_[i];
     if (worker.abandoned || HungAt(worker) > now) continue;
-    worker.abandoned = true;
+    worker.abandoned = hung = true;
     ++stats_.hung_threads;
     --live_[static_cast<std::size_t>(worker.role)];
     if (worker.touching) {
@@ -132,7 +133,7 @@ void EngineCore::AbandonHung(Lock& lock, TimePoint now) {
       // No memory or no thread to be had: go on with fewer until the hung one comes back.
     }
   }
-  if (stalled.empty()) return;
+  if (!hung) return;
   // What such a thread had read before is on its way, and does not depend on storage any more.
   const std::vector<std::shared_ptr<Worker>> workers = workers_;
   for (const auto& worker : workers) {
@@ -145,7 +146,7 @@ void EngineCore::AbandonHung(Lock& lock, TimePoint now) {
   const TimePoint since = now - ToDuration(config_.load_stall_seconds);
   if (!AnybodyLoads()) {
     GiveUpLoadsBefore(lock, Clock::now());
-  } else if (NothingReadSince(since)) {
+  } else if (!stalled.empty() && NothingReadSince(since)) {
     GiveUpLoadsBefore(lock, since);
   }
 }
