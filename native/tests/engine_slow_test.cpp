@@ -131,25 +131,6 @@ void ALoadThatComesLateIsGivenUpWithTheLastThread() {
   f.trap.Open();
 }
 
-// Nor has a load that waits behind a store, when the last thread hangs in that.
-void ALoadBehindAHungStoreIsGivenUpWithItsThread() {
-  EngineFixture f;
-  f.Prepare(0, 1);
-  f.config.io_threads = 1;
-  f.config.load_only_threads = 0;
-  f.config.store_timeout_seconds = 0.3;
-  f.config.load_timeout_seconds = 60;
-  f.config.replacement_threads = 0;
-  f.Open();
-  f.trap.Shut();
-  f.ops->SetHook(Catch(Call::kWrite, f.trap));
-  f.Store(1, 1, 2);
-  CHECK(f.trap.AwaitCaught(1));
-  f.Load(2, 0, 1);
-  CHECK(f.All(2, FileStatus::kTimedOut));
-  f.trap.Open();
-}
-
 void OneFileThatHangsIsGivenUpAlone() {
   EngineFixture f;
   f.Prepare(0, 6);
@@ -388,8 +369,6 @@ int main() {
       {"loads that get nothing are given up", LoadsThatGetNothingAreGivenUpWithAllThatWait},
       {"a load that comes late is given up with the last thread",
        ALoadThatComesLateIsGivenUpWithTheLastThread},
-      {"a load behind a hung store is given up with its thread",
-       ALoadBehindAHungStoreIsGivenUpWithItsThread},
       {"one file that hangs is given up alone", OneFileThatHangsIsGivenUpAlone},
       {"all threads read one file", AllThreadsReadOneFile},
       {"a bad file is removed before its load ends", ABadFileIsRemovedBeforeItsLoadEnds},
