@@ -17,6 +17,25 @@ using testing::Fail;
 using testing::Files;
 using testing::Trap;
 
+// The last thread hangs in a store: a load that waits for it has nobody to wait for.
+void ALoadBehindAHungStoreIsGivenUpWithItsThread() {
+  EngineFixture f;
+  f.Prepare(0, 1);
+  f.config.io_threads = 1;
+  f.config.load_only_threads = 0;
+  f.config.store_timeout_seconds = 0.3;
+  f.config.load_timeout_seconds = 60;
+  f.config.replacement_threads = 0;
+  f.Open();
+  f.trap.Shut();
+  f.ops->SetHook(Catch(Call::kWrite, f.trap));
+  f.Store(1, 1, 2);
+  CHECK(f.trap.AwaitCaught(1));
+  f.Load(2, 0, 1);
+  CHECK(f.All(2, FileStatus::kTimedOut));
+  f.trap.Open();
+}
+
 void AHungLoadTimesOutAndWritesNothingLater() {
   EngineFixture f;
   f.Prepare(0, 2);
@@ -342,6 +361,8 @@ void ShortTransfersAreContinued() {
 int main() {
   using namespace kvshelf;
   return testing::RunTests({
+      {"a load behind a hung store is given up with its thread",
+       ALoadBehindAHungStoreIsGivenUpWithItsThread},
       {"a hung load times out and writes nothing later", AHungLoadTimesOutAndWritesNothingLater},
       {"a load hung in its payload writes nothing later", ALoadHungInItsPayloadWritesNothingLater},
       {"hung threads are replaced and come back", HungThreadsAreReplacedAndComeBack},
