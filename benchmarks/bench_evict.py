@@ -133,27 +133,28 @@ def work(root: str, rate: float, threads: int) -> None:
         order = json.loads(line)
         if "bytes" in order:
             evictor._limits = Limits(shelf_bytes=order["bytes"], low_percent=order.get("low", 100))
-            evictor._refreshed_at = float("-inf")
+            evictor._refresh_times.now()
         if order.get("rescan"):
             evictor._scan_all = True
+        told: list[float] = []
+        if "until_removed" in order:
+            evictor._on_removed = lambda *_, told=told: told.append(time.time())
         cpu, begin = time.process_time(), time.perf_counter()
         deadline = begin + order.get("seconds", 1e9)
         removed = looked = 0
-        first_removal = removing = 0.0
+        removing = 0.0
         while True:
             report = evictor.step(order.get("step", 1.0))
             removed += report.removed.files
             looked += report.looked_at
             if report.removed.files:
                 removing += report.seconds
-                first_removal = first_removal or time.time()
             resting = report.state not in (State.SCANNING, State.EVICTING)
             if resting and ("until_removed" not in order or removed) and "seconds" not in order:
                 break
             if time.perf_counter() > deadline:
                 break
-            if resting:
-                time.sleep(order.get("interval", 1.0))
+            time.sleep(report.wait_seconds(1.0))
         seconds = time.perf_counter() - begin
         answer = {
             "seconds": seconds,
@@ -161,7 +162,7 @@ def work(root: str, rate: float, threads: int) -> None:
             "removed": removed,
             "removing_seconds": removing,
             "looked_at": looked,
-            "first_removal": first_removal,
+            "first_removal": min(told, default=0.0),
             "ended": time.time(),
             "files": report.shelf.files,
             "rss_mb": most_resident_mb(),
@@ -235,8 +236,16 @@ def measure(root: Path, count: int) -> dict[str, Any]:
         "removed_by_each": [each["removed"] for each in answers],
         "seconds": round(max(each["seconds"] for each in answers), 2),
     }
+    # Each at another moment between two looks.
+    result["reaction_seconds"] = [
+        react(worker, rank, count * 2 + k, wait_seconds=3 + k / 8) for k in range(8)
+    ]
+    result["reaction_after_another_evictor_seconds"] = []
+    for k in range(8):
+        other.do(bytes=(len(present(rank)) - tenth // 5) * SIZE)  # it removes from every folder
+        row = react(worker, rank, count * 2 + 8 + k, wait_seconds=1 + k / 8)
+        result["reaction_after_another_evictor_seconds"].append(row)
     other.end()
-    result["reaction_seconds"] = [react(worker, rank, len(after), count * 2 + k) for k in range(3)]
     result["rss_mb"] = round(worker.do()["rss_mb"], 1)
     worker.end()
     result["unlink_files_per_second"] = unlink_rate(rank, tenth)
@@ -249,11 +258,11 @@ def most_resident_mb() -> float:
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
-def react(worker: Worker, rank: Path, files: int, first: int) -> dict[str, float]:
-    """A daemon that looks every second rests below its mark; new files cross it."""
+def react(worker: Worker, rank: Path, first: int, wait_seconds: float) -> dict[str, float]:
+    """A daemon that looks every second rests below its mark; then new files cross it."""
     files = len(present(rank))
-    worker.ask(bytes=(files + 10) * SIZE, low=99.9, until_removed=True, interval=1.0)
-    time.sleep(3)
+    worker.ask(bytes=(files + 10) * SIZE, low=99.9, until_removed=True)
+    time.sleep(wait_seconds)
     make_files([str(rank)], first * 1000, 100, time.time())
     crossed = time.time()
     answer = worker.answer()

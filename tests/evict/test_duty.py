@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,15 @@ def test_a_step_that_hangs_holds_nobody_up(root: Path) -> None:
             Heard(other).until(lambda news: news.is_holder)
         go_on.set()
         assert duty.close(20)
+
+
+def test_a_limit_that_may_be_exceeded_is_looked_at_sooner(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(duty_module, "WAKE_SECONDS", 1.0)
+    urgent = replace(IDLE, is_urgent=True)
+    with duties(root, evictor=Steps(lambda: urgent)) as (duty,):
+        Heard(duty).until(lambda _: duty._wait_seconds == urgent.wait_seconds(1) < 1)
 
 
 def test_it_ends_at_once_and_leaves_the_lease(root: Path) -> None:

@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from kvshelf.errors import NotAShelfError
 from kvshelf.evict import Amount, Evictor, Limits, State
 from kvshelf.evict.native import Sweep
+from kvshelf.evict.refresh import Use
 from kvshelf.keys import ChunkKey
 from tests.evict.shelves import CHUNK_BYTES, ShelfMaker, settle
 
@@ -208,7 +210,7 @@ def test_changes_by_others_are_noticed(tmp_path: Path) -> None:
         chunk.path.unlink()
     for i in range(10):
         shelf.add(i, rank=7)
-    evictor._next_refresh = 0.0
+    evictor._refresh_times.now()
     assert settle(evictor).shelf == Amount(80, 80 * CHUNK_BYTES)
 
 
@@ -269,22 +271,81 @@ def test_a_root_that_is_replaced_is_left_alone(tmp_path: Path) -> None:
     assert len(list((tmp_path / "moved").rglob("*.kv"))) == 10
 
 
+def looked(evictor: Evictor, use: Use, cost_seconds: float, ago_seconds: float) -> None:
+    """As if its last look had taken so long, so long ago, when so much was used."""
+    evictor._refresh_times.begin(use)
+    at = time.monotonic() - ago_seconds
+    evictor._refresh_times.end(at, cost_seconds, is_done=True)
+
+
 def test_what_others_store_is_seen_soon_on_a_shelf_that_was_quiet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A look at all folders takes 0.1 s here: in quiet it is made every 20 s, else every second.
     shelf = ShelfMaker(tmp_path)
-    use = [(10, 10)]
+    use = [Use(10, 10)]
     monkeypatch.setattr(Evictor, "_use", lambda _: use[0])
     for i in range(3):
         shelf.add(100 + i)
     evictor = Evictor(tmp_path, to_keep(4))
     settle(evictor)
-    evictor._refresh_cost, evictor._refreshed_at = 0.1, time.monotonic() - 2
-    evictor._refreshed_use = use[0]
+    looked(evictor, use[0], cost_seconds=0.1, ago_seconds=2)
     for i in range(3):
         shelf.add(i)
     assert evictor.step().state is State.IDLE and not shelf.gone()
-    use[0] = (20, 13)
+    use[0] = Use(20, 10)
+    settle(evictor)
+    assert shelf.gone() == shelf.oldest(2)
+
+
+def test_a_limit_is_seen_to_be_exceeded_soon_after_a_look_that_was_dear(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A second evictor has removed from every folder, so the last look took a second. The next
+    # would come after ten, but what was stored since may exceed the limit.
+    shelf = ShelfMaker(tmp_path)
+    use = [Use(10, 10)]
+    monkeypatch.setattr(Evictor, "_use", lambda _: use[0])
+    for i in range(3):
+        shelf.add(100 + i)
+    evictor = Evictor(tmp_path, to_keep(4))
+    settle(evictor)
+    looked(evictor, use[0], cost_seconds=1.0, ago_seconds=3)
+    for i in range(3):
+        shelf.add(i)
+    use[0] = Use(20, 11)  # one file may have come: the limit holds
+    assert evictor.step().state is State.IDLE and not shelf.gone()
+    use[0] = Use(20, 13)
+    settle(evictor)
+    assert shelf.gone() == shelf.oldest(2)
+
+
+def test_a_limit_that_is_exceeded_during_a_look_is_seen_to_be_after_half_a_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf = ShelfMaker(tmp_path)
+    use = [Use(10, 10)]
+    monkeypatch.setattr(Evictor, "_use", lambda _: use[0])
+    for i in range(3):
+        shelf.add(100 + i)
+    evictor = Evictor(tmp_path, to_keep(4))
+    quiet = settle(evictor)
+    assert quiet.state is State.IDLE and quiet.wait_seconds(60) == 60
+    scan = Sweep.scan
+
+    def chunks_come_meanwhile(sweep: Sweep, **how: Any) -> Any:
+        done = scan(sweep, **how)
+        for i in range(3):
+            shelf.add(i)
+        use[0] = Use(20, 13)
+        return done
+
+    evictor._refresh_times.now()
+    with monkeypatch.context() as patch:
+        patch.setattr(Sweep, "scan", chunks_come_meanwhile)
+        report = evictor.step()
+    assert report.state is State.IDLE and not shelf.gone()
+    assert report.wait_seconds(60) == 0.5 and report.wait_seconds(0.1) == 0.1
+    time.sleep(report.wait_seconds(60))
     settle(evictor)
     assert shelf.gone() == shelf.oldest(2)

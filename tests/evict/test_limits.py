@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvshelf.errors import ConfigError
-from kvshelf.evict.limits import Amount, Limits, Need, Volume, needs
+from kvshelf.evict.limits import Amount, Limits, Need, Volume, may_exceed, needs
 
 GB = 10**9
 EMPTY = Volume(0, 0)
@@ -161,3 +161,23 @@ def test_never_less_than_needed_nor_more_than_allowed(
     assert need.amount.bytes <= max(marks) + slack
     if not evicting and (shelf is None or mine.bytes <= shelf) and percent is inodes is None:
         assert not need.amount
+
+
+@pytest.mark.parametrize(
+    ("limits", "most_bytes"),
+    [
+        (Limits(shelf_bytes=100 * GB), 40 * GB),
+        (Limits(namespace_bytes=50 * GB), 10 * GB),
+        (Limits(namespace_bytes_of={"b": 30 * GB}), 10 * GB),
+        (Limits(namespace_bytes_of={"c": 5 * GB}), 5 * GB),
+    ],
+    ids=["shelf", "namespaces", "one namespace", "one not known yet"],
+)
+def test_growth_up_to_the_nearest_limit_exceeds_none(limits: Limits, most_bytes: int) -> None:
+    usage = {"a": Amount(40, 40 * GB), "b": Amount(20, 20 * GB)}
+    assert not may_exceed(limits, usage, most_bytes)
+    assert may_exceed(limits, usage, most_bytes + 1)
+
+
+def test_without_limits_of_bytes_no_growth_exceeds_any() -> None:
+    assert not may_exceed(Limits(volume_percent=50, inode_percent=50), {"a": Amount(1, GB)}, GB)

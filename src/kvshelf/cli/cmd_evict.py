@@ -240,8 +240,7 @@ class _Command:
                 continue
             if self._take(report) and self._once:
                 return
-            if report.state.value in ("idle", "stuck"):
-                self._stop.wait(self._options.interval)
+            self._stop.wait(report.wait_seconds(self._options.interval))
 
     def _take(self, report: Report) -> bool:
         """Add a step to what is told; True if the shelf is at rest."""

@@ -6,12 +6,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kvshelf.evict.evictor import Evictor, OnRemoved, Report, State
+    from kvshelf.evict.evictor import Evictor, OnRemoved
     from kvshelf.evict.limits import Amount, Limits, Need, Volume
+    from kvshelf.evict.report import Report, State
 
 _HOMES = {
-    "evictor": ("Evictor", "OnRemoved", "Report", "State"),
+    "evictor": ("Evictor", "OnRemoved"),
     "limits": ("Amount", "Limits", "Need", "Volume"),
+    "report": ("Report", "State"),
 }
 
 __all__ = ["Amount", "Evictor", "Limits", "Need", "OnRemoved", "Report", "State", "Volume"]

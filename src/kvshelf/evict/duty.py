@@ -19,10 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from kvshelf.evict.evictor import Evictor, OnRemoved, Report, State
+from kvshelf.evict.evictor import Evictor, OnRemoved
 from kvshelf.evict.journal import RemovedReader
 from kvshelf.evict.lease import Lease
 from kvshelf.evict.limits import Limits
+from kvshelf.evict.report import Report, State
 from kvshelf.evict.turn import Turn
 
 # Limits are looked at so often, and the journal too.
@@ -119,6 +120,7 @@ class EvictionDuty:
         self._evictor: Steps | None = None
         self._reader = RemovedReader(root, folder)
         self._stand_back_until = 0.0
+        self._wait_seconds = WAKE_SECONDS  # before the thread looks again
         self._pass_since: float | None = None
         self._lock = threading.Lock()  # never held across a system call
         self._news = News()
@@ -158,19 +160,17 @@ class EvictionDuty:
             # Of this thread alone, on Linux: setpriority(2), "C library/kernel differences".
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         self._guarded("journal", self._read)  # from now on
-        wait_seconds = WAKE_SECONDS
-        while not self._stop.wait(wait_seconds):
-            is_busy = self._guarded("evict", self._evict)
+        while not self._stop.wait(self._wait_seconds):
+            self._wait_seconds = WAKE_SECONDS
+            self._guarded("evict", self._evict)
             self._guarded("journal", self._read)
-            wait_seconds = 0.0 if is_busy else WAKE_SECONDS
         self._turn.leave()
 
-    def _guarded(self, part: str, work: Callable[[], bool]) -> bool:
+    def _guarded(self, part: str, work: Callable[[], None]) -> None:
         try:
-            return work()
+            work()
         except Exception as error:  # whatever it is, an engine goes on without eviction
             self._fault(part, error)
-            return False
 
     def _fault(self, part: str, error: Exception) -> None:
         number = error.errno if isinstance(error, OSError) else None
@@ -183,14 +183,14 @@ class EvictionDuty:
                 self._news.faults.append(fault)
             self.has_news = True
 
-    def _evict(self) -> bool:
-        """One step, if it is ours to do; True if the next should follow at once."""
+    def _evict(self) -> None:
+        """One step, if it is ours to do."""
         if not self._limits or time.monotonic() < self._stand_back_until:
-            return False
+            return
         is_holder = self._turn.is_ours()
         self._holds(is_holder)
         if not is_holder:
-            return False
+            return
         try:
             if self._evictor is None:
                 told: OnRemoved = self._turn.removed
@@ -202,8 +202,8 @@ class EvictionDuty:
         self._tell(report)
         if report.faults and not report.removed:
             self._stand_back()
-            return False
-        return report.state in (State.SCANNING, State.EVICTING)
+        else:
+            self._wait_seconds = report.wait_seconds(WAKE_SECONDS)
 
     def _holds(self, is_holder: bool) -> None:
         if is_holder == self._news.is_holder:
@@ -219,17 +219,16 @@ class EvictionDuty:
         self._holds(False)
         self._turn.leave()
 
-    def _read(self) -> bool:
+    def _read(self) -> None:
         keys = self._reader.read()
         if not keys:
-            return False
+            return
         with self._lock:
             gone = self._news.gone
             room = max(0, KEYS_MAX - len(gone))
             gone.update(dict.fromkeys(keys[:room]))
             self._news.dropped += max(0, len(keys) - room)
             self.has_news = True
-        return True
 
     def _tell(self, report: Report) -> None:
         now = time.monotonic()

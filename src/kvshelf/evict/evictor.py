@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import os
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from enum import Enum
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from kvshelf.errors import NotAShelfError
 from kvshelf.evict.cut import EffectiveAge, choose_cuts
-from kvshelf.evict.limits import Amount, Limits, Need, Volume, needs
+from kvshelf.evict.limits import Amount, Limits, Need, Volume, may_exceed, needs
 from kvshelf.evict.native import Names, Sweep, Work
 from kvshelf.evict.policy import effective_age
+from kvshelf.evict.refresh import SECONDS_MAX, RefreshTimes, Use
+from kvshelf.evict.report import Report, State
 from kvshelf.evict.spaces import Spaces
 from kvshelf.keys import ChunkKey, make_key
 from kvshelf.root import check_root
@@ -26,64 +26,12 @@ OnRemoved = Callable[[str, int, Sequence[ChunkKey]], None]
 
 # statvfs of a shared file system may tell of removed files so late (CephFS: 3 s).
 SETTLE_SECONDS = 5.0
-# A refresh of what is known takes at most this share of the time: while the file system's use does
-# not change, and while it does.
-_QUIET_SHARE, _BUSY_SHARE = 0.005, 0.1
-_REFRESH_SECONDS_MIN, _REFRESH_SECONDS_MAX = 0.5, 30.0
 # A first scan that takes longer lets removal begin, from a sample of at least such a share.
 _SAMPLE_AFTER_SECONDS, _SAMPLE_COVERAGE = 5.0, 1 / 16
 # When nothing more can be removed, it is tried again after so long.
 _STUCK_SECONDS = 10.0
 # Clocks of nodes differ; last uses further ahead of ours are left alone.
 _FUTURE_SECONDS = 86_400.0
-
-
-class State(Enum):
-    """What an evictor does."""
-
-    SCANNING = "scanning"
-    """It does not yet know the whole shelf."""
-    IDLE = "idle"
-    """No limit is exceeded."""
-    EVICTING = "evicting"
-    """A limit was exceeded, and the low mark is not yet reached."""
-    STUCK = "stuck"
-    """A limit is exceeded, but nothing more may or can be removed."""
-    STOPPED = "stopped"
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What one step saw and did.
-
-    Attributes:
-        usage: what is on the shelf, by namespace; estimated while ``state`` is SCANNING.
-        needs: what is still to go.
-        removed: what went in this step; with ``dry_run`` what would have gone.
-        cut_age_seconds: all chunks unused for longer than this go; None if none were chosen.
-        looked_at: files that were looked at, one by one.
-        spared: files that were to go, and stay because they were used meanwhile.
-        foreign: how much lies on the shelf that is not kvshelf's, with a few examples.
-        faults: how often each errno came.
-    """
-
-    state: State
-    volume: Volume
-    usage: Mapping[str, Amount] = field(default_factory=dict)
-    needs: tuple[Need, ...] = ()
-    removed: Amount = field(default_factory=Amount)
-    cut_age_seconds: float | None = None
-    looked_at: int = 0
-    spared: int = 0
-    foreign: int = 0
-    foreign_examples: tuple[str, ...] = ()
-    faults: Mapping[int, int] = field(default_factory=dict)
-    seconds: float = 0.0
-
-    @property
-    def shelf(self) -> Amount:
-        """What is on the shelf."""
-        return sum(self.usage.values(), Amount())
 
 
 class Evictor:
@@ -140,18 +88,15 @@ class Evictor:
         self._round: Need | None = None
         self._round_removed = Amount()
         self._cut_age: float | None = None
-        self._refreshed_at = -math.inf
-        self._refreshed_use = (-1, -1)  # bytes and inodes of the file system then
-        self._refresh_cost = 0.0  # seconds that it took
-        self._refresh_seconds = 0.0  # that the one under way has taken so far
+        self._refresh_times = RefreshTimes()
         self._stuck_until = 0.0
         self._dry: Counter[tuple[str | None, str]] = Counter()
 
     def step(self, seconds_max: float = 1.0) -> Report:
         """Look once; scan and remove for about so long if there is reason to.
 
-        It may take longer by one folder's files, or if the storage hangs. Call it about every
-        second; at once if the report's state is SCANNING or EVICTING.
+        It may take longer by one folder's files, or if the storage hangs. The report says how soon
+        to call it again.
 
         Raises:
             NotAShelfError: the root is no longer the shelf that it was.
@@ -196,7 +141,7 @@ class Evictor:
             return State.STUCK
         if not self._evicting:
             self._evicting, self._evicting_since = True, now
-            self._refreshed_at = -math.inf  # what others have removed meanwhile counts
+            self._refresh_times.now()  # what others have removed meanwhile counts
         else:
             self._evict(next(need for need in wanted if need.amount), log, left)
         return State.EVICTING
@@ -215,7 +160,7 @@ class Evictor:
                 return State.SCANNING
         elif self._refresh_is_due(now):
             done = self._refresh(log, left)
-            if not done and self._evicting and now < self._evicting_since + _REFRESH_SECONDS_MAX:
+            if not done and self._evicting and now < self._evicting_since + SECONDS_MAX:
                 return State.EVICTING
         return None
 
@@ -226,26 +171,27 @@ class Evictor:
     def _refresh(self, log: _Log, left: float) -> bool:
         """Renew what is known of folders that have changed; True if that is done."""
         begin = time.monotonic()
-        use = self._use()
+        self._refresh_times.begin(self._use())
         self._sweep.set_namespaces(self._spaces.list())
         work = log.add(self._sweep.scan(all_folders=False, seconds_max=left))
         end = time.monotonic()
-        self._refresh_seconds += end - begin
-        if not work.finished:
-            return False
-        self._refreshed_at, self._refreshed_use = end, use
-        self._refresh_cost, self._refresh_seconds = self._refresh_seconds, 0.0
-        return True
+        self._refresh_times.end(end, end - begin, is_done=work.finished)
+        return work.finished
 
     def _refresh_is_due(self, now: float) -> bool:
-        share = _QUIET_SHARE if self._use() == self._refreshed_use else _BUSY_SHARE
-        pause = min(self._refresh_cost / share, _REFRESH_SECONDS_MAX)
-        return now >= self._refreshed_at + max(pause, _REFRESH_SECONDS_MIN)
+        return self._refresh_times.is_due(now, self._use(), self._is_urgent())
 
-    def _use(self) -> tuple[int, int]:
-        """What changes when anybody stores or removes, as far as the file system tells at once."""
+    def _is_urgent(self) -> bool:
+        """Whether what came since the last look may exceed a limit."""
+        usage = self._sweep.usage()
+        shelf = sum(usage.values(), Amount())
+        mean_bytes = shelf.bytes / max(1, shelf.files)
+        grown = self._refresh_times.grown_bytes(self._use(), mean_bytes)
+        return may_exceed(self._limits, usage, grown)
+
+    def _use(self) -> Use:
         volume = self._sees()
-        return volume.used_bytes, volume.used_inodes
+        return Use(volume.used_bytes, volume.used_inodes)
 
     def _evict(self, need: Need, log: _Log, left: float) -> None:
         if self._round is None or self._round.folder != need.folder:
@@ -261,7 +207,7 @@ class Evictor:
             return
         planned, self._round = self._round, None
         assert planned is not None
-        self._refreshed_at = -math.inf  # others may have removed where this walk had been before
+        self._refresh_times.now()  # others may have removed where this walk had been before
         if 2 * self._round_removed.bytes > planned.amount.bytes:
             return
         # The histogram promised more than there was: chunks were used since, or others removed.
@@ -370,6 +316,7 @@ class Evictor:
             cut_age_seconds=self._cut_age if log.removed else None,
             looked_at=log.looked_at,
             spared=log.spared,
+            is_urgent=self._known and self._is_urgent(),
             foreign=count + len(mine),
             foreign_examples=(*mine[:8], *examples),
             faults=dict(log.faults),

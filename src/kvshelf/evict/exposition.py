@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from kvshelf import metrics
-from kvshelf.evict.evictor import Report, State
+from kvshelf.evict.report import Report, State
 
 _STATES = (State.IDLE, State.SCANNING, State.EVICTING, State.STUCK)
 # A step that takes longer hangs in the storage: it should take a second.

@@ -157,6 +157,20 @@ def needs(
     return [need for need in found if need.amount or need.short]
 
 
+def may_exceed(limits: Limits, usage: Mapping[str, Amount], grown_bytes: int) -> bool:
+    """Whether a limit of bytes is exceeded if the shelf has grown by so much, wherever it was."""
+    shelf = sum(amount.bytes for amount in usage.values())
+    if limits.shelf_bytes is not None and shelf + grown_bytes > limits.shelf_bytes:
+        return True
+    for folder, amount in usage.items():
+        limit = limits.of_namespace(folder)
+        if limit is not None and amount.bytes + grown_bytes > limit:
+            return True
+    # A namespace that is not known yet may have it all.
+    own = (limits.namespace_bytes, *limits.namespace_bytes_of.values())
+    return any(limit is not None and grown_bytes > limit for limit in own)
+
+
 def _over(used: float, limit: float | None, low_percent: float, evicting: bool) -> int:
     """How much is above the low mark, 0 unless the high mark is exceeded or it goes on."""
     if limit is None:

@@ -1,0 +1,78 @@
+"""When an evictor looks again at folders that have changed: arithmetic, no I/O."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+# A look takes at most this share of the time: while the file system's use does not change, while
+# it does, and when it has grown by so much that a limit may be exceeded.
+QUIET_SHARE, BUSY_SHARE, URGENT_SHARE = 0.005, 0.1, 0.5
+SECONDS_MIN, SECONDS_MAX = 0.5, 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What changes when anybody stores or removes, as far as the file system tells at once."""
+
+    bytes: int = -1
+    inodes: int = -1
+
+
+class RefreshTimes:
+    """What the last look cost, and so when the next is due.
+
+    A look costs what has changed since the one before: nothing, or all that a second evictor has
+    removed from every folder. So a dear look says little of the next one, and does not keep an
+    evictor from seeing that a limit is exceeded.
+
+    Threads: one.
+    """
+
+    def __init__(self) -> None:
+        self._at = -math.inf
+        self._use = Use()  # of the file system then
+        self._cost_seconds = 0.0
+        self._seconds = 0.0  # that the one under way has taken so far
+        self._use_before = Use()
+
+    def now(self) -> None:
+        """Let the next be due at once."""
+        self._at = -math.inf
+
+    def is_due(self, now: float, use: Use, is_urgent: bool) -> bool:
+        """Whether to look.
+
+        Args:
+            now: seconds, monotonic.
+            use: of the file system.
+            is_urgent: whether what was stored since may exceed a limit.
+        """
+        changed_share = URGENT_SHARE if is_urgent else BUSY_SHARE
+        share = QUIET_SHARE if use == self._use else changed_share
+        pause = min(self._cost_seconds * (1 / share - 1), SECONDS_MAX)
+        return now >= self._at + max(pause, SECONDS_MIN)
+
+    def grown_bytes(self, use: Use, mean_bytes: float) -> int:
+        """At most so many bytes were stored since the last look.
+
+        Args:
+            mean_bytes: of a chunk file. File systems that have not yet given blocks to what was
+                written count its inodes already.
+        """
+        if math.isinf(self._at):  # it is due anyway
+            return 0
+        inodes = max(0, use.inodes - self._use.inodes)
+        return max(0, use.bytes - self._use.bytes, math.ceil(inodes * mean_bytes))
+
+    def begin(self, use: Use) -> None:
+        """A look, or a part of one, begins."""
+        if not self._seconds:
+            self._use_before = use
+
+    def end(self, now: float, seconds: float, *, is_done: bool) -> None:
+        """It ended and took so long."""
+        self._seconds += seconds
+        if is_done:
+            self._at, self._use = now, self._use_before
+            self._cost_seconds, self._seconds = self._seconds, 0.0
