@@ -1,6 +1,7 @@
 """How long loads take while eviction runs at full speed, and what of it is the machine's.
 
     python benchmarks/bench_evict_load.py [--directory DIR] [--rounds 12] [--files 25000]
+        [--kinds evict_4 ...]
 
 One engine loads chunks of 16 MB from the page cache, one after the other. Beside it, taking turns:
 
@@ -30,7 +31,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -49,11 +50,21 @@ from kvshelf import Chunk, EngineConfig, FileStatus, Identity, Shelf, make_key
 CHUNKS, BLOCK_BYTES = 16, 1 << 20
 KEYS = [make_key(bytes([i + 1]) * 32, 0) for i in range(CHUNKS)]
 THREADS = (1, 2, 4)
+KINDS = (
+    "alone",
+    "spinner",
+    "unlink",
+    "unlink_idle",
+    "evict_1",
+    "evict_2",
+    "evict_4",
+    "evict_tmpfs",
+)
 SHARED = "evict_4"  # the kind whose shelf is the engine's own
 TURN_SECONDS = 1.0  # of the kinds that do not end by themselves
 QUIET_SECONDS, QUIET_TRIES = 0.25, 40  # to wait for others to rest, before a turn
 SPARE = 100  # files that are left in the end: no limit is 0
-OTHERS_MAX = 0.08  # of one processor: what other programs, the kernel's threads too, may use
+OTHERS_MAX = 0.04  # of all processors: what other programs, the kernel's threads too, may use
 BATCH = 64  # files between two looks at the clock
 FORK = multiprocessing.get_context("fork")
 
@@ -158,16 +169,22 @@ class Company:
     Making them in between would be slow: ext4 leaves inodes of removed files alone for a while.
     """
 
-    def __init__(self, directory: Path, memory: Path, files: int, rounds: int) -> None:
+    def __init__(
+        self, directory: Path, memory: Path, files: int, rounds: int, kinds: Sequence[str]
+    ) -> None:
         self.files, self.left, self.rate = files, rounds, 20_000.0
         self.usual, self.idle = Helper(is_idle=False), Helper(is_idle=True)
         self.workers = {}
         for count in (*THREADS, 0):
             name = f"evict_{count}" if count else "evict_tmpfs"
+            if name not in kinds:
+                continue
             root = (directory if count else memory) / name
             make_tree(root, files * rounds + SPARE, make_files, time.time())
             self.workers[name] = Worker(root, threads=count or 4)
             self.workers[name].do()
+        if not {"unlink", "unlink_idle"} & set(kinds):
+            return
         self.plain = directory / "plain"
         for leaf in range(4096):
             (self.plain / f"{leaf:03x}").mkdir(parents=True)
@@ -189,10 +206,9 @@ class Company:
 class Turns:
     """Loads beside each kind of company; a turn in which other programs ran is not counted."""
 
-    def __init__(self, shelf: Shelf, company: Company) -> None:
+    def __init__(self, shelf: Shelf, company: Company, kinds: Sequence[str]) -> None:
         self.shelf, self.company = shelf, company
-        names = ("alone", "spinner", "unlink", "unlink_idle", *company.workers)
-        self.kinds = {name: Kind() for name in names}
+        self.kinds = {name: Kind() for name in kinds}
         self.ours = [psutil.Process(), *psutil.Process().children()]
 
     def others_seconds(self) -> float:
@@ -207,9 +223,11 @@ class Turns:
         begin, others = time.perf_counter(), self.others_seconds()
         found = work()
         share = (self.others_seconds() - others) / (time.perf_counter() - begin)
-        return found, share > OTHERS_MAX
+        return found, share > OTHERS_MAX * (os.cpu_count() or 1)
 
     def turn(self, name: str, work: Callable[[], float | None]) -> None:
+        if name not in self.kinds:
+            return
         for _ in range(QUIET_TRIES):
             if not self.beside_others(partial(look_on, QUIET_SECONDS))[1]:
                 break
@@ -235,15 +253,17 @@ class Turns:
         company.rate = statistics.median(self.kinds[SHARED].rates or [company.rate])
 
 
-def measure(directory: Path, memory: Path, files: int, rounds: int) -> dict[str, Kind]:
-    company = Company(directory, memory, files, rounds)
+def measure(
+    directory: Path, memory: Path, files: int, rounds: int, kinds: Sequence[str]
+) -> dict[str, Kind]:
+    company = Company(directory, memory, files, rounds, kinds)
     blocks = np.random.default_rng(1).integers(0, 256, (16, BLOCK_BYTES), dtype=np.uint8)
     config = EngineConfig(io_threads=2, load_only_threads=0, lookup_threads=1)
     identity = Identity({"model": "bench"})
     with Shelf.of_arrays(directory / SHARED, identity, blocks, config=config) as shelf:
         shelf.store([Chunk(key, range(16)) for key in KEYS])
         load_beside(shelf, rest)  # warms up
-        turns = Turns(shelf, company)
+        turns = Turns(shelf, company, kinds)
         for _ in range(rounds):
             turns.round()
     company.close()
@@ -255,6 +275,7 @@ def main() -> None:
     parser.add_argument("--directory", type=Path, help="default: a temp directory")
     parser.add_argument("--files", type=int, default=25_000, help="that are removed in a turn")
     parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS[1:], default=KINDS[1:])
     parser.add_argument("--no-save", action="store_true")
     arguments = parser.parse_args()
     with ExitStack() as stack:
@@ -264,7 +285,8 @@ def main() -> None:
             )
             for where in (arguments.directory, "/dev/shm")
         ]
-        kinds = measure(places[0], places[1], arguments.files, arguments.rounds)
+        wanted = [name for name in KINDS if name in ("alone", *arguments.kinds)]
+        kinds = measure(*places, arguments.files, arguments.rounds, wanted)
         kind = file_system(places[0])
     turns = {name: k.turns for name, k in kinds.items()}
     if min(turns.values()) < arguments.rounds / 2:
@@ -278,7 +300,10 @@ def main() -> None:
         "files": arguments.files,
         **{name: k.row(kinds["alone"] if name != "alone" else None) for name, k in kinds.items()},
     }
-    row["evict_4_to_unlink"] = round(kinds["evict_4"].share(0.99) / kinds["unlink"].share(0.99), 3)
+    if {"evict_4", "unlink"} <= kinds.keys():
+        row["evict_4_to_unlink"] = round(
+            kinds["evict_4"].share(0.99) / kinds["unlink"].share(0.99), 3
+        )
     print(json.dumps(row, indent=1))
     if not arguments.no_save:
         (RESULTS / "evict-load.json").write_text(json.dumps(row, indent=1) + "\n")

@@ -281,7 +281,7 @@ def looked(evictor: Evictor, use: Use, cost_seconds: float, ago_seconds: float) 
 def test_what_others_store_is_seen_soon_on_a_shelf_that_was_quiet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A look at all folders takes 0.1 s here: in quiet it is made every 20 s, else every second.
+    # A look at all folders takes 0.1 s here: in quiet it is made every 40 s, else every second.
     shelf = ShelfMaker(tmp_path)
     use = [Use(10, 10)]
     monkeypatch.setattr(Evictor, "_use", lambda _: use[0])

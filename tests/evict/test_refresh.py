@@ -24,8 +24,8 @@ def test_the_first_look_is_due() -> None:
 @pytest.mark.parametrize(
     ("cost_seconds", "use", "is_urgent", "pause"),
     [
-        (0.05, BEFORE, False, 9.95),
-        (0.05, BEFORE, True, 9.95),  # nothing was stored
+        (0.05, BEFORE, False, 19.95),
+        (0.05, BEFORE, True, 19.95),  # nothing was stored
         (1.0, AFTER, False, 9.0),
         (1.0, AFTER, True, 1.0),
         (0.001, AFTER, True, 0.5),

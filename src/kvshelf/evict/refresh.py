@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 # A look takes at most this share of the time: while the file system's use does not change, while
 # it does, and when it has grown by so much that a limit may be exceeded.
-QUIET_SHARE, BUSY_SHARE, URGENT_SHARE = 0.005, 0.1, 0.5
+QUIET_SHARE, BUSY_SHARE, URGENT_SHARE = 0.0025, 0.1, 0.5
 SECONDS_MIN, SECONDS_MAX = 0.5, 30.0
 
 
