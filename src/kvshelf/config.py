@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from kvshelf.errors import ConfigError
-from kvshelf.rootlist import SETTING, parse_roots, roots_text
+from kvshelf.rootlist import parse_roots
+from kvshelf.values import allowed_text, convert
 
 ENV_PREFIX = "KVSHELF_"
 # Beside our settings in the same mapping; vLLM reads them, we only let them pass.
@@ -105,6 +106,12 @@ class Settings:
         4, "MiB that one checksum covers, and that are copied as a unit.", low=1, high=64
     )
     lookup_threads: int = _setting(32, "Threads for lookups and touches.", low=1, high=256)
+    open_timeout_seconds: float = _setting(
+        30.0,
+        "Seconds within which all roots must answer at start; else it ends with an error.",
+        low=0.01,
+        high=_DAY_SECONDS,
+    )
     load_timeout_seconds: float = _setting(
         30.0,
         "Seconds after which a load fails and its blocks are recomputed.",
@@ -268,13 +275,13 @@ class Settings:
         for name, spec in known.items():
             variable = ENV_PREFIX + name.upper()
             if name in given:
-                values[name] = _convert(name, given[name], spec)
+                values[name] = convert(name, given[name], spec)
             elif environment.get(variable) and name in _SAME_EVERYWHERE:
                 raise ConfigError(
                     variable, environment[variable], f"give {name} in the configuration"
                 )
             elif environment.get(variable):
-                values[name] = _convert(name, environment[variable], spec, shown_as=variable)
+                values[name] = convert(name, environment[variable], spec, shown_as=variable)
         settings = cls(**values)
         settings._check(given, chosen=values.keys())
         return settings
@@ -329,69 +336,14 @@ def _check_neutral(name: str, value: Any) -> None:
         raise ConfigError(name, value, f"kvshelf has no such choice: leave it out, or {neutral}")
 
 
-def _convert(name: str, value: Any, spec: Any, shown_as: str | None = None) -> Any:
-    """One value, by the type of its field."""
-    label, meta = shown_as or name, spec.metadata
-    kind = str(spec.type)
-    if kind == "bool":
-        return _bool(label, value)
-    if kind == "str":
-        value = roots_text(value) if name == SETTING else value
-        if not isinstance(value, str) or (meta["choices"] and value not in meta["choices"]):
-            raise ConfigError(label, value, _allowed(name, kind, meta))
-        return value
-    try:
-        if isinstance(value, bool):
-            raise ValueError
-        if name.endswith("_mode"):
-            number: float = _octal(value)
-        elif kind == "int":
-            number = int(str(value).strip())
-        else:
-            number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        raise ConfigError(label, value, _allowed(name, kind, meta)) from None
-    if not meta["low"] <= number <= meta["high"]:  # never true of NaN
-        raise ConfigError(label, value, _allowed(name, kind, meta))
-    return number
-
-
-def _octal(value: Any) -> int:
-    """Permission bits, as chmod(1) reads them. Text only: of the JSON number 2770 nobody could say
-    whether it means 0o2770, as its writer thinks, or 2770, as JSON does."""
-    if not isinstance(value, str):
-        raise TypeError
-    return int(value.strip(), 8)
-
-
-def _bool(name: str, value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    text = str(value).strip().lower()
-    if text in ("true", "1", "yes", "on"):
-        return True
-    if text in ("false", "0", "no", "off"):
-        return False
-    raise ConfigError(name, value, "true or false")
-
-
-def _allowed(name: str, kind: str, meta: Mapping[str, Any]) -> str:
-    if meta["choices"]:
-        return f"one of {', '.join(meta['choices'])}"
-    if kind == "str":
-        return "a text"
-    if name.endswith("_mode"):
-        return f'octal digits as text, "{meta["low"]:04o}" to "{meta["high"]:04o}"'
-    noun = "a whole number" if kind == "int" else "a number"
-    return f"{noun} from {meta['low']:,} to {meta['high']:,}"
-
-
 def settings_table() -> str:
     """All settings as a Markdown table, for docs/configuration.md."""
     lines = ["| setting | default | allowed | meaning |", "|---|---|---|---|"]
     for spec in fields(Settings):
         kind = str(spec.type)
-        allowed = "true or false" if kind == "bool" else _allowed(spec.name, kind, spec.metadata)
+        allowed = (
+            "true or false" if kind == "bool" else allowed_text(spec.name, kind, spec.metadata)
+        )
         help_text, shown = spec.metadata["help"], spec.metadata["shown"]
         lines.append(f"| `{spec.name}` | {shown} | {allowed} | {help_text} |")
     return "\n".join(lines) + "\n"

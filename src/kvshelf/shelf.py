@@ -17,7 +17,6 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -42,13 +41,11 @@ from kvshelf.engine import (
 )
 from kvshelf.engine.arrays import as_block_ids, pages_of
 from kvshelf.engine.spread import SpreadEngine
-from kvshelf.errors import ConfigError
 from kvshelf.keys import group_of, make_key
 from kvshelf.layout import chunk_path, chunk_path_in, rank_folder
 from kvshelf.namespace import Identity
+from kvshelf.opening import close_all, open_all
 from kvshelf.rendezvous import Rendezvous, Share
-from kvshelf.root import open_root, use_namespace
-from kvshelf.rootlist import SETTING
 
 EngineFactory = Callable[..., Engine]
 RootPath = str | os.PathLike[str]
@@ -84,6 +81,7 @@ def engine_config(settings: Settings) -> EngineConfig:
         lookup_threads=settings.lookup_threads,
         piece_bytes=settings.piece_mib << 20,
         write_buffer_bytes=int(settings.max_staging_memory_gb * 1e9),
+        open_timeout_seconds=settings.open_timeout_seconds,
         store_queue_seconds=settings.max_write_queued_seconds or _NO_LIMIT_SECONDS,
         store_timeout_seconds=settings.store_timeout_seconds,
         load_timeout_seconds=settings.load_timeout_seconds,
@@ -106,23 +104,6 @@ def native_engine(*args: Any, **kwargs: Any) -> Engine:
     return NativeEngine(*args, **kwargs)
 
 
-def _close_all(descriptors: list[int]) -> None:
-    while descriptors:
-        os.close(descriptors.pop())
-
-
-def _open_roots(root: RootPath | Sequence[RootPath], **modes: int) -> list[Path]:
-    """
-    Raises:
-        ConfigError, NotAShelfError: one cannot be used, or two are one directory.
-    """
-    paths = [root] if isinstance(root, str | os.PathLike) else root
-    roots = [open_root(path, **modes) for path in paths]
-    if len({(at.st_dev, at.st_ino) for at in map(Path.stat, roots)}) < max(1, len(roots)):
-        raise ConfigError(SETTING, [*map(str, roots)], "one directory at least, each only once")
-    return roots
-
-
 class Shelf:
     """Chunks of one namespace and one rank in a shelf's root, or in several.
 
@@ -143,7 +124,8 @@ class Shelf:
         keep_alive: kept until the shelf is gone: whatever owns the block memory.
 
     Raises:
-        ConfigError, NotAShelfError: the root or the namespace's folder cannot be used.
+        ConfigError, NotAShelfError: the root or the namespace's folder cannot be used, or does not
+            answer within ``config.open_timeout_seconds``.
         ValueError: rank, world_size or group_ids are impossible, or the engine refuses a setting.
     """
 
@@ -172,15 +154,16 @@ class Shelf:
         modes = {"dir_mode": self._config.dir_mode, "file_mode": self._config.file_mode}
         if self._config.auth_key:
             identity = identity.with_field("auth_key", key_id(self._config.auth_key))
-        roots = _open_roots(root, **modes)
-        self.roots = tuple(map(str, roots))
-        uses: list[int] = []
+        opened = open_all(
+            [root] if isinstance(root, str | os.PathLike) else root,
+            identity,
+            modes=modes,
+            timeout_seconds=self._config.open_timeout_seconds,
+        )
+        self.roots = tuple(map(str, opened.roots))
         # Given up by close(), by the collector, and by the kernel however this process ends.
-        self._end_use = weakref.finalize(self, _close_all, uses)
-        for path in roots:
-            use = use_namespace(path, identity, **modes)
-            uses += [] if use is None else [use]
-        self._route = Rendezvous(self.roots) if len(roots) > 1 else None
+        self._end_use = weakref.finalize(self, close_all, opened.uses)
+        self._route = Rendezvous(self.roots) if len(self.roots) > 1 else None
         self._folder = identity.folder
         self._rank = rank
         self._ranks = range(world_size)

@@ -77,14 +77,14 @@ class SharedStorageOffloadingSpec(OffloadingSpec):
     @override
     def get_manager(self) -> OffloadingManager:
         settings = self._settings
-        for root in settings.roots:
-            logger.info("%s", quick_line(Path(root)))
         shelf = Shelf(
             settings.roots,
             self._identity,
             world_size=self.config.parallel.world_size,
             config=self._engine_config,
         )
+        for root in shelf.roots:  # now they have answered
+            logger.info("%s", quick_line(Path(root)))
         return KvshelfManager(
             shelf,
             Presence.of(settings),

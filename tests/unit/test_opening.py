@@ -1,0 +1,112 @@
+"""Opening roots within a time. Mounts that really hang: tests/faults/test_opening.py."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvshelf import opening
+from kvshelf.errors import ConfigError, NotAShelfError
+from kvshelf.namespace import Identity
+from kvshelf.opening import Opened, close_all, open_all
+
+IDENTITY = Identity({"model": "tiny"})
+MODES = {"dir_mode": 0o2770, "file_mode": 0o640}
+
+
+def open_them(*roots: Path, timeout_seconds: float = 20.0) -> Opened:
+    return open_all(roots, IDENTITY, modes=MODES, timeout_seconds=timeout_seconds)
+
+
+class Gate:
+    """A call that waits until it is let go; then it does what it did before."""
+
+    def __init__(self, call: Any, path: Path) -> None:
+        self._call, self._path = call, path
+        self.is_reached, self.is_open = threading.Event(), threading.Event()
+        self.done: list[Any] = []
+
+    def __call__(self, path: Path, *args: Any, **how: Any) -> Any:
+        if Path(path) == self._path:
+            self.is_reached.set()
+            self.is_open.wait(60)
+        self.done.append(self._call(path, *args, **how))
+        return self.done[-1]
+
+
+@pytest.fixture(params=["open_root", "use_namespace"])
+def gate(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Gate]:
+    """The second of two roots hangs in this call."""
+    made = Gate(getattr(opening, request.param), tmp_path / "b")
+    monkeypatch.setattr(opening, request.param, made)
+    yield made
+    made.is_open.set()
+
+
+def open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def opening_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "kvshelf-open"]
+
+
+def test_a_root_that_hangs_is_named_and_left(tmp_path: Path, gate: Gate) -> None:
+    with pytest.raises(ConfigError, match="did not answer") as found:
+        open_them(tmp_path / "a", tmp_path / "b", timeout_seconds=0.2)
+    assert found.value.value == str(tmp_path / "b")
+    assert "open_timeout_seconds (0.2)" in str(found.value)
+    assert gate.is_reached.is_set()
+    # When it answers after all, nothing is kept open by it.
+    before = open_descriptors()
+    uses = [use for use in gate.done if isinstance(use, int)]
+    gate.is_open.set()
+    for thread in opening_threads():
+        thread.join(20)
+    assert open_descriptors() == before - len(uses) <= before
+    for use in gate.done:
+        if isinstance(use, int):
+            with pytest.raises(OSError):
+                os.fstat(use)
+
+
+def test_what_was_opened_before_an_error_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[int] = []
+    use = opening.use_namespace
+
+    def fail_later(*args: Any, **how: Any) -> int | None:
+        if used:
+            raise NotAShelfError("no")
+        used.extend([use(*args, **how) or -1])
+        return used[0]
+
+    monkeypatch.setattr(opening, "use_namespace", fail_later)
+    with pytest.raises(NotAShelfError):
+        open_them(tmp_path / "a", tmp_path / "b")
+    with pytest.raises(OSError):
+        os.fstat(used[0])
+
+
+def test_roots_that_answer_are_held(tmp_path: Path) -> None:
+    opened = open_them(tmp_path / "a", tmp_path / "b")
+    assert opened.roots == [tmp_path / "a", tmp_path / "b"]
+    assert len(opened.uses) == 2
+    for use in opened.uses:
+        os.fstat(use)
+    close_all(opened.uses)
+    assert not opened.uses and not opening_threads()
+
+
+def test_one_directory_twice_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    with pytest.raises(ConfigError, match="each only once"):
+        open_them(tmp_path / "a", tmp_path / "link")
