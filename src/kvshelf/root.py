@@ -75,8 +75,9 @@ def open_root(
     return root
 
 
-def check_root(path: str | os.PathLike[str]) -> None:
-    """Make sure that the directory carries a marker that we know. Writes nothing.
+def check_root(path: str | os.PathLike[str], dir_fd: int | None = None) -> None:
+    """Make sure that the directory carries a marker that we know. Writes nothing. ``dir_fd`` as in
+    ``os.open``.
 
     Raises:
         NotAShelfError: its marker is damaged, a link or of another version.
@@ -84,7 +85,7 @@ def check_root(path: str | os.PathLike[str]) -> None:
     """
     marker_path = Path(path) / MARKER
     try:
-        marker = read_json(marker_path)
+        marker = read_json(marker_path, dir_fd)
     except ValueError as error:
         raise NotAShelfError(f"{marker_path} is damaged: {error}") from error
     version = marker.get("kvshelf") if isinstance(marker, dict) else None

@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import shutil
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from kvshelf.layout import MARKER, temp_name
 from kvshelf.root import FORMAT_VERSION, this_owner
+from kvshelf.scrub.folders import remove_tree
 
 
 class Scratch:
@@ -46,4 +46,9 @@ class Scratch:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        shutil.rmtree(self.path)  # follows no links
+        root = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            # The marker goes last: if this is killed, a scrub does the rest.
+            remove_tree(root, self.path.name, self.path.stat().st_dev, last=MARKER)
+        finally:
+            os.close(root)

@@ -78,6 +78,30 @@ def folder_at(parent: int, name: str) -> Iterator[int]:
         os.close(descriptor)
 
 
+def remove_tree(parent: int, name: str, device: int, *, last: str = "") -> None:
+    """Remove a folder and all that is in it. Follows no link.
+
+    Args:
+        device: of the file system that it must all be on (st_dev).
+        last: name of the entry that goes after all others: it says that the others may go.
+
+    Raises:
+        OSError: something cannot be removed, or another file system is mounted there (EXDEV).
+    """
+    with folder_at(parent, name) as folder:
+        if os.fstat(folder).st_dev != device:
+            raise OSError(errno.EXDEV, "another file system is mounted in it", name)
+        for entry in entries(folder):
+            if entry.type is Type.FOLDER:
+                remove_tree(folder, entry.name, device)
+            elif entry.name != last:
+                os.unlink(entry.name, dir_fd=folder)
+        if last:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(last, dir_fd=folder)
+    os.rmdir(name, dir_fd=parent)
+
+
 def unlink_if_same(folder: int, name: str, seen: os.stat_result) -> bool:
     """Remove a file if the name is still that of the file that was seen.
 

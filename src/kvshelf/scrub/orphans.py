@@ -1,4 +1,4 @@
-"""Temp files of writers that are gone. One thread."""
+"""Temp files of writers that are gone, and scratch folders of a bench. One thread."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import os
 import stat
 from collections.abc import Iterator
 
-from kvshelf.layout import TempOwner, owner_is_dead, parse_temp_name
-from kvshelf.root import start_ticks_of, this_owner
+from kvshelf.errors import NotAShelfError
+from kvshelf.layout import MARKER, TempOwner, owner_is_dead, parse_temp_name
+from kvshelf.root import check_root, start_ticks_of, this_owner
 from kvshelf.scrub.findings import Action, Finding, Kind
-from kvshelf.scrub.folders import GONE, unlink_if_same
+from kvshelf.scrub.folders import GONE, entries, folder_at, remove_tree, unlink_if_same
 
 
 class Orphans:
@@ -20,7 +21,7 @@ class Orphans:
         age_seconds: at which a temp file is an orphan if its writer cannot be looked for.
 
     Attributes:
-        writing: number of files that were left to their writers.
+        writing: number of files and folders that were left to their writers.
     """
 
     def __init__(self, now: float | None, age_seconds: float, *, dry_run: bool) -> None:
@@ -52,6 +53,29 @@ class Orphans:
             if error.errno not in GONE:
                 yield Finding(Kind.FAULT, path, error.strerror or str(error))
 
+    def judge_scratch(self, root: int, name: str) -> Iterator[Finding]:
+        """A folder in the root that is named as a temp file: likewise. What lies in it goes only if
+        it carries our marker."""
+        owner = parse_temp_name(name.removeprefix("."))
+        assert owner is not None, "the walk calls nothing else scratch"
+        try:
+            with folder_at(root, name) as folder:
+                seen = os.fstat(folder)
+                reason = self._why_orphan(owner, seen)
+                is_ours = _has_marker(folder) or next(entries(folder), None) is None
+            if not reason:
+                self.writing += 1
+            elif not is_ours:
+                yield Finding(Kind.FOREIGN, name, "no marker of kvshelf in it")
+            elif self._dry_run:
+                yield Finding(Kind.ORPHAN, name, reason, Action.WOULD_REMOVE)
+            else:
+                remove_tree(root, name, seen.st_dev, last=MARKER)
+                yield Finding(Kind.ORPHAN, name, reason, Action.REMOVED)
+        except OSError as error:
+            if error.errno not in GONE:
+                yield Finding(Kind.FAULT, name, error.strerror or str(error))
+
     def _why_orphan(self, owner: TempOwner, seen: os.stat_result) -> str:
         """Empty if its writer lives, or may."""
         dead = owner_is_dead(owner, here=self._here, start_ticks_of=start_ticks_of)
@@ -63,6 +87,14 @@ class Orphans:
         if age < self._age_seconds:
             return ""
         return f"nobody has written to it for {age / 3600:.0f} hours"
+
+
+def _has_marker(folder: int) -> bool:
+    try:
+        check_root("", dir_fd=folder)
+    except (NotAShelfError, FileNotFoundError):
+        return False
+    return True
 
 
 def _is_hidden(pid: int) -> bool:

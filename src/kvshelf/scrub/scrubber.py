@@ -158,6 +158,8 @@ class Scrubber:
                 what = what_is(name, kind)
                 if what is What.TEMP:
                     yield from orphans.judge(root, name, name)
+                elif what is What.SCRATCH:
+                    yield from orphans.judge_scratch(root, name)
                 elif what is What.REMOVED and not settings.dry_run:
                     # A scrub was killed while it removed a namespace.
                     yield from unused.empty(root, name)

@@ -29,6 +29,7 @@ class What(Enum):
     TEMP = "temp"
     NAMESPACE = "namespace"  # a namespace.json
     REMOVED = "removed"  # a namespace that is being removed
+    SCRATCH = "scratch"  # a folder of a bench or a doctor
     ROOT_FILE = "root file"
     FOREIGN = "foreign"
     FAULT = "fault"  # a folder that could not be listed
@@ -63,16 +64,18 @@ def what_is(path: str, kind: Type) -> What:
 
 def _in_root(parts: Sequence[str], kind: Type) -> What | None:
     [name] = parts
+    # Not one without a dot: the root is no folder for temp files.
+    temp = name.startswith(".") and parse_temp_name(name[1:]) is not None
     if kind is Type.FOLDER:
         if is_namespace_folder(name):
             return What.FOLDER
         if name in ROOT_FOLDERS:  # others tend them
             return What.ROOT_FILE
-        return What.REMOVED if is_doomed_folder(name) else None
+        if is_doomed_folder(name):
+            return What.REMOVED
+        return What.SCRATCH if temp else None
     if kind is Type.FILE and name in ROOT_FILES:
         return What.ROOT_FILE
-    # Not one without a dot: the root is no folder for temp files.
-    temp = name.startswith(".") and parse_temp_name(name[1:]) is not None
     return What.TEMP if kind is Type.FILE and temp else None
 
 
