@@ -10,6 +10,9 @@ import pytest
 
 from engines import EngineFailedError, EngineProcess, engine_arguments
 from kvshelf import EngineConfig, Identity, Shelf
+from kvshelf.cli import cmd_doctor, common
+from kvshelf.cli.common import Exit
+from kvshelf.cli.main import main
 from kvshelf.errors import ConfigError
 
 from .mount import FaultyMount, why_not
@@ -57,3 +60,35 @@ def test_an_engine_on_a_hung_mount_says_so_and_ends(
     said = (tmp_path / "engine.log").read_text()
     error = f"shared_storage_path='{shelf}': did not answer within open_timeout_seconds (1)"
     assert error in said
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        (["ls"], Exit.NO_SHELF),
+        (["du"], Exit.NO_SHELF),
+        (["namespaces"], Exit.NO_SHELF),
+        (["scrub"], Exit.NO_SHELF),
+        (["evict", "--once"], Exit.NO_SHELF),
+        (["bench"], Exit.NO_SHELF),
+        (["doctor"], Exit.FINDINGS),
+        (["doctor", "--json"], Exit.FINDINGS),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_command_on_a_hung_mount_says_so(
+    mount: FaultyMount,
+    command: list[str],
+    status: Exit,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for module in (common, cmd_doctor):
+        monkeypatch.setattr(module, "ANSWER_SECONDS", 0.3)
+    root = mount.path / "shelf"
+    Shelf(root, IDENTITY).close()
+    mount.freeze()
+    name, *options = command
+    assert main([name, str(root), *options]) == status
+    said = "".join(capsys.readouterr())
+    assert f"{root}: no answer within 0.3 s" in said

@@ -55,7 +55,7 @@ def open_descriptors() -> int:
 
 
 def opening_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "kvshelf-open"]
+    return [thread for thread in threading.enumerate() if thread.name == "kvshelf-call"]
 
 
 def test_a_root_that_hangs_is_named_and_left(tmp_path: Path, gate: Gate) -> None:

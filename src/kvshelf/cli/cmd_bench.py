@@ -12,7 +12,7 @@ from typing import Any
 
 from kvshelf.bench import Row, Scratch, Workload, measure
 from kvshelf.bench.measure import OPERATIONS
-from kvshelf.cli.common import CommandError, Exit, print_json, safe
+from kvshelf.cli.common import CommandError, Exit, asked, print_json, safe
 from kvshelf.engine import Direct
 
 HELP = "measure stores, loads and lookups on a mount"
@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> Exit:
     workload = _workload(options)
     root = Path(options.root)
     try:
-        room = shutil.disk_usage(root).free
+        room = asked(str(root), lambda: shutil.disk_usage(root)).free
         if room < 3 * workload.total_bytes:
             raise CommandError(
                 Exit.USAGE,

@@ -11,8 +11,9 @@ from typing import Any
 from kvshelf.bench import Row, Scratch, Workload, measure
 from kvshelf.cli.cmd_bench import print_rows, progress
 from kvshelf.cli.cmd_namespaces import identity_of, select
-from kvshelf.cli.common import CommandError, Exit, existing_shelf, print_json, safe
+from kvshelf.cli.common import ANSWER_SECONDS, CommandError, Exit, existing_shelf, print_json, safe
 from kvshelf.config import Settings
+from kvshelf.deadline import NoAnswerError, within
 from kvshelf.doctor.findings import Finding, Severity, fine, note, problem
 from kvshelf.doctor.host import check_host
 from kvshelf.doctor.peers import findings_of, meet
@@ -60,7 +61,7 @@ def run(options: argparse.Namespace) -> Exit:
     if options.why:
         return _why(options)
     root = Path(options.root)
-    findings = check_directory(root)
+    findings = _first_look(root)
     rows: list[Row] = []
     if not _bad(findings):
         try:
@@ -89,6 +90,15 @@ def run(options: argparse.Namespace) -> Exit:
         _print(findings, rows, settings)
     worst = max(finding.severity for finding in findings)
     return Exit.FINDINGS if worst >= Severity.WARNING else Exit.FINE
+
+
+def _first_look(root: Path) -> list[Finding]:
+    try:
+        return within(ANSWER_SECONDS, lambda: check_directory(root))
+    except NoAnswerError as error:
+        return [
+            problem("mount", f"{root}: {error}", "it hangs: see its server and the kernel's log")
+        ]
 
 
 def _bad(findings: Sequence[Finding]) -> bool:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from kvshelf.deadline import NoAnswerError, within
 from kvshelf.errors import NotAShelfError
 from kvshelf.root import check_root
+
+T = TypeVar("T")
 
 
 class Exit(IntEnum):
@@ -29,7 +32,7 @@ exit status:
   0   fine
   1   differences or findings
   2   wrong usage
-  10  no such shelf
+  10  no such shelf, or no answer from its mount within 30 s
 """
 
 
@@ -45,12 +48,33 @@ class CommandError(Exception):
         self.status = status
 
 
+# A mount that does not answer for so long is said to hang.
+ANSWER_SECONDS = 30.0
+
+
+def asked(path: str, look: Callable[[], T]) -> T:
+    """What a first look at a path says.
+
+    Raises:
+        CommandError: it does not answer.
+    """
+    try:
+        return within(ANSWER_SECONDS, look)
+    except NoAnswerError as error:
+        message = f"{safe(path)}: {error}: its mount hangs"
+        raise CommandError(Exit.NO_SHELF, message) from error
+
+
 def existing_shelf(path: str) -> Path:
     """The shelf at a path that a user gave. Writes nothing.
 
     Raises:
-        CommandError: there is none.
+        CommandError: there is none, or it does not answer.
     """
+    return asked(path, lambda: _existing_shelf(path))
+
+
+def _existing_shelf(path: str) -> Path:
     root = Path(path)
     try:
         check_root(root)
