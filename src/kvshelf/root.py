@@ -22,6 +22,7 @@ from kvshelf.errors import ConfigError, NotAShelfError
 from kvshelf.layout import (
     MARKER,
     NAMESPACE_FILE,
+    ROOT_FOLDERS,
     TEMP_FOLDER,
     TempOwner,
     parse_temp_name,
@@ -57,8 +58,8 @@ def open_root(
             another version.
     """
     root = Path(path)
-    if not root.is_absolute() or not _is_encodable(root):
-        raise ConfigError(SETTING, str(path), "must be an absolute path")
+    if not root.is_absolute() or not is_utf8(root):
+        raise ConfigError(SETTING, str(path), "must be an absolute path, in UTF-8")
     try:
         made = _make_folder(root, dir_mode)
         if not os.path.lexists(root / MARKER):
@@ -140,11 +141,13 @@ class NamespaceEntry:
         folder: its name.
         identity: what its namespace.json says; None if that cannot be read.
         problem: what is wrong with it, in words; "" if nothing is.
+        errno: why its namespace.json could not be read; 0 if it could.
     """
 
     folder: str
     identity: Identity | None
     problem: str = ""
+    errno: int = 0
 
 
 def use_namespace(
@@ -196,12 +199,15 @@ def list_namespaces(root: Path) -> list[NamespaceEntry]:
     with os.scandir(root) as scan:
         folders = sorted(entry.name for entry in scan if entry.is_dir(follow_symlinks=False))
     for name in folders:
+        if name in ROOT_FOLDERS or is_of_file_system(name):
+            continue
         try:
             identity = Identity.from_json(read_json(root / name / NAMESPACE_FILE))
         except FileNotFoundError:
             continue
         except OSError as error:
-            entries.append(NamespaceEntry(name, None, error.strerror or str(error)))
+            problem = error.strerror or str(error)
+            entries.append(NamespaceEntry(name, None, problem, error.errno or errno.EIO))
         except ValueError as error:
             entries.append(NamespaceEntry(name, None, str(error)))
         else:
@@ -367,9 +373,11 @@ def read_json(path: str | os.PathLike[str], dir_fd: int | None = None) -> Any:
         raise ValueError("nested too deeply") from error
 
 
-def _is_encodable(path: Path) -> bool:
+def is_utf8(path: str | os.PathLike[str]) -> bool:
+    """Whether the native core can have it. Linux takes any bytes, Python escapes those that are no
+    UTF-8 (PEP 383)."""
     try:
-        return b"\0" not in os.fsencode(path)
+        return b"\0" not in os.fspath(path).encode()
     except UnicodeEncodeError:
         return False
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import signal
 import subprocess
@@ -13,11 +14,14 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from kvshelf import root as root_module
 from kvshelf.cli.cmd_evict import size
 from kvshelf.cli.main import main
+from kvshelf.root import read_json
 from tests.evict.shelves import CHUNK_BYTES, ShelfMaker
 
 COMMAND = [sys.executable, "-m", "kvshelf.cli", "evict"]
@@ -101,18 +105,85 @@ def test_a_wrong_path_loses_nothing(evict: Evict, tmp_path: Path, kind: str) -> 
     [
         ["--shelf-limit", "much"],
         ["--shelf-limit", "0"],
+        ["--shelf-limit", "9" * 400],
         ["--volume-percent", "101"],
+        ["--low-water", "nan"],
         ["--rate", "-1"],
+        ["--rate", "nan"],
         ["--threads", "0"],
         ["--interval", "0"],
+        ["--interval", "inf"],
         ["--namespace-limit", "a="],
+        ["--namespace-limit", "a=0"],
+        ["--namespace-limit", "=5"],
         ["--metrics-port", "70000"],
     ],
 )
-def test_wrong_usage(evict: Evict, tmp_path: Path, wrong: list[str]) -> None:
+def test_wrong_usage_names_the_option_and_the_value(
+    evict: Evict, tmp_path: Path, wrong: list[str]
+) -> None:
     shelf = shelf_of(tmp_path, 1)
     done = evict(tmp_path, "--once", *wrong, status=2)
     assert "Traceback" not in done.stderr and not shelf.gone()
+    error = done.stderr.splitlines()[-1]
+    assert wrong[0] in error and wrong[1].rpartition("=")[2] in error
+
+
+def test_a_name_that_no_namespace_has_is_told(evict: Evict, tmp_path: Path) -> None:
+    shelf = ShelfMaker(tmp_path, "big")
+    done = evict(tmp_path, "--once", "--namespace-limit", "bug=5GB")
+    assert "--namespace-limit bug: no namespace here begins so" in done.stderr
+    assert (
+        evict(tmp_path, "--once", "--namespace-limit", f"{shelf.folders[0][:2]}=5GB").stderr == ""
+    )
+
+
+def test_what_may_not_be_read_is_told(
+    evict: Evict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf = shelf_of(tmp_path, 10)
+    closed = ShelfMaker(tmp_path, "closed").folders[0]
+
+    def refuse(path: Path, *more: Any) -> Any:
+        if str(path).startswith(str(tmp_path / closed)):  # root may read everything
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return read_json(path, *more)
+
+    monkeypatch.setattr(root_module, "read_json", refuse)
+    done = evict(tmp_path, "--once", "--shelf-limit", 5 * CHUNK_BYTES, status=1)
+    assert f"may not be read, so it does not count and stays: {closed}" in done.stderr
+    assert "not kvshelf's" not in done.stderr and len(shelf.gone()) == 6
+    result = evict(tmp_path, "--once", "--json", status=1)
+    assert json.loads(result.stdout)["unread"] == [closed]
+
+
+def test_a_daemon_goes_on_when_its_log_cannot_be_written(tmp_path: Path) -> None:
+    shelf = shelf_of(tmp_path, 20)
+    line = [*COMMAND, str(tmp_path), "--shelf-limit", str(10 * CHUNK_BYTES), "--interval", "0.05"]
+    with Path("/dev/full").open("w") as full:
+        daemon = subprocess.Popen(line, stdout=full, stderr=full)
+    try:
+        deadline = time.monotonic() + 60
+        for more in (0, 5):
+            for i in range(more):
+                shelf.add(i)
+            while len(list(tmp_path.rglob("*.kv"))) > 10:
+                assert daemon.poll() is None and time.monotonic() < deadline
+                time.sleep(0.05)
+        assert daemon.poll() is None
+    finally:
+        daemon.terminate()
+        daemon.wait(20)
+
+
+def test_once_a_closed_pipe_ends_it_quietly(tmp_path: Path) -> None:
+    shelf_of(tmp_path, 1)
+    line = [*COMMAND, str(tmp_path), "--once"]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read()
+    assert (process.returncode, said) == (141, b"")
 
 
 def test_sizes() -> None:

@@ -69,4 +69,4 @@ def test_a_lease_out_of_range_is_wrong_usage(
 ) -> None:
     shelf_of(tmp_path, 1)
     assert main(["evict", str(tmp_path), "--once", "--lease-seconds", "0"]) == 2
-    assert "--lease-seconds 1 to 3600" in capsys.readouterr().err
+    assert "--lease-seconds 0: 1 to 3600" in capsys.readouterr().err

@@ -88,7 +88,9 @@ def test_a_wrong_path_deletes_nothing(
         (["--megabytes-per-second", "-1"], "--megabytes-per-second -1.0: must be 0 or more"),
         (["--temp-hours", "0"], "--temp-hours 0.0: must be at least 1 hour"),
         (["--unused-days", "nan"], "--unused-days nan: must be 0 or more"),
-        (["--every-hours", "-2"], "--every-hours -2.0: must be 0 or more"),
+        (["--every-hours", "-2"], "--every-hours -2.0: 0 to 8784"),
+        (["--every-hours", "1e300"], "--every-hours 1e+300: 0 to 8784"),
+        (["--files-per-second", "1e-300"], "--files-per-second 1e-300: 0, or 0.0001 or more"),
     ],
 )
 def test_bad_values_are_usage_errors(
@@ -124,6 +126,47 @@ def test_as_a_daemon_it_begins_again(shelf: Path) -> None:
         process.terminate()
         process.communicate(timeout=30)
     assert first["summary"]["files"] == 8 and len(chunks(shelf)) == 7
+    assert process.returncode == 0
+
+
+def test_a_daemon_waits_for_a_root_that_goes_away(shelf: Path, tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "kvshelf.cli", "scrub", str(shelf), *FAST, "--json"]
+    line += ["--every-hours", "0.0001"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(line, text=True, **pipes) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert json.loads(process.stdout.readline())["summary"]["files"] == 8
+        shelf.rename(tmp_path / "away")
+        assert process.stderr.readline().endswith("trying again\n")
+        (tmp_path / "away").rename(shelf)
+        deadline = time.monotonic() + 30
+        while json.loads(process.stdout.readline())["summary"]["files"] != 8:
+            assert time.monotonic() < deadline
+        process.terminate()
+        process.communicate(timeout=30)
+    assert process.returncode == 0
+
+
+def test_an_output_that_is_full_is_not_the_shelfs_fault(shelf: Path) -> None:
+    line = [sys.executable, "-m", "kvshelf.cli", "scrub", str(shelf), *FAST]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1 and done.stderr == "kvshelf: [Errno 28] No space left on device\n"
+
+
+def test_a_dry_run_that_is_stopped_keeps_no_place(
+    shelf: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--dry-run", "--minutes", "0.000001"]
+    assert main(["scrub", str(shelf), *options]) == 0
+    assert capsys.readouterr().out.splitlines()[0].endswith("MB/s, stopped")
+
+
+def test_a_key_file_without_a_name_is_an_error(
+    shelf: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["scrub", str(shelf), "--auth-key-file="]) == 2
+    assert "--auth-key-file" in capsys.readouterr().err
 
 
 def test_a_closed_pipe_ends_it_quietly(shelf: Path) -> None:

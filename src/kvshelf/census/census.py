@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kvshelf.census.estimate import Estimate, age_bucket, percentiles, total
-from kvshelf.census.folders import RankFolder, chunks_in, rank_folders
+from kvshelf.census.folders import RankFolder, Unread, chunks_in, rank_folders
 
 # What ages are told of: the youngest tenth, the middle, the oldest tenth.
 SHARES = (0.1, 0.5, 0.9)
@@ -31,9 +31,9 @@ class RankSample:
     stored: Counter[int] = field(default_factory=Counter)
     used: Counter[int] = field(default_factory=Counter)
 
-    def look(self, name: str, now: float) -> None:
+    def look(self, name: str, now: float, unread: Unread) -> None:
         """Count the chunk files of one folder."""
-        chunks = chunks_in(self.folder.path / name).values()
+        chunks = chunks_in(self.folder.path / name, unread).values()
         self.files.append(len(chunks))
         self.sizes.append(sum(chunk.size for chunk in chunks))
         self.stored.update(age_bucket(now - chunk.stored) for chunk in chunks)
@@ -88,6 +88,7 @@ class Census:
 
     Attributes:
         ranks: one a rank and namespace, in order.
+        unread: what could not be counted.
 
     Raises:
         OSError: the root cannot be listed.
@@ -101,7 +102,8 @@ class Census:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock, self._now = clock, time.time()
-        self.ranks = [RankSample(folder) for folder in rank_folders(root)]
+        self.unread = Unread()
+        self.ranks = [RankSample(folder) for folder in rank_folders(root, self.unread)]
         rng = random.Random(seed)  # noqa: S311 - which folders come first is no secret
         orders = [sorted(each.folder.hash_folders) for each in self.ranks]
         for order in orders:
@@ -122,8 +124,13 @@ class Census:
         return self.folders - len(self._left)
 
     @property
-    def exact(self) -> bool:
+    def is_complete(self) -> bool:
+        """Whether all folders were looked into."""
         return not self._left
+
+    @property
+    def exact(self) -> bool:
+        return self.is_complete and not self.unread.count
 
     def refine(self, seconds: float) -> None:
         """Look into more folders for so long, one of each rank at least."""
@@ -131,7 +138,7 @@ class Census:
         least = len(self._left) - len(self.ranks)
         while self._left and (len(self._left) > least or self._clock() < end):
             sample, name = self._left.pop()
-            sample.look(name, self._now)
+            sample.look(name, self._now, self.unread)
 
     def namespaces(self) -> Iterator[tuple[str, list[RankSample]]]:
         """The samples of each namespace that has any rank."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,6 +15,27 @@ from kvshelf.layout import (
     is_namespace_folder,
     parse_rank_folder,
 )
+
+# What a folder says that was removed meanwhile, or was none.
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
+
+
+@dataclass(slots=True)
+class Unread:
+    """Folders that are there and could not be listed, and files that would not say their size.
+
+    Attributes:
+        example: "path: reason" of the first of them.
+    """
+
+    count: int = 0
+    example: str = ""
+
+    def add(self, path: str | Path, error: OSError) -> None:
+        if error.errno in _GONE:
+            return
+        self.count += 1
+        self.example = self.example or f"{path}: {error.strerror or error}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +61,8 @@ class RankFolder:
     hash_folders: set[str] = field(default_factory=set)
 
 
-def rank_folders(root: Path) -> list[RankFolder]:
-    """Every rank of every namespace, in order.
+def rank_folders(root: Path, unread: Unread) -> list[RankFolder]:
+    """Every rank of every namespace, in order. ``unread`` gets what could not be listed.
 
     Raises:
         OSError: the root cannot be listed.
@@ -49,45 +71,47 @@ def rank_folders(root: Path) -> list[RankFolder]:
     for namespace in sorted(_subfolders(root)):
         if not is_namespace_folder(namespace):
             continue
-        for name in list_folder(root / namespace):
+        for name in _folders_in(root / namespace, unread):
             rank = parse_rank_folder(name)
             if rank is not None:
                 path = root / namespace / name
-                digits = {each for each in list_folder(path) if is_hash_folder(each)}
+                digits = {each for each in _folders_in(path, unread) if is_hash_folder(each)}
                 found.append(RankFolder(namespace, rank, path, digits))
     return sorted(found, key=lambda each: (each.namespace, each.rank))
 
 
-def chunks_in(folder: Path) -> dict[str, Chunk]:
+def chunks_in(folder: Path, unread: Unread) -> dict[str, Chunk]:
     """Chunk files of a folder by name; nothing if it cannot be listed."""
     found = {}
-    for entry in _scan(folder):
+    for entry in _scan(folder, unread):
         if not entry.name.endswith(CHUNK_SUFFIX) or not entry.is_file(follow_symlinks=False):
             continue
         try:
             stat = entry.stat(follow_symlinks=False)
-        except OSError:
-            continue  # evicted meanwhile
+        except OSError as error:
+            unread.add(entry.path, error)
+            continue
         found[entry.name] = Chunk(stat.st_size, stat.st_mtime, max(stat.st_atime, stat.st_mtime))
     return found
 
 
-def temp_bytes(root: Path, namespace: str) -> int:
+def temp_bytes(root: Path, namespace: str, unread: Unread) -> int:
     """Bytes of files that are being written, or that a killed writer left."""
     size = 0
-    for entry in _scan(root / namespace / TEMP_FOLDER):
+    for entry in _scan(root / namespace / TEMP_FOLDER, unread):
         try:
             size += entry.stat(follow_symlinks=False).st_size
-        except OSError:
-            continue
+        except OSError as error:
+            unread.add(entry.path, error)
     return size
 
 
-def list_folder(path: Path) -> list[str]:
+def _folders_in(path: Path, unread: Unread) -> list[str]:
     """Folders in a folder; none if it cannot be listed."""
     try:
         return _subfolders(path)
-    except OSError:
+    except OSError as error:
+        unread.add(path, error)
         return []
 
 
@@ -96,9 +120,9 @@ def _subfolders(path: Path) -> list[str]:
         return [entry.name for entry in scan if entry.is_dir(follow_symlinks=False)]
 
 
-def _scan(path: Path) -> Iterator[os.DirEntry[str]]:
+def _scan(path: Path, unread: Unread) -> Iterator[os.DirEntry[str]]:
     try:
         with os.scandir(path) as scan:
             yield from scan
-    except OSError:
-        return
+    except OSError as error:
+        unread.add(path, error)

@@ -7,12 +7,12 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from kvshelf.census.census import SHARES
 from kvshelf.census.estimate import Estimate, age_bucket, percentiles, total
-from kvshelf.census.folders import Chunk, chunks_in, rank_folders
+from kvshelf.census.folders import Chunk, Unread, chunks_in, rank_folders
 
 # 16 to the power of layout.FOLDER_DIGITS.
 DIGITS = [f"{number:03x}" for number in range(4096)]
@@ -29,7 +29,8 @@ class View:
     Attributes:
         stored_per_second, evicted_per_second: chunk files since the view before; None in the first.
         stored, used: ages in seconds at ``SHARES``.
-        share: of the folders that are looked into; 1 if the numbers are exact.
+        share: of the folders that are looked into; 1 if the numbers are exact, unless some of it
+            is ``unread``.
     """
 
     chunks: Estimate
@@ -39,6 +40,7 @@ class View:
     stored: tuple[float | None, ...]
     used: tuple[float | None, ...]
     share: float
+    unread: Unread = field(default_factory=Unread)
 
 
 class Watch:
@@ -65,6 +67,7 @@ class Watch:
         self._digits, self._look_seconds = order, look_seconds
         self._seen: _Seen | None = None
         self._at = 0.0
+        self._unread = Unread()
 
     def look(self) -> View:
         """What there is now.
@@ -90,11 +93,13 @@ class Watch:
             stored=tuple(percentiles([(stored, 1.0)], SHARES)),
             used=tuple(percentiles([(used, 1.0)], SHARES)),
             share=len(self._digits) / len(DIGITS),
+            unread=self._unread,
         )
 
     def _scan(self, *, limited: bool) -> _Seen:
         """The first look decides how many folders are looked into from then on."""
-        ranks = rank_folders(self._root)
+        unread = Unread()
+        ranks = rank_folders(self._root, unread)
         end = self._clock() + self._look_seconds
         seen: _Seen = {}
         for number, digits in enumerate(self._digits):
@@ -104,7 +109,8 @@ class Watch:
             for rank in ranks:
                 if digits in rank.hash_folders:
                     place = (rank.namespace, rank.rank, digits)
-                    seen[place] = chunks_in(rank.path / digits)
+                    seen[place] = chunks_in(rank.path / digits, unread)
+        self._unread = unread
         return seen
 
     def _by_digits(self, seen: _Seen) -> tuple[list[int], list[int]]:

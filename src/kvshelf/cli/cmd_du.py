@@ -34,10 +34,10 @@ def run(options: argparse.Namespace) -> Exit:
                 "free_bytes": free.f_bavail * free.f_frsize,
                 "size_bytes": free.f_blocks * free.f_frsize,
                 "free_inodes": free.f_favail,
-                "namespaces": [_json(root, *each) for each in _largest_first(census)],
+                "namespaces": [_json(root, census, *each) for each in _largest_first(census)],
             }
         )
-    return Exit.FINE
+    return counting.status(census)
 
 
 def _largest_first(census: Census) -> list[tuple[str, list[RankSample]]]:
@@ -59,7 +59,7 @@ def _lines(root: Path, census: Census) -> list[str]:
         if len(ranks) > 1:
             for sample in ranks:
                 add([sample], f"  rank {sample.folder.rank}")
-        temp = temp_bytes(root, folder)
+        temp = temp_bytes(root, folder, census.unread)
         if temp:
             rows.append((bytes_text(temp), "", "", "  temp files"))
     add(census.ranks, "all")
@@ -71,11 +71,11 @@ def _lines(root: Path, census: Census) -> list[str]:
     return [*table_lines(rows), counting.sureness(census, total), line]
 
 
-def _json(root: Path, folder: str, ranks: list[RankSample]) -> dict[str, Any]:
+def _json(root: Path, census: Census, folder: str, ranks: list[RankSample]) -> dict[str, Any]:
     return {
         "folder": folder,
         **counting.summary_json(summary(ranks)),
-        "temp_bytes": temp_bytes(root, folder),
+        "temp_bytes": temp_bytes(root, folder, census.unread),
         "ranks": [
             {"rank": sample.folder.rank, **counting.summary_json(summary([sample]))}
             for sample in ranks

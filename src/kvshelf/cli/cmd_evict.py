@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import signal
@@ -13,9 +14,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
-from kvshelf.cli.common import CommandError, Exit, existing_shelf, print_json, safe
+from kvshelf.cli.common import CommandError, Exit, existing_shelf, safe
 from kvshelf.errors import ConfigError, KvshelfError
 
 if TYPE_CHECKING:
@@ -29,13 +30,31 @@ with --once until the shelf is within its limits. Several may run at once, also 
 engines: one evicts and the others wait, but --once does not wait. Without any limit,
 90 percent of the file system and of its inodes may be used. SIZE is a number of
 bytes, or with a unit: 500GB, 1.5TB, 200GiB. See docs/eviction.md.
-Exit status 1 with --once: a limit is still exceeded, and nothing more may go.
+Exit status 1 with --once: a limit is still exceeded, and nothing more may go; or some
+of the shelf may not be read.
 """
 DEFAULT_PERCENT = 90.0
 # How long a hung step is waited for once the command is to end.
 STOP_SECONDS = 2.0
 RETRY_SECONDS = 5.0
 REPEAT_SECONDS = 60.0
+
+_RANGES = (
+    ("--interval", 0.001, 86_400.0),
+    ("--rate", 0.0, 1e9),
+    ("--threads", 1, 64),
+    ("--lease-seconds", 1.0, 3600.0),
+)
+# Limits by the names that users give them here.
+_OPTIONS = {
+    "shelf_bytes": "--shelf-limit",
+    "namespace_bytes": "--namespace-limit",
+    "namespace_bytes_of": "--namespace-limit",
+    "volume_percent": "--volume-percent",
+    "inode_percent": "--inode-percent",
+    "low_percent": "--low-water",
+    "keep_percent": "--keep-percent",
+}
 
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(|[kMGTP]i?)B?")
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15} | {
@@ -89,11 +108,16 @@ def size(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r}: a number of bytes, or one such as 500GB")
-    return int(float(match[1]) * _UNITS[match[2]])
+    found = float(match[1]) * _UNITS[match[2]]
+    if found >= 1 << 63:
+        raise argparse.ArgumentTypeError(f"{text!r}: a number of bytes below 8 EiB")
+    return int(found)
 
 
 def _namespace_limit(text: str) -> tuple[str, int]:
-    name, _, limit = text.rpartition("=")
+    name, equals, limit = text.rpartition("=")
+    if equals and not name:
+        raise argparse.ArgumentTypeError(f"{text!r}: a name before the =, or a SIZE alone")
     return name, size(limit)
 
 
@@ -101,14 +125,16 @@ def run(options: argparse.Namespace) -> Exit:
     from kvshelf.evict import Evictor  # noqa: PLC0415 - other commands do without the extension
 
     root = existing_shelf(options.root)
-    if not options.interval > 0 or options.rate < 0 or not 1 <= options.threads <= 64:
-        raise CommandError(Exit.USAGE, "--interval above 0, --rate 0 or more, --threads 1 to 64")
-    if not 1 <= options.lease_seconds <= 3600:
-        raise CommandError(Exit.USAGE, "--lease-seconds 1 to 3600")
+    for option, low, high in _RANGES:
+        value = getattr(options, option[2:].replace("-", "_"))
+        if not low <= value <= high:  # never true of NaN
+            raise CommandError(Exit.USAGE, f"{option} {value:g}: {low:g} to {high:g}")
     try:
         limits = _limits(options)
     except ConfigError as error:
-        raise CommandError(Exit.USAGE, str(error)) from error
+        option = _OPTIONS.get(error.setting, error.setting)
+        raise CommandError(Exit.USAGE, f"{option} {error.value}: {error.allowed}") from error
+    _warn_of_names(root, limits)
 
     def make(on_removed: OnRemoved) -> Evictor:
         return Evictor(
@@ -121,6 +147,18 @@ def run(options: argparse.Namespace) -> Exit:
         )
 
     return _Command(options, root, make).run()
+
+
+def _warn_of_names(root: Path, limits: Limits) -> None:
+    """A namespace may come later; a name that is misspelt limits nothing, ever."""
+    try:
+        folders = os.listdir(root)  # noqa: PTH208 - names are all that is needed
+    except OSError:
+        return  # the evictor says so
+    for name in limits.namespace_bytes_of:
+        if not any(folder.startswith(name) for folder in folders):
+            text = f"--namespace-limit {name}: no namespace here begins so; it limits nothing yet"
+            print(f"kvshelf: {safe(text)}", file=sys.stderr, flush=True)
 
 
 def _limits(options: argparse.Namespace) -> Limits:
@@ -159,7 +197,7 @@ class _Command:
         self._ended = threading.Event()
         self._evictor: Evictor | None = None
         self._status = Exit.FINE
-        self._failure: CommandError | None = None
+        self._failure: CommandError | BrokenPipeError | None = None
         self._said: dict[str, float] = {}
         self._sum: Report | None = None
         self._exposition: Any = None
@@ -208,7 +246,7 @@ class _Command:
     def _work(self) -> None:
         try:
             self._loop()
-        except CommandError as error:
+        except (CommandError, BrokenPipeError) as error:
             self._failure = error
         except BaseException as error:  # the main thread must hear of it
             self._failure = CommandError(Exit.FINDINGS, f"{type(error).__name__}: {error}")
@@ -255,7 +293,15 @@ class _Command:
                 cut_age_seconds=report.cut_age_seconds or self._sum.cut_age_seconds,
             )
         for number, times in report.faults.items():
-            self._say(f"{times} times: {os.strerror(number)}", repeat=False)
+            text = (
+                f"{times} files or folders could not be looked at or removed: {os.strerror(number)}"
+            )
+            self._say(text, repeat=False)
+        if report.unread:
+            shown = ", ".join(map(safe, report.unread[:8]))
+            self._say(f"may not be read, so it does not count and stays: {shown}", repeat=False)
+        if self._once and (report.faults or report.unread):
+            self._status = Exit.FINDINGS
         resting = report.state.value in ("idle", "stuck", "stopped")
         self._sum = None if resting else report
         if not resting:
@@ -263,7 +309,8 @@ class _Command:
         if report.state.value == "stuck":
             self._status = Exit.FINDINGS
             for need in report.needs:
-                self._say(f"{need.reason} is exceeded, and nothing more may go", repeat=False)
+                what = _OPTIONS[need.reason]
+                self._say(f"{what} is exceeded, and nothing more may go", repeat=False)
         if report.foreign:
             shown = ", ".join(map(safe, report.foreign_examples))
             self._say(
@@ -275,8 +322,8 @@ class _Command:
 
     def _print(self, report: Report) -> None:
         if self._options.json:
-            print_json(_as_json(report, dry_run=self._options.dry_run), lines=not self._once)
-            sys.stdout.flush()
+            value = _as_json(report, dry_run=self._options.dry_run)
+            self._write(json.dumps(value, indent=1 if self._once else None) + "\n", sys.stdout)
             return
         shelf, removed = report.shelf, report.removed
         verb = "would remove" if self._options.dry_run else "removed"
@@ -295,7 +342,16 @@ class _Command:
         self._said[key] = now
         stream = sys.stderr if self._options.json or not repeat else sys.stdout
         stamp = "" if self._once else f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} "
-        print(f"{stamp}{safe(text)}", file=stream, flush=True)
+        self._write(f"{stamp}{safe(text)}\n", stream)
+
+    def _write(self, text: str, stream: TextIO) -> None:
+        """A daemon goes on when its log's disk is full, or whoever read it is gone."""
+        try:
+            stream.write(text)
+            stream.flush()
+        except OSError:
+            if self._once:
+                raise
 
 
 def _as_json(report: Report, *, dry_run: bool) -> dict[str, Any]:
@@ -328,5 +384,6 @@ def _as_json(report: Report, *, dry_run: bool) -> dict[str, Any]:
             for need in report.needs
         ],
         "foreign": {"count": report.foreign, "examples": list(report.foreign_examples)},
+        "unread": list(report.unread),
         "faults": {str(number): times for number, times in report.faults.items()},
     }

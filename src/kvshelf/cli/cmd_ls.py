@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> Exit:
         rows = [_row_json(row) for row in _rows(root, census)]
         head = {"root": str(root), **counting.census_json(census), "total": total}
         print_json({**head, "namespaces": rows})
-    return Exit.FINE
+    return counting.status(census)
 
 
 def _rows(root: Path, census: Census) -> Iterator[_Row]:

@@ -6,7 +6,10 @@ import argparse
 import contextlib
 import json
 import signal
+import sys
 import time
+from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 
 from kvshelf.auth import read_key
@@ -24,6 +27,9 @@ engine uses. Everything else that is wrong is reported and kept. Reading changes
 neither access times nor the page cache. A scrub goes on where the last one stopped.
 """
 DEFAULTS = ScrubSettings()
+HOURS_MAX = 8784.0  # a year
+# Between two passes of a daemon, however short they are or fast they fail.
+PAUSE_SECONDS = 0.1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,25 +81,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> Exit:
-    from kvshelf.scrub.scrubber import Scrubber  # noqa: PLC0415 - it needs the extension
-
     settings = _settings(options)
     root = existing_shelf(options.root)
     # As Ctrl-C: the place is kept.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    while True:
-        begun = time.monotonic()
+    if options.every_hours:
+        return _daemon(root, settings, options)
+    totals = _pass(root, settings, options)
+    return Exit.FINDINGS if totals.findings else Exit.FINE
+
+
+def _daemon(root: Path, settings: ScrubSettings, options: argparse.Namespace) -> Exit:
+    """Goes on when the mount is away for a while, or its output."""
+    with contextlib.suppress(KeyboardInterrupt):  # no other end
+        while True:
+            begun = time.monotonic()
+            try:
+                _pass(root, settings, options)
+            except (CommandError, OSError) as error:
+                with contextlib.suppress(OSError):
+                    print(f"kvshelf: {error}; trying again", file=sys.stderr, flush=True)
+            pause = begun + 3600 * options.every_hours - time.monotonic()
+            time.sleep(max(PAUSE_SECONDS, pause))
+    return Exit.FINE
+
+
+def _pass(root: Path, settings: ScrubSettings, options: argparse.Namespace) -> Totals:
+    """
+    Raises:
+        CommandError: the shelf cannot be read.
+        OSError: the output cannot be written.
+    """
+    from kvshelf.scrub.scrubber import Scrubber  # noqa: PLC0415 - it needs the extension
+
+    def found() -> Generator[Finding]:
         try:
-            scrubber = Scrubber(root, settings)
-            _report(scrubber.run(), scrubber.totals, begun, as_json=options.json)
+            yield from scrubber.run()
         except (NotAShelfError, OSError) as error:
-            if isinstance(error, BrokenPipeError):
-                raise
             raise CommandError(Exit.NO_SHELF, f"{options.root}: {error}") from error
-        if not options.every_hours:
-            break
-        time.sleep(max(0.0, begun + 3600 * options.every_hours - time.monotonic()))
-    return Exit.FINDINGS if scrubber.totals.findings else Exit.FINE
+
+    begun = time.monotonic()
+    scrubber = Scrubber(root, settings)
+    _report(found(), scrubber.totals, begun, options)
+    return scrubber.totals
 
 
 def _settings(options: argparse.Namespace) -> ScrubSettings:
@@ -102,9 +132,9 @@ def _settings(options: argparse.Namespace) -> ScrubSettings:
         name: getattr(options, name) for name in (*names, "dry_run", "from_start")
     }
     try:
-        if not 0 <= options.every_hours < float("inf"):
-            raise ConfigError("every_hours", options.every_hours, "must be 0 or more")
-        if options.auth_key_file:
+        if not 0 <= options.every_hours <= HOURS_MAX:  # never true of NaN
+            raise ConfigError("every_hours", options.every_hours, f"0 to {HOURS_MAX:g}")
+        if options.auth_key_file is not None:
             values["auth_key"] = read_key(options.auth_key_file)
         return ScrubSettings(**values)
     except ConfigError as error:
@@ -112,19 +142,21 @@ def _settings(options: argparse.Namespace) -> ScrubSettings:
         raise CommandError(Exit.USAGE, f"{option} {error.value}: {error.allowed}") from error
 
 
-def _report(findings: Any, totals: Totals, begun: float, *, as_json: bool) -> None:
+def _report(
+    findings: Generator[Finding], totals: Totals, begun: float, options: argparse.Namespace
+) -> None:
     """Print findings as they come and, however the scrub ends, the totals."""
     try:
         with contextlib.closing(findings):
             for finding in findings:
-                _print_finding(finding, as_json=as_json)
+                _print_finding(finding, as_json=options.json)
     finally:
         seconds = time.monotonic() - begun
-        if as_json:
+        if options.json:
             summary = {**totals.to_json(), "seconds": round(seconds, 3)}
             print(json.dumps({"summary": summary}), flush=True)
         else:
-            _print_totals(totals, seconds)
+            _print_totals(totals, seconds, is_dry=options.dry_run)
 
 
 def _print_finding(finding: Finding, *, as_json: bool) -> None:
@@ -135,9 +167,10 @@ def _print_finding(finding: Finding, *, as_json: bool) -> None:
     print(f"{finding.kind}: {what}: {safe(finding.detail)}", flush=True)
 
 
-def _print_totals(totals: Totals, seconds: float) -> None:
+def _print_totals(totals: Totals, seconds: float, *, is_dry: bool) -> None:
     rate = totals.bytes / 1e6 / seconds if seconds else 0.0
-    end = "to the end of the shelf" if totals.finished else "stopped: the next scrub goes on there"
+    stopped = "stopped" if is_dry else "stopped: the next scrub goes on there"
+    end = "to the end of the shelf" if totals.finished else stopped
     print(f"{totals.files} chunks, {totals.bytes / 1e6:.1f} MB at {rate:.1f} MB/s, {end}")
     if totals.sealed:
         print(f"{totals.sealed} of them carry tags of a key that was not given: not verified")

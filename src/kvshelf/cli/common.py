@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from kvshelf.deadline import NoAnswerError, within
 from kvshelf.errors import NotAShelfError
-from kvshelf.root import check_root
+from kvshelf.root import check_root, is_utf8
 
 T = TypeVar("T")
 
@@ -33,6 +33,8 @@ exit status:
   1   differences or findings
   2   wrong usage
   10  no such shelf, or no answer from its mount within 30 s
+  130 interrupted
+  141 whoever read the output is gone
 """
 
 
@@ -71,6 +73,10 @@ def existing_shelf(path: str) -> Path:
     Raises:
         CommandError: there is none, or it does not answer.
     """
+    if not path:
+        raise CommandError(Exit.USAGE, "ROOT is empty: is a variable not set?")
+    if not is_utf8(path):
+        raise CommandError(Exit.USAGE, f"{safe(path)}: not UTF-8: no shelf can be there")
     return asked(path, lambda: _existing_shelf(path))
 
 

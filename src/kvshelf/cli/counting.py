@@ -12,7 +12,7 @@ from typing import Any
 
 from kvshelf.census.census import SHARES, Census, Summary
 from kvshelf.census.estimate import CONFIDENCE, Estimate
-from kvshelf.cli.common import CommandError, Exit, existing_shelf
+from kvshelf.cli.common import CommandError, Exit, existing_shelf, safe
 from kvshelf.text import age_text, bytes_text
 
 # How often a terminal sees a better estimate.
@@ -51,7 +51,7 @@ def counted(
     drawn = 0
     while True:
         census.refine(max(0.0, min(_REDRAW_SECONDS, end - time.monotonic())))
-        if census.exact or time.monotonic() >= end:
+        if census.is_complete or time.monotonic() >= end:
             break
         if live:
             drawn = _draw(show(root, census), drawn)
@@ -72,11 +72,19 @@ def sureness(census: Census, total: Summary) -> str:
     """The line under a table that says how much to trust it."""
     if census.exact:
         return "exact"
+    if census.unread.count:
+        return (
+            f"too little: {census.unread.count} could not be read, as {safe(census.unread.example)}"
+        )
     return (
         f"estimated from {census.seen} of {census.folders} folders; with {CONFIDENCE:.0%} "
         f"confidence the total is {bytes_text(total.bytes.value)} +-{_percent(total.bytes)}, "
         f"{total.chunks.value:,.0f} files +-{_percent(total.chunks)}; --exact counts all"
     )
+
+
+def status(census: Census) -> Exit:
+    return Exit.FINDINGS if census.unread.count else Exit.FINE
 
 
 def count_text(estimate: Estimate) -> str:
@@ -104,6 +112,8 @@ def summary_json(summary: Summary) -> dict[str, Any]:
 def census_json(census: Census) -> dict[str, Any]:
     return {
         "exact": census.exact,
+        "unread": census.unread.count,
+        "unread_example": census.unread.example,
         "confidence": CONFIDENCE,
         "folders": census.folders,
         "folders_counted": census.seen,

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
 
 from kvshelf.cli import (
     cmd_bench,
@@ -61,12 +62,20 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _drop_output() -> None:
+    """The interpreter flushes stdout once more at its end, and would complain then."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status; arguments are the process's own by default.
 
     Raises:
         SystemExit: argparse has printed help, the version or what is wrong with the usage.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started this
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - until the end
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             # In a locale without UTF-8 a model's name is shown with escapes, not a traceback.
@@ -81,7 +90,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return Exit.INTERRUPTED
     except BrokenPipeError:
-        # The interpreter flushes stdout once more at its end, and would complain then.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return Exit.CLOSED_PIPE
+    except OSError as error:  # the shelf's are CommandErrors: it is the output
+        print(f"kvshelf: {error}", file=sys.stderr)
+        _drop_output()
+        return Exit.FINDINGS
     return status

@@ -319,6 +319,7 @@ class Evictor:
             is_urgent=self._known and self._is_urgent(),
             foreign=count + len(mine),
             foreign_examples=(*mine[:8], *examples),
+            unread=self._spaces.unread,
             faults=dict(log.faults),
             seconds=seconds,
         )

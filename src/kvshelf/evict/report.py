@@ -37,6 +37,7 @@ class Report:
         spared: files that were to go, and stay because they were used meanwhile.
         is_urgent: what came since the last look at the shelf may exceed a limit.
         foreign: how much lies on the shelf that is not kvshelf's, with a few examples.
+        unread: namespaces that may not be read: what lies in them does not count, and stays.
         faults: how often each errno came.
     """
 
@@ -51,6 +52,7 @@ class Report:
     is_urgent: bool = False
     foreign: int = 0
     foreign_examples: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
     faults: Mapping[int, int] = field(default_factory=dict)
     seconds: float = 0.0
 

@@ -23,6 +23,7 @@ class Spaces:
     Attributes:
         foreign: other entries of the root, as far as is counted. Hidden ones and those that begin
             with "kvshelf" are left out.
+        unread: folders that may be namespaces and do not let themselves be read.
     """
 
     def __init__(self, root: Path) -> None:
@@ -31,6 +32,7 @@ class Spaces:
         self._mtime = -1.0
         self._folders: list[str] = []
         self.foreign: tuple[str, ...] = ()
+        self.unread: tuple[str, ...] = ()
 
     def list(self) -> list[str]:
         """Names of the folders.
@@ -43,14 +45,10 @@ class Spaces:
         racy = self._listed_at < mtime + _RACY_SECONDS
         if mtime == self._mtime and not racy and now < self._listed_at + _LIST_SECONDS:
             return self._folders
-        self._folders = [
-            entry.folder
-            for entry in list_namespaces(self._root)
-            if entry.identity is not None
-            and not entry.problem
-            and is_namespace_folder(entry.folder)
-        ]
-        known = ROOT_FILES | ROOT_FOLDERS | set(self._folders)
+        entries = [e for e in list_namespaces(self._root) if is_namespace_folder(e.folder)]
+        self._folders = [e.folder for e in entries if e.identity is not None and not e.problem]
+        self.unread = tuple(e.folder for e in entries if e.errno)
+        known = ROOT_FILES | ROOT_FOLDERS | {*self._folders, *self.unread}
         self.foreign = tuple(
             name
             for name in sorted(os.listdir(self._root))[:_FOREIGN_MAX]  # noqa: PTH208

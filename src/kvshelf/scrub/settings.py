@@ -41,6 +41,8 @@ class ScrubSettings:
             value = getattr(self, each.name)
             if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
                 raise ConfigError(each.name, value, "must be 0 or more")
+            if each.name.endswith("_per_second") and 0 < value < 0.0001:
+                raise ConfigError(each.name, value, "0, or 0.0001 or more")
         # Below that a store that waits for slow storage could look dead.
         if self.temp_hours < 1:
             raise ConfigError("temp_hours", self.temp_hours, "must be at least 1 hour")
