@@ -118,7 +118,11 @@ void BindSweep(nb::module_& m) {
       .def("histogram_time_ns", &ShelfSweep::histogram_time_ns)
       .def("coverage", &ShelfSweep::coverage)
       .def("foreign", [](const ShelfSweep& sweep) {
-        return std::make_pair(sweep.foreign().count, sweep.foreign().examples);
+        nb::list examples;  // names are bytes, UTF-8 or not
+        for (const std::string& path : sweep.foreign().examples) {
+          examples.append(nb::bytes(path.data(), path.size()));
+        }
+        return nb::make_tuple(sweep.foreign().count, examples);
       });
   m.def("is_chunk_name",
         [](const std::string& leaf, const std::string& name) { return IsChunkName(leaf, name); });

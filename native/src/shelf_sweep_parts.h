@@ -1,8 +1,10 @@
 // What the parts of ShelfSweep share: shelf_sweep.cpp, _walk.cpp and _remove.cpp.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <limits>
 #include <string>
 #include <unordered_map>
 #include <utility>
@@ -36,8 +38,10 @@ constexpr std::chrono::microseconds RestFor(int others, int processors) {
 // Threads of this machine that run or want to; 0 if the system does not say (proc_loadavg(5)).
 int RunnableThreads();
 
+// File systems hold years beyond 2262, where nanoseconds end. Ages are differences: room for these.
 inline std::int64_t Nanoseconds(const timespec& time) {
-  return time.tv_sec * kSecond + time.tv_nsec;
+  constexpr std::int64_t kMost = std::numeric_limits<std::int64_t>::max() / kSecond - 1;
+  return std::clamp<std::int64_t>(time.tv_sec, -kMost / 4, kMost) * kSecond + time.tv_nsec;
 }
 std::int64_t Now();
 double SteadySeconds();

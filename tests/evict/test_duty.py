@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from kvshelf.errors import NotAShelfError
 from kvshelf.evict import Limits, Report, State, Volume
 from kvshelf.evict import duty as duty_module
 from kvshelf.evict.duty import EvictionDuty, News
@@ -140,6 +141,9 @@ class Steps:
     def stop(self) -> None:
         return
 
+    def leave(self) -> None:
+        return
+
 
 IDLE = Report(State.IDLE, Volume(0, 1))
 
@@ -156,6 +160,26 @@ def test_an_evictor_that_fails_is_counted_and_leaves_it_to_another(
         assert not news.is_holder
         with duties(root, evictor=Steps(lambda: IDLE)) as (good,):
             Heard(good).until(lambda news: news.is_holder)
+
+
+def test_a_root_that_is_another_directory_now_is_opened_anew(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(duty_module, "STAND_BACK_SECONDS", 0.1)
+    made: list[Steps] = []
+
+    def step() -> Report:
+        if len(made) == 1:
+            raise NotAShelfError("another directory than it was")
+        return IDLE
+
+    def make(*_: Any, **__: Any) -> Steps:
+        made.append(Steps(step))
+        return made[-1]
+
+    with duties(root, evictor=make) as (duty,):
+        heard = Heard(duty)
+        heard.until(lambda news: bool(news.faults) and len(made) == 2 and news.is_holder)
 
 
 def test_removals_that_are_refused_leave_it_to_another(root: Path) -> None:

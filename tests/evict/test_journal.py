@@ -150,3 +150,18 @@ def test_too_much_is_cleaned_before_its_time(root: Path, monkeypatch: pytest.Mon
         assert sum(path.stat().st_size for path in files(root)) <= 400 + 130
     kept = [parse_removed_name(path.name) for path in files(root)]
     assert max(name.part for name in kept if name) == 6  # the last ones stay
+
+
+def test_what_cannot_be_removed_does_not_keep_the_rest(root: Path) -> None:
+    now = [0.0]
+    writer = RemovedWriter(root, TOKEN, clock=lambda: now[0])
+    writer.append(FOLDER, KEYS[:1])
+    ours = files(root)
+    refused = root / REMOVED_FOLDER / ours[0].name.replace(TOKEN, "f" * 16)
+    refused.mkdir()  # as another user's file in a folder with the sticky bit
+    os.utime(refused, (0, 0))
+    writer.clean()
+    now[0] = journal.KEEP_SECONDS + 1
+    with pytest.raises(OSError, match="directory"):
+        writer.clean()
+    assert files(root) == [refused]

@@ -81,7 +81,7 @@ def test_who_was_stuck_reacts_at_once_after_a_rest(tmp_path: Path) -> None:
     for i in range(100):
         shelf.add(1000 + i)
     evictor = Evictor(tmp_path, Limits(shelf_bytes=50 * CHUNK_BYTES, low_percent=100))
-    evictor._stuck_until = float("inf")
+    evictor._stuck_until[None] = float("inf")
     assert settle(evictor).state is State.STUCK
     evictor._limits = Limits(shelf_bytes=100 * CHUNK_BYTES)
     assert evictor.step().state is State.IDLE

@@ -114,3 +114,26 @@ def test_another_file_system_in_it_is_kept(shelf: Path, dead: TempOwner) -> None
         assert (mounted / "data").read_text() == "precious"
     finally:
         subprocess.run(["umount", str(mounted)], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_another_file_system_at_its_name_is_kept(shelf: Path, dead: TempOwner) -> None:
+    path = put(shelf, dead)
+    if subprocess.run(["mount", "-t", "tmpfs", "none", str(path)], check=False).returncode:
+        pytest.skip("no mounts here")
+    try:
+        (path / "data").write_text("precious")
+        (path / MARKER).write_text('{"kvshelf": 1}')
+        assert found(shelf) == [(Kind.FAULT, path.name, Action.KEPT)]
+        assert (path / "data").read_text() == "precious"
+    finally:
+        subprocess.run(["umount", str(path)], check=True)
+
+
+def test_a_tree_that_is_too_deep_is_kept_and_ends_no_scrub(shelf: Path, dead: TempOwner) -> None:
+    path = put(shelf, dead)
+    deep = path / "/".join("d" * 40)
+    deep.mkdir(parents=True)
+    findings, run = scrubbed(shelf)
+    assert [(f.kind, f.path) for f in findings] == [(Kind.FAULT, path.name)]
+    assert run.totals.finished and deep.exists()

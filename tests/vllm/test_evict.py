@@ -99,6 +99,19 @@ def read_once(replica: Replica) -> None:
         time.sleep(0.005)
 
 
+def test_what_is_not_yet_forgotten_does_not_grow(make: Callable[..., Replica]) -> None:
+    one = make()
+    manager = one.manager
+    (duty,) = manager._eviction._duties
+    for step in range(7):
+        with duty._lock:  # as if so many were evicted since the step before
+            gone = {i.to_bytes(36, "big"): None for i in range(step * 8000, step * 8000 + 8000)}
+            duty._news.gone.update(gone)
+            duty.has_news = True
+        manager.on_schedule_end(STEP_END)
+    assert len(manager._evicted) <= 8000
+
+
 def test_an_evicted_chunk_is_a_miss_at_once_and_an_event(make: Callable[..., Replica]) -> None:
     one, two = make(), make()
     for replica in (one, two):

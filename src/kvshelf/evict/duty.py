@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from kvshelf.errors import NotAShelfError
 from kvshelf.evict.evictor import Evictor, OnRemoved
 from kvshelf.evict.journal import RemovedReader
 from kvshelf.evict.lease import Lease
@@ -78,6 +79,7 @@ class Steps(Protocol):
 
     def step(self, seconds_max: float = 1.0) -> Report: ...
     def stop(self) -> None: ...
+    def leave(self) -> None: ...
 
 
 class EvictionDuty:
@@ -196,6 +198,10 @@ class EvictionDuty:
                 told: OnRemoved = self._turn.removed
                 self._evictor = self._make_evictor(self._root, self._limits, on_removed=told)
             report = self._evictor.step(self._step_seconds)
+        except NotAShelfError:
+            self._evictor = None  # another directory may be a shelf again, as after a remount
+            self._stand_back()
+            raise
         except Exception:
             self._stand_back()
             raise
@@ -209,6 +215,8 @@ class EvictionDuty:
         if is_holder == self._news.is_holder:
             return
         self._pass_since = None
+        if not is_holder and self._evictor is not None:
+            self._evictor.leave()
         with self._lock:
             self._news.is_holder, self._news.shelf_bytes = is_holder, {}
             self.has_news = True

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,7 +77,7 @@ class Evictor:
         self._spaces = Spaces(self._root)
         self._identity = self._root_identity()
         self._stop = threading.Event()
-        self._volumes: deque[tuple[float, Volume, Amount]] = deque()
+        self._volumes: deque[tuple[float, Volume, Amount, Amount]] = deque()
         self._began = time.monotonic()
         self._known = False  # all folders were scanned once
         self._scan_all = True  # all are to be scanned
@@ -89,7 +89,8 @@ class Evictor:
         self._round_removed = Amount()
         self._cut_age: float | None = None
         self._refresh_times = RefreshTimes()
-        self._stuck_until = 0.0
+        self._stuck_until: dict[str | None, float] = {}  # by namespace, as needs are
+        self._removed = Amount()  # in all
         self._dry: Counter[tuple[str | None, str]] = Counter()
 
     def step(self, seconds_max: float = 1.0) -> Report:
@@ -121,6 +122,12 @@ class Evictor:
         self._stop.set()
         self._sweep.stop()
 
+    def leave(self) -> None:
+        """Another evicts from now on. When it is this one's turn again nothing is under way."""
+        self._evicting = False
+        self._round = None
+        self._refresh_times.now()
+
     def close(self) -> None:
         """Do no more. Descriptors and threads go with the object. Not while a step runs."""
         self.stop()
@@ -135,15 +142,18 @@ class Evictor:
         if not wanted:
             self._evicting = self._fresh = self._future = False
             self._round = None
-            self._stuck_until = 0.0
+            self._stuck_until.clear()
             return State.IDLE if self._known else State.SCANNING
-        if not any(need.amount for need in wanted) or now < self._stuck_until:
+        stuck = {folder for folder, until in self._stuck_until.items() if now < until}
+        wanted = [need for need in self._wanted(stuck) if need.amount]
+        if not wanted:
+            self._round = None  # what is known must be renewed meanwhile
             return State.STUCK
         if not self._evicting:
             self._evicting, self._evicting_since = True, now
             self._refresh_times.now()  # what others have removed meanwhile counts
         else:
-            self._evict(next(need for need in wanted if need.amount), log, left)
+            self._evict(wanted[0], log, left)
         return State.EVICTING
 
     def _learn(self, log: _Log, left: float) -> State | None:
@@ -198,6 +208,7 @@ class Evictor:
             self._begin_round(need)
         work = log.add(self._sweep.remove(need.amount, left))
         self._round_removed += work.removed
+        self._removed += work.removed
         log.removed += work.removed
         if self._dry_run:
             self._dry[need.folder, "files"] += work.removed.files
@@ -207,6 +218,9 @@ class Evictor:
             return
         planned, self._round = self._round, None
         assert planned is not None
+        if not self._known:
+            # Samples scatter. Down to the low mark once; then only if the limit seems exceeded.
+            self._evicting = False
         self._refresh_times.now()  # others may have removed where this walk had been before
         if 2 * self._round_removed.bytes > planned.amount.bytes:
             return
@@ -218,7 +232,7 @@ class Evictor:
         elif not self._future:
             self._future = True
         else:
-            self._stuck_until = time.monotonic() + _STUCK_SECONDS
+            self._stuck_until[planned.folder] = time.monotonic() + _STUCK_SECONDS
             self._fresh = self._future = False
 
     def _counts_what_is_gone(self) -> bool:
@@ -250,13 +264,13 @@ class Evictor:
         for batch in batches:
             self._on_removed(batch.folder, batch.rank, [_key_of(name) for name in batch.names])
 
-    def _wanted(self) -> list[Need]:
+    def _wanted(self, stuck: Container[str | None] = ()) -> list[Need]:
         """What must go, by what is known now."""
         if self._round is not None and not self._known:
             # The sample ended when the removal began: what it said holds for this round.
             left = replace(self._round, amount=self._round.amount - self._round_removed)
             return [left] if left.amount else []
-        wanted = needs(self._limits, self._volume(), self._usage(), self._evicting)
+        wanted = needs(self._limits, self._volume(), self._usage(), self._evicting, stuck)
         if not self._dry_run:
             return wanted
         for i, need in enumerate(wanted):
@@ -265,14 +279,16 @@ class Evictor:
         return [need for need in wanted if need.amount]
 
     def _usage(self) -> dict[str, Amount]:
-        usage = self._sweep.usage()
-        if self._known:
-            return usage
-        share = self._sweep.buckets().coverage or 1.0
-        return {
-            folder: Amount(int(amount.files / share), int(amount.bytes / share))
-            for folder, amount in usage.items()
-        }
+        buckets = None if self._known else self._sweep.buckets()
+        if buckets is None or not buckets.coverage:
+            return self._sweep.usage()
+        # What the sweep knows may be more than its sample: a removal walks through all folders.
+        usage = {}
+        for index, folder in enumerate(buckets.folders):
+            rows = buckets.namespace == index
+            files, bytes_ = buckets.files[rows].sum(), buckets.bytes[rows].sum()
+            usage[folder] = Amount(int(files / buckets.coverage), int(bytes_ / buckets.coverage))
+        return usage
 
     def _sees(self) -> Volume:
         return Volume.from_statvfs(tuple(os.statvfs(self._root)))
@@ -285,13 +301,13 @@ class Evictor:
         while self._volumes and self._volumes[0][0] < now - SETTLE_SECONDS:
             self._volumes.popleft()
         used, inodes = volume.used_bytes, volume.used_inodes
-        for _, before, shelf_before in self._volumes:
-            gone = shelf_before - shelf
+        for _, before, shelf_before, removed_before in self._volumes:
+            # In a first scan what is known of the shelf grows: then what we have removed counts.
+            gone = shelf_before - shelf if self._known else self._removed - removed_before
             if gone.files > 0:
                 used = min(used, before.used_bytes - gone.bytes)
                 inodes = min(inodes, before.used_inodes - gone.files)
-        if self._known:
-            self._volumes.append((now, volume, shelf))
+        self._volumes.append((now, volume, shelf, self._removed))
         return replace(volume, used_bytes=max(0, used), used_inodes=max(0, inodes))
 
     def _root_identity(self) -> tuple[int, int]:

@@ -98,10 +98,17 @@ class RemovedWriter:
             with opened(self._root, REMOVED_FOLDER) as folder:
                 self._look(folder, now)
                 old = self._too_many(now)
+                refused: OSError | None = None
                 for name in old:
-                    with contextlib.suppress(FileNotFoundError):
+                    try:
                         os.unlink(name, dir_fd=folder)
+                    except FileNotFoundError:
+                        pass
+                    except OSError as error:  # another user's, perhaps; the others go
+                        refused = refused or error
                     del self._seen[name]
+                if refused is not None:
+                    raise refused
                 return len(old)
         except FileNotFoundError:
             return 0

@@ -7,7 +7,7 @@ A limit is the high mark: when the shelf is above it, chunks go until it is at i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from kvshelf.errors import ConfigError
@@ -131,7 +131,11 @@ class Need:
 
 
 def needs(
-    limits: Limits, volume: Volume, usage: Mapping[str, Amount], evicting: bool = False
+    limits: Limits,
+    volume: Volume,
+    usage: Mapping[str, Amount],
+    evicting: bool = False,
+    stuck: Container[str | None] = (),
 ) -> list[Need]:
     """What must go now, namespaces' own limits first, then the shelf's.
 
@@ -139,20 +143,21 @@ def needs(
         usage: what is on the shelf, by namespace.
         evicting: whether chunks are going already: then down to the low marks; else nothing as
             long as no limit is exceeded.
+        stuck: namespaces, and None for the shelf, of which nothing can go now, whatever is needed.
     """
     found = []
     left = dict(usage)
     for folder, amount in usage.items():
         limit = limits.of_namespace(folder)
         over = _over(amount.bytes, limit, limits.low_percent, evicting)
-        if over:
+        if over and folder not in stuck:
             found.append(Need(Amount(0, over), "namespace_bytes", folder))
             left[folder] = replace(amount, bytes=amount.bytes - over)
     # What goes for a namespace's limit helps the shelf's; its files are not known before.
     gone = sum(need.amount.bytes for need in found)
     shelf = sum(left.values(), Amount())
     wanted = list(_of_shelf(limits, volume, shelf, gone, evicting))
-    if wanted:
+    if wanted and None not in stuck:
         found.append(_largest(limits, volume, shelf, wanted))
     return [need for need in found if need.amount or need.short]
 

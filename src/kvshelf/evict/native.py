@@ -164,7 +164,7 @@ class Sweep:
     def foreign(self) -> tuple[int, tuple[str, ...]]:
         """How much lies there that is no chunk, and a few paths beneath the root."""
         count, examples = self._sweep.foreign()
-        return count, tuple(examples)
+        return count, tuple(map(os.fsdecode, examples))
 
     def _work(self, report: Any) -> Work:
         finished, folders, files, removed, removed_bytes, spared, faults, names = report

@@ -14,6 +14,8 @@ from kvshelf.root import is_of_file_system
 
 # Names held in memory at once. A folder of kvshelf's has 3,000; one with more is listed again.
 NAMES_MAX = 10_000
+# Folders in folders that are removed with a tree; a bench has 5.
+DEPTH_MAX = 16
 # What a path says that is not there any more; ESTALE: removed by another client of the storage.
 GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESTALE})
 
@@ -78,22 +80,26 @@ def folder_at(parent: int, name: str) -> Iterator[int]:
         os.close(descriptor)
 
 
-def remove_tree(parent: int, name: str, device: int, *, last: str = "") -> None:
+def remove_tree(parent: int, name: str, device: int, *, last: str = "", depth: int = 0) -> None:
     """Remove a folder and all that is in it. Follows no link.
 
     Args:
         device: of the file system that it must all be on (st_dev).
+        depth: of the folder in the tree.
         last: name of the entry that goes after all others: it says that the others may go.
 
     Raises:
-        OSError: something cannot be removed, or another file system is mounted there (EXDEV).
+        OSError: something cannot be removed, another file system is mounted there (EXDEV), or it is
+            deeper than anything of kvshelf's (ELOOP).
     """
+    if depth > DEPTH_MAX:
+        raise OSError(errno.ELOOP, "it is too deep to be kvshelf's", name)
     with folder_at(parent, name) as folder:
         if os.fstat(folder).st_dev != device:
             raise OSError(errno.EXDEV, "another file system is mounted in it", name)
         for entry in entries(folder):
             if entry.type is Type.FOLDER:
-                remove_tree(folder, entry.name, device)
+                remove_tree(folder, entry.name, device, depth=depth + 1)
             elif entry.name != last:
                 os.unlink(entry.name, dir_fd=folder)
         if last:

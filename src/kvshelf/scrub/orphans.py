@@ -70,7 +70,7 @@ class Orphans:
             elif self._dry_run:
                 yield Finding(Kind.ORPHAN, name, reason, Action.WOULD_REMOVE)
             else:
-                remove_tree(root, name, seen.st_dev, last=MARKER)
+                remove_tree(root, name, os.fstat(root).st_dev, last=MARKER)
                 yield Finding(Kind.ORPHAN, name, reason, Action.REMOVED)
         except OSError as error:
             if error.errno not in GONE:

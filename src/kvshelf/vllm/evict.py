@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from kvshelf import metrics
 from kvshelf.config import Settings
@@ -73,14 +73,15 @@ class Eviction:
         for duty in duties:
             duty.start()
 
-    def take(self) -> Collection[bytes]:
-        """Keys that somebody evicted since the last call. Microseconds when there is no news."""
-        gone: dict[bytes, None] = {}
+    def take(self) -> Sequence[tuple[int, bytes]]:
+        """(root, key) of what somebody evicted since the last call. Microseconds when there is no
+        news. Several engines' roots may be in other orders: a key may be of another root."""
+        gone: list[tuple[int, bytes]] = []
         for root, duty in enumerate(self._duties):
             if duty.has_news:
                 news = duty.take()
                 self._count(root, news)
-                gone.update((key, None) for key in news.gone if self._shelf.root_of(key) == root)
+                gone.extend((root, key) for key in news.gone)
         return gone
 
     def close(self, timeout_seconds: float) -> None:

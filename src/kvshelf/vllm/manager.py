@@ -98,7 +98,7 @@ class KvshelfManager(OffloadingManager):
         self._num_workers = num_workers
         self._publishing: dict[bytes, int] = {}  # key -> workers that have published it
         self._published: OrderedDict[bytes, float] = OrderedDict()  # lately, and when
-        self._evicted: deque[bytes] = deque()  # keys that are to be forgotten
+        self._evicted: deque[tuple[int, bytes]] = deque()  # (root, key) to be forgotten
         self._to_heal: set[bytes] = set()  # keys that failed to load and are not stored anew yet
         self._stats = StatsSink()
         self._faults = FaultLog(logger)
@@ -299,9 +299,12 @@ class KvshelfManager(OffloadingManager):
 
     def _hear_of_evictions(self, now: float) -> None:
         """Forget what somebody evicted; a part of it a step, so that none takes long."""
-        self._evicted.extend(self._eviction.take())
+        if not self._evicted:  # until then the duties keep a bounded number
+            self._evicted.extend(self._eviction.take())
         for _ in range(min(len(self._evicted), EVICTED_KEYS_A_STEP)):
-            key = self._evicted.popleft()
+            root, key = self._evicted.popleft()
+            if self._shelf.root_of(key) != root:
+                continue
             if self._presence.is_storing(key):
                 continue  # it was gone before, and soon is there again
             if key not in self._published:
