@@ -145,11 +145,6 @@ def test_bench_refuses_nonsense(
     assert not list(tmp_path.iterdir())
 
 
-def test_bench_of_nothing_is_a_finding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", str(tmp_path / "absent")]) == 1
-    assert "No such file" in capsys.readouterr().err
-
-
 def test_a_table_lines_up(capsys: pytest.CaptureFixture[str]) -> None:
     print_rows([Row("load", 12, "GB/s", 51.5, 44.0, 1.17), Row("lookup", 1, "keys/s", 650_000.0)])
     lines = capsys.readouterr().out.splitlines()

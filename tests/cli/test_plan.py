@@ -142,6 +142,7 @@ def test_wrong_usage_is_one_clear_line(
         ["--capacity-gb", "1,x"],
         ["--layers", "0"],
         ["--load-gbps", "nan"],
+        ["--load-gbps", "1e-320"],
         ["--format", "xml"],
         ["--gb-month-price", "-1"],
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,43 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str, said: str) -> None:
     assert str(caught.value).startswith(f"{path}:3: ") and said in str(caught.value)
     assert len(str(caught.value)) < 500
     assert caught.value.line == 3
+
+
+@pytest.mark.parametrize(
+    ("tokens", "ids", "block_tokens", "said"),
+    [
+        (1024, 2, 256, "allows one for each 256 tokens, 4 to 4; for this line 342 to 1023 would"),
+        (1100, 3, 256, "4 to 5; for this line 276 to 549 would fit"),
+        (512, 1, 256, "2 to 2; for this line 257 or more would fit"),
+        (512, 0, 512, "1 to 1; for this line 513 or more would fit"),
+        (1000, 5, 256, "3 to 4; for this line 167 to 249 would fit"),
+        (2, 9, 1, "2 to 2"),
+    ],
+)
+def test_blocks_of_another_size_are_refused_with_what_fits(
+    tmp_path: Path, tokens: int, ids: int, block_tokens: int, said: str
+) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text(json.dumps({"input_length": tokens, "hash_ids": list(range(ids))}))
+    with pytest.raises(TraceError) as caught:
+        read_trace(path, block_tokens=block_tokens)
+    text = str(caught.value)
+    assert text.startswith(f"{path}:1: {ids} hash_ids for input_length={tokens}: --block-tokens")
+    assert said in text
+    sizes = re.search(r"(\d+)(?: to (\d+)| or more) would fit", text)
+    for size in filter(None, sizes.groups() if sizes else ()):
+        read_trace(path, block_tokens=int(size))
+        if int(size) > 1:
+            other = int(size) - 1 if size == sizes[1] else int(size) + 1
+            with pytest.raises(TraceError):
+                read_trace(path, block_tokens=other)
+
+
+def test_the_last_block_may_have_an_id_or_none(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    for ids in ([1, 2], [1, 2, 3]):
+        path.write_text(json.dumps({"input_length": 1100, "hash_ids": ids}))
+        assert blocks_of(read_trace(path)) == [[0, 1]]
 
 
 def test_a_request_that_contradicts_an_earlier_one_is_named_by_time(tmp_path: Path) -> None:

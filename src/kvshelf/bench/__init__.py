@@ -5,6 +5,7 @@ vLLM or torch; block memory is host memory.
 """
 
 from kvshelf.bench.measure import Row, Workload, measure
+from kvshelf.bench.room import shortage
 from kvshelf.bench.scratch import Scratch
 
-__all__ = ["Row", "Scratch", "Workload", "measure"]
+__all__ = ["Row", "Scratch", "Workload", "measure", "shortage"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -94,6 +94,7 @@ def measure(folder: Path, workload: Workload, progress: Progress = lambda _: Non
 
     Raises:
         OSError: the mount failed, or took no store.
+        MemoryError: the workload does not fit into memory.
     """
     rows = []
     site = _Site(folder, workload)
@@ -290,15 +291,14 @@ class _Run:
             self._finish(store)
             seconds += time.perf_counter() - started
             moved += self.site.workload.files * self.site.file_bytes
-        latencies.sort()
         return Row(
             "mixed",
             self.threads,
             "GB/s",
             engine=_figure(moved / seconds / 1e9),
             more={
-                "load_p50_ms": _figure(1e3 * statistics.median(latencies)),
-                "load_p99_ms": _figure(1e3 * latencies[int(0.99 * (len(latencies) - 1))]),
+                "load_p50_ms": _figure(1e3 * percentile(latencies, 50)),
+                "load_p99_ms": _figure(1e3 * percentile(latencies, 99)),
             },
         )
 
@@ -323,6 +323,12 @@ class _Run:
     def clear(self) -> None:
         _remove(self.site.chunk_files())
         _remove(self.site.plain_files())
+
+
+def percentile(values: Sequence[float], percent: int) -> float:
+    """By nearest rank: the least value that so many percent of all do not exceed."""
+    rank = max(1, -(-percent * len(values) // 100))
+    return sorted(values)[rank - 1]
 
 
 def _check(report: JobResult) -> None:

@@ -37,7 +37,11 @@ class Scratch:
                 continue
             break
         self.path = path
-        (path / MARKER).write_text(json.dumps({"kvshelf": FORMAT_VERSION}))
+        try:
+            (path / MARKER).write_text(json.dumps({"kvshelf": FORMAT_VERSION}))
+        except BaseException:
+            self._remove()
+            raise
         return self
 
     def __exit__(
@@ -46,6 +50,9 @@ class Scratch:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._remove()
+
+    def _remove(self) -> None:
         root = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             # The marker goes last: if this is killed, a scrub does the rest.

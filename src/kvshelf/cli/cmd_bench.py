@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
-import shutil
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from kvshelf.bench import Row, Scratch, Workload, measure
+from kvshelf.bench import Row, Scratch, Workload, measure, shortage
 from kvshelf.bench.measure import OPERATIONS
 from kvshelf.cli.common import CommandError, Exit, asked, print_json, safe
 from kvshelf.engine import Direct
+from kvshelf.root import is_utf8
 
 HELP = "measure stores, loads and lookups on a mount"
 DESCRIPTION = """\
@@ -55,18 +58,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Exit:
     workload = _workload(options)
     root = Path(options.root)
+    if options.plot:
+        check_picture(Path(options.plot))
+    if not is_utf8(root):
+        raise CommandError(Exit.USAGE, f"{safe(str(root))}: the path must be UTF-8")
     try:
-        room = asked(str(root), lambda: shutil.disk_usage(root)).free
-        if room < 3 * workload.total_bytes:
-            raise CommandError(
-                Exit.USAGE,
-                f"--size-mb {options.size_mb} needs {3 * options.size_mb} MB of room, and "
-                f"{safe(str(root))} has {room >> 20}",
-            )
-        with Scratch(root) as scratch:
+        if not asked(str(root), root.is_dir):
+            raise CommandError(Exit.NO_SHELF, f"{safe(str(root))} is no directory")
+        missing = asked(str(root), lambda: shortage(root, workload))
+        if missing:
+            message = f"--size-mb {options.size_mb} {missing}: {safe(str(root))}"
+            raise CommandError(Exit.USAGE, message)
+        with sigterm_as_interrupt(), Scratch(root) as scratch:
             rows = measure(scratch.path, workload, progress)
     except OSError as error:
         raise CommandError(Exit.FINDINGS, f"{safe(str(root))}: {error}") from error
+    except MemoryError as error:
+        message = f"--size-mb {options.size_mb} needs more memory than there is"
+        raise CommandError(Exit.USAGE, message) from error
     finally:
         progress("")
     if options.plot:
@@ -113,6 +122,36 @@ def _workload(options: argparse.Namespace) -> Workload:
         direct=Direct.ON if options.direct else Direct.OFF,
         operations=operations,
     )
+
+
+@contextlib.contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """SIGTERM ends what is within as Ctrl-C does: what it made is removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+
+
+def check_picture(path: Path) -> None:
+    """Before anything is measured: whether ``--plot`` can end well.
+
+    Raises:
+        CommandError: there is no such folder, or no right to write.
+    """
+    if not path.parent.is_dir():
+        problem = f"{path.parent} is no directory"
+    elif path.is_dir():
+        problem = "it is a directory"
+    elif not os.access(path if path.exists() else path.parent, os.W_OK, effective_ids=True):
+        problem = "no right to write it"
+    else:
+        return
+    raise CommandError(Exit.USAGE, f"--plot {safe(str(path))}: {safe(problem)}")
 
 
 def progress(text: str) -> None:

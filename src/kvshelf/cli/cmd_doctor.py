@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kvshelf.bench import Row, Scratch, Workload, measure
-from kvshelf.cli.cmd_bench import print_rows, progress
+from kvshelf.bench import Row, Scratch, Workload, measure, shortage
+from kvshelf.cli.cmd_bench import print_rows, progress, sigterm_as_interrupt
 from kvshelf.cli.cmd_namespaces import identity_of, select
 from kvshelf.cli.common import ANSWER_SECONDS, CommandError, Exit, existing_shelf, print_json, safe
 from kvshelf.config import Settings
 from kvshelf.deadline import NoAnswerError, within
-from kvshelf.doctor.findings import Finding, Severity, fine, note, problem
+from kvshelf.doctor.findings import Finding, Severity, fine, note, problem, warning
 from kvshelf.doctor.host import check_host
 from kvshelf.doctor.peers import findings_of, meet
 from kvshelf.doctor.recommend import recommend
@@ -23,7 +23,7 @@ from kvshelf.doctor.site import check_directory, check_mount, check_room, mount_
 from kvshelf.doctor.why import explain
 from kvshelf.errors import ConfigError
 from kvshelf.namespace import diff
-from kvshelf.root import is_shelf, list_namespaces
+from kvshelf.root import is_shelf, is_utf8, list_namespaces
 
 HELP = "check a mount and this host, and recommend settings"
 DESCRIPTION = """\
@@ -41,13 +41,17 @@ _MARKS = {
     Severity.WARNING: "warning",
     Severity.PROBLEM: "PROBLEM",
 }
+_SIZE_MB_MIN, _SIZE_MB_MAX = 32, 1 << 20
+_WAIT_SECONDS_MAX = 86_400
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("root", metavar="ROOT", help="the shelf's directory")
     parser.add_argument("--why", nargs=2, metavar=("A", "B"), help="two namespaces that differ")
     parser.add_argument("--quick", action="store_true", help="measure no speed: a second")
-    parser.add_argument("--size-mb", type=int, default=256, metavar="MB", help="moved (256)")
+    parser.add_argument(
+        "--size-mb", type=int, default=256, metavar="MB", help="moved, at least 32 (256)"
+    )
     parser.add_argument("--peer", action="store_true", help="measure with a second node")
     parser.add_argument(
         "--wait-seconds", type=float, default=60.0, metavar="S", help="for the peer (60)"
@@ -60,19 +64,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Exit:
     if options.why:
         return _why(options)
+    _check_options(options)
     root = Path(options.root)
     findings = _first_look(root)
     rows: list[Row] = []
     if not _bad(findings):
         try:
             findings += check_mount(mount_of(root)) + check_room(root)
-            rows = _probe(options, root, findings)
-            if options.peer:
-                findings += _meet(root, options.wait_seconds)
+            with sigterm_as_interrupt():
+                rows = _probe(options, root, findings)
+                if options.peer:
+                    findings += _meet(root, options.wait_seconds)
         except OSError as error:
-            findings.append(
-                problem("mount", f"it fails: {error}", "see the kernel's and its server's log")
-            )
+            findings.append(_failure(error))
     findings += check_host()
     if options.settings is not None:
         findings.append(check_settings(options.settings))
@@ -92,13 +96,32 @@ def run(options: argparse.Namespace) -> Exit:
     return Exit.FINDINGS if worst >= Severity.WARNING else Exit.FINE
 
 
+def _check_options(options: argparse.Namespace) -> None:
+    for name, low, high in (
+        ("size-mb", _SIZE_MB_MIN, _SIZE_MB_MAX),
+        ("wait-seconds", 0, _WAIT_SECONDS_MAX),
+    ):
+        value = getattr(options, name.replace("-", "_"))
+        if not low <= value <= high:
+            message = f"--{name} {value}: allowed is a number from {low} to {high}"
+            raise CommandError(Exit.USAGE, message)
+
+
+def _failure(error: OSError) -> Finding:
+    return problem("mount", f"it fails: {error}", "see the kernel's and its server's log")
+
+
 def _first_look(root: Path) -> list[Finding]:
+    if not is_utf8(root):
+        return [problem("directory", f"{root}: its name is not UTF-8", "give one that is")]
     try:
         return within(ANSWER_SECONDS, lambda: check_directory(root))
     except NoAnswerError as error:
         return [
             problem("mount", f"{root}: {error}", "it hangs: see its server and the kernel's log")
         ]
+    except OSError as error:
+        return [_failure(error)]
 
 
 def _bad(findings: Sequence[Finding]) -> bool:
@@ -112,16 +135,23 @@ def _probe(options: argparse.Namespace, root: Path, findings: list[Finding]) -> 
         if options.quick or _bad(findings):
             return []
         workload = Workload(
-            total_bytes=max(32, options.size_mb) * 1_000_000,
+            total_bytes=options.size_mb * 1_000_000,
             chunk_bytes=8 << 20,
             threads=(1, 12, 32),
             rounds=2,
             operations=("store", "cold-load", "lookup"),
         )
+        missing = shortage(root, workload)
         try:
-            return measure(scratch.path, workload, progress)
+            if not missing:
+                return measure(scratch.path, workload, progress)
+        except MemoryError:
+            missing = "needs more memory than there is"
         finally:
             progress("")
+    text = f"not measured: --size-mb {options.size_mb} {missing}"
+    findings.append(warning("speed", text, "free some, or give a smaller --size-mb"))
+    return []
 
 
 def _meet(root: Path, wait_seconds: float) -> list[Finding]:
@@ -138,14 +168,21 @@ def _meet(root: Path, wait_seconds: float) -> list[Finding]:
 
 def check_settings(text: str) -> Finding:
     """Whether kvshelf takes the settings that a user means to give."""
+    remedy = "a JSON object, or @ and a file of one"
     try:
-        given = json.loads(Path(text[1:]).read_text() if text.startswith("@") else text)
-    except (OSError, ValueError) as error:
-        return problem("settings", f"not JSON: {error}", "a JSON object, or @ and a file of one")
-    if not isinstance(given, dict):
-        return problem("settings", "not a JSON object", '{"shared_storage_path": "/mnt/kv"}')
+        given = json.loads(Path(text[1:]).read_text("utf-8") if text.startswith("@") else text)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        return problem("settings", f"{text[1:]} cannot be read: {reason}", remedy)
+    except (ValueError, RecursionError) as error:
+        return problem("settings", f"not JSON: {error}", remedy)
     # Of a whole --kv-transfer-config, the part that is ours.
-    given = given.get("kv_connector_extra_config", given)
+    name = "kv_connector_extra_config"
+    inner = isinstance(given, dict) and name in given
+    given = given[name] if inner else given
+    if not isinstance(given, dict):
+        text = f"{name} is no JSON object" if inner else "not a JSON object"
+        return problem("settings", text, '{"shared_storage_path": "/mnt/kv"}')
     try:
         Settings.from_mapping(given)
     except ConfigError as error:

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from kvshelf.cli.cmd_bench import check_picture
 from kvshelf.cli.common import CommandError, Exit, print_json, safe
 from kvshelf.config import Settings
 from kvshelf.errors import ConfigError
@@ -29,6 +30,8 @@ prompt_tokens and, if they are known, seconds, prefix_group, prefix_tokens.
 docs/plan.md says how to read the answer, and what it leaves out.
 """
 _RATES = Rates()
+# By less nothing is divided: an answer of more than 10^308 would be no JSON.
+_NUMBER_MIN = 1e-15
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_whole,
         default=0,
         metavar="N",
-        help="tokens of a chunk (default: 512 for mooncake, else 256)",
+        help="tokens of a chunk (default: 512 for mooncake, else 256); of a mooncake trace, as "
+        "many as one of its hash_ids stands for",
     )
     _add_shape(parser.add_argument_group("the model (default: the shape of Llama-3.1-8B)"))
     _add_rates(parser.add_argument_group("speed and price"))
@@ -120,6 +124,8 @@ def _add_rates(group: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> Exit:
+    if options.plot:
+        check_picture(options.plot)
     try:
         trace = read_trace(options.trace, options.format, options.block_tokens)
         shape = _shape(options)
@@ -302,8 +308,9 @@ def _whole(text: str) -> int:
 
 def _positive(text: str) -> float:
     number = _not_negative(text)
-    if not number:
-        raise argparse.ArgumentTypeError(f"{text!r}: a number above 0 is allowed")
+    if number < _NUMBER_MIN:
+        allowed = f"a number from {_NUMBER_MIN:g} on is allowed"
+        raise argparse.ArgumentTypeError(f"{text!r}: {allowed}")
     return number
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import sys
 import time
@@ -28,6 +27,7 @@ a sample of its folders that takes a twentieth of a core. With --metrics, show h
 a vLLM server too. Ctrl-C ends it. Writes nothing.
 """
 _LOOKUPS = "kvshelf:lookups_total"
+_SECONDS_MAX = 86_400
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> Exit:
-    if not 0 < options.seconds < math.inf:
-        raise CommandError(Exit.USAGE, f"--seconds {options.seconds}: must be more than 0")
+    if not 0 < options.seconds <= _SECONDS_MAX:
+        message = f"--seconds {options.seconds}: must be more than 0, and {_SECONDS_MAX} at most"
+        raise CommandError(Exit.USAGE, message)
     if options.metrics and not options.metrics.startswith(("http://", "https://")):
         raise CommandError(Exit.USAGE, f"--metrics {options.metrics}: must be an http(s) URL")
     root = existing_shelf(options.root)
@@ -124,6 +125,9 @@ def _lines(root: Path, now: _Moment, before: _Moment | None) -> list[str]:
         lines.append(f"hits     unknown: {safe(now.problem)}")
     elif now.counters is not None:
         lines.append(f"hits     {_hits_text(now, before)}")
+    if view.unread.count:
+        example = safe(view.unread.example)
+        lines.append(f"{view.unread.count} folders could not be read, as {example}")
     if view.share < 1:
         lines.append(f"from {view.share:.1%} of the folders; +- with 95% confidence")
     return [*lines, ""]
@@ -180,6 +184,7 @@ def _json(root: Path, now: _Moment) -> dict[str, Any]:
         "used_seconds_ago": counting.ages_json(view.used),
         "free_bytes": now.free_bytes,
         "size_bytes": now.size_bytes,
+        "unread": view.unread.count,
         "share_of_folders": round(view.share, 6),
     }
     if now.counters is not None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import http.client
+import math
 import re
 import urllib.error
 import urllib.request
 
 _TIMEOUT_SECONDS = 2.0
 _BYTES_MAX = 16 << 20
+_REASON_CHARS_MAX = 200
 # One sample of the text format (prometheus.io/docs/instrumenting/exposition_formats).
 _SAMPLE = re.compile(r"(kvshelf:\w+)(?:\{(.*)\})? ([^ ]+)(?: -?\d+)?")
 _RESULT = re.compile(r'result="(\w+)"')
@@ -22,31 +25,48 @@ def scrape(url: str) -> dict[str, float]:
     ``name/result``.
 
     Raises:
-        ScrapeError: no answer within 2 s, or not that of a metrics page.
+        ScrapeError: no answer within 2 s, or not that of a metrics page with series of kvshelf.
     """
     try:
         with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as answer:  # noqa: S310
             text = answer.read(_BYTES_MAX).decode("utf-8", "replace")
+            rest = answer.length  # None where the server did not say
     except urllib.error.URLError as error:
-        raise ScrapeError(str(error.reason)) from error
+        raise ScrapeError(_short(error.reason)) from error
     except (OSError, ValueError) as error:
-        raise ScrapeError(str(error)) from error
-    return parse(text)
+        raise ScrapeError(_short(error)) from error
+    except http.client.HTTPException as error:  # an answer that is no HTTP, or an impossible URL
+        raise ScrapeError(f"{type(error).__name__}: {_short(error)}") from error
+    if rest:
+        raise ScrapeError(f"the page ends {rest} bytes too soon")
+    found = parse(text)
+    if not found:
+        raise ScrapeError("the page has no series of kvshelf")
+    return found
 
 
-def parse(text: str) -> dict[str, float]:
-    """The counters in a page; lines that are none are left out."""
+def _short(reason: object) -> str:
+    return str(reason)[:_REASON_CHARS_MAX] or type(reason).__name__
+
+
+def parse(page: str) -> dict[str, float]:
+    """The counters in a page; lines that are none are left out, and so are a histogram's buckets:
+    each counts what those below it have counted."""
     found: dict[str, float] = {}
-    for line in text.splitlines():
+    for line in page.splitlines():
         match = _SAMPLE.fullmatch(line)
         if match is None:
             continue
-        name, labels, value = match.groups()
+        name, labels, text = match.groups()
+        if name.endswith("_bucket"):
+            continue
         result = _RESULT.search(labels or "")
         if result:
             name = f"{name}/{result[1]}"
         try:
-            found[name] = found.get(name, 0.0) + float(value)
+            value = found.get(name, 0.0) + float(text)
         except ValueError:
             continue
+        if math.isfinite(value):  # JSON has no other numbers
+            found[name] = value
     return found

@@ -12,7 +12,9 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import secrets
+import stat
 import statistics
 import time
 from collections.abc import Callable
@@ -31,6 +33,9 @@ _HELLO_SECONDS = 0.5
 _HEAD_START_SECONDS = 0.3
 _LATE_SECONDS = 1.0
 _CONTENT_BYTES = 256 << 10
+# A doctor that was killed leaves these; a living one renews its own all the time.
+_HELLO_NAME = re.compile(r"(?:\.[0-9a-f]{16}-)?hello-[0-9a-f]{16}-[01]")
+_DEAD_SECONDS = 3600.0
 
 
 class _TimeoutError(Exception):
@@ -127,6 +132,8 @@ class _Party:
     def find_other(self, deadline: float) -> dict[str, Any] | None:
         """The hello of a living other: one that changes while we look."""
         before: dict[str, dict[str, Any]] = {}
+        self._hello()
+        self._remove_dead()
         while time.monotonic() < deadline:
             self._hello()
             now = self._hellos()
@@ -136,6 +143,23 @@ class _Party:
                 before.setdefault(token, hello)
             time.sleep(_HELLO_SECONDS)
         return None
+
+    def _remove_dead(self) -> None:
+        """Remove hellos of doctors that were killed: an hour older than ours, by the file system's
+        clock. Regular files only, and no link is followed."""
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        with contextlib.suppress(OSError):
+            now = self.made[0].lstat().st_mtime
+            folder = os.open(self.folder, flags)
+            try:
+                names = os.listdir(folder)  # noqa: PTH208 - of a descriptor
+                for name in filter(_HELLO_NAME.fullmatch, names):
+                    with contextlib.suppress(OSError):  # another doctor may be faster
+                        found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+                        if stat.S_ISREG(found.st_mode) and now - found.st_mtime > _DEAD_SECONDS:
+                            os.unlink(name, dir_fd=folder)
+            finally:
+                os.close(folder)
 
     def _hello(self) -> None:
         self.beat += 1

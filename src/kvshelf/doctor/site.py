@@ -17,6 +17,7 @@ from kvshelf.text import bytes_text
 # statvfs(3) of file systems that do not count inodes: 0, or all ones (CephFS).
 _UNCOUNTED = (0, 2**64 - 1)
 _NEARLY_FULL = 0.9
+_MOUNTINFO = Path("/proc/self/mountinfo")
 _NETWORK = {
     "nfs",
     "nfs4",
@@ -73,7 +74,7 @@ def mount_of(path: Path, mountinfo: str | None = None) -> Mount:
     place = path.resolve()
     device = place.stat().st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}"
-    text = Path("/proc/self/mountinfo").read_text() if mountinfo is None else mountinfo
+    text = _MOUNTINFO.read_text("utf-8", "surrogateescape") if mountinfo is None else mountinfo
     found = Mount("?", "unknown", frozenset())
     for line in text.splitlines():
         left, _, right = line.partition(" - ")
@@ -91,7 +92,11 @@ def mount_of(path: Path, mountinfo: str | None = None) -> Mount:
 
 
 def check_directory(root: Path) -> list[Finding]:
-    """Whether the path is a directory that is a shelf or can become one, and ours to write."""
+    """Whether the path is a directory that is a shelf or can become one, and ours to write.
+
+    Raises:
+        OSError: the file system does not say.
+    """
     if not root.is_absolute():
         return [problem("directory", f"{root} is not an absolute path", "give an absolute path")]
     try:
@@ -106,6 +111,9 @@ def check_directory(root: Path) -> list[Finding]:
         ]
     if not stat.S_ISDIR(mode.st_mode):
         return [problem("directory", f"{root} is no directory", "give a directory")]
+    # First: such a mount refuses to write whatever the directory's mode is.
+    if os.statvfs(root).f_flag & os.ST_RDONLY:
+        return [_read_only()]
     if not os.access(root, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
         return [
             problem(
@@ -116,6 +124,10 @@ def check_directory(root: Path) -> list[Finding]:
             )
         ]
     return [_shelf_or_not(root), *_group(root, mode)]
+
+
+def _read_only() -> Finding:
+    return problem("mount", "it is mounted read-only", "mount it read-write")
 
 
 def _shelf_or_not(root: Path) -> Finding:
@@ -151,7 +163,7 @@ def check_mount(mount: Mount, *, replicas_elsewhere: bool = True) -> list[Findin
     """What is known of this type of file system and these options."""
     findings = [fine("mount", f"{mount.kind} at {mount.point}")]
     if "ro" in mount.options:
-        findings.append(problem("mount", "it is mounted read-only", "mount it read-write"))
+        findings.append(_read_only())
     if mount.kind in _IN_MEMORY:
         findings.append(
             note("mount", f"{mount.kind} is this host's memory: it is gone after a restart")

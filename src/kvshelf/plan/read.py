@@ -112,16 +112,27 @@ def _read_mooncake(path: Path, block_tokens: int) -> _Requests:
         except (TypeError, OverflowError) as error:
             message = f"hash_ids={_short(ids)}: a list of 64-bit numbers is allowed"
             raise TraceError(str(path), number, message) from error
-        if len(ids) > -(-tokens // block_tokens):
-            message = (
-                f"{len(ids)} hash_ids for input_length={tokens}: at most one for each "
-                f"{block_tokens} tokens (or say how many with --block-tokens)"
-            )
+        # The last block may have an id though the prompt ends in it, or none.
+        if not tokens // block_tokens <= len(ids) <= -(-tokens // block_tokens):
+            message = _other_blocks(tokens, len(ids), block_tokens)
             raise TraceError(str(path), number, message)
         milliseconds = value.get("timestamp", 0)
         seconds = _seconds(path, number, "timestamp", milliseconds) / 1e3
         requests.add(number, seconds, tokens, len(ids))
     return requests
+
+
+def _other_blocks(tokens: int, ids: int, block_tokens: int) -> str:
+    """That a request's ids are of blocks of another size, and of which they can be."""
+    low = tokens // (ids + 1) + 1
+    text = (
+        f"{ids} hash_ids for input_length={tokens}: --block-tokens {block_tokens} allows one for "
+        f"each {block_tokens} tokens, {tokens // block_tokens} to {-(-tokens // block_tokens)}"
+    )
+    if ids < 2:
+        return f"{text}; for this line {low} or more would fit"
+    high = (tokens - 1) // (ids - 1)
+    return f"{text}; for this line {low} to {high} would fit" if low <= high else text
 
 
 def _read_log(path: Path, block_tokens: int) -> _Requests:

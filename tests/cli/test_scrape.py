@@ -1,0 +1,120 @@
+"""``kvshelf top --metrics`` against servers that answer what they should not."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kvshelf.cli.main import main
+from kvshelf.cli.scrape import ScrapeError, parse, scrape
+from kvshelf.root import open_root
+
+
+class Server:
+    """On the loopback; gives every client the same bytes."""
+
+    def __init__(self) -> None:
+        self.answer = b""
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}/metrics"
+        self.thread = threading.Thread(target=self._serve)
+        self.thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            client, _ = self.socket.accept()
+            with client:
+                if not client.recv(65_536):
+                    return  # the end of the test
+                client.sendall(self.answer)
+
+    def close(self) -> None:
+        socket.create_connection(self.socket.getsockname()).close()
+        self.thread.join()
+        self.socket.close()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.close()
+
+
+def page(text: str) -> bytes:
+    return b"HTTP/1.0 200 OK\r\n\r\n" + text.encode()
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (b"SSH-2.0-OpenSSH_9.6\r\n", "BadStatusLine: SSH-2.0"),
+        (b"", "closed connection"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", "IncompleteRead"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nkvshelf:x 1", "ends 88 bytes too soon"),
+        (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200 + b"\r\n", "more than 100 headers"),
+        (b"HTTP/1.1 302 Found\r\nLocation: http://[x/\r\n\r\n", ""),
+        (page("vllm:num_requests_running 3\n"), "the page has no series of kvshelf"),
+        (page("kvshelf:lookups_total NaN\n"), "the page has no series of kvshelf"),
+    ],
+)
+def test_top_goes_on_and_says_that_hits_are_unknown(
+    answer: bytes,
+    reason: str,
+    server: Server,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    server.answer = answer
+    root = str(open_root(tmp_path / "shelf"))
+    line = ["top", root, "--once", "--seconds", "0.01", "--metrics", server.url]
+    assert main(line) == 0
+    [hits] = [each for each in capsys.readouterr().out.splitlines() if each.startswith("hits")]
+    assert hits.startswith("hits     unknown: ") and reason in hits and len(hits) < 300
+    assert main([*line, "--json"]) == 0
+    value = json.loads(capsys.readouterr().out)
+    assert value["metrics_problem"] and "counters" not in value
+
+
+@pytest.mark.parametrize("url", ["http://a b/", "http://x:y/metrics", "http://[x/", "http://é.\n/"])
+def test_an_impossible_url_is_a_reason(url: str) -> None:
+    with pytest.raises(ScrapeError) as caught:
+        scrape(url)
+    assert str(caught.value)
+
+
+def test_numbers_that_json_does_not_have_are_left_out(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(name: str) -> float:
+        raise AssertionError(name)
+
+    server.answer = page(
+        'kvshelf:lookups_total{result="hit"} 3\nkvshelf:lookups_total{result="miss"} NaN\n'
+        "kvshelf:odd +Inf\nkvshelf:large 1e308\nkvshelf:large 1e308\n"
+    )
+    root = str(open_root(tmp_path / "shelf"))
+    line = ["top", root, "--once", "--seconds", "0.01", "--metrics", server.url, "--json"]
+    assert main(line) == 0
+    value = json.loads(capsys.readouterr().out, parse_constant=refuse)
+    assert value["counters"] == {"kvshelf:lookups_total/hit": 3, "kvshelf:large": 1e308}
+
+
+def test_buckets_of_a_histogram_are_not_summed() -> None:
+    text = "".join(f'kvshelf:load_seconds_bucket{{le="{le}"}} 5\n' for le in ("0.1", "1", "+Inf"))
+    text += "kvshelf:load_seconds_count 5\nkvshelf:load_seconds_sum 0.2\n"
+    assert parse(text) == {"kvshelf:load_seconds_count": 5, "kvshelf:load_seconds_sum": 0.2}
+
+
+@pytest.mark.parametrize("seconds", ["1e18", "inf", "nan", "0"])
+def test_looks_are_a_day_apart_at_most(
+    seconds: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = str(open_root(tmp_path / "shelf"))
+    assert main(["top", root, "--once", "--seconds", seconds]) == 2
+    assert "must be more than 0, and 86400 at most" in capsys.readouterr().err
