@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from kvshelf import processes
 from kvshelf.errors import NotAShelfError
 from kvshelf.evict.lease import DirectoryFolder, open_lease
 from kvshelf.layout import EVICT_FOLDER, LeaseName, TempOwner, parse_lease_name
@@ -125,6 +126,17 @@ def test_a_dead_holder_of_this_machine_is_followed_at_once(root: Path) -> None:
         first.process.wait()  # a zombie is still a process
         lease = open_lease(root, lease_seconds=3600)
         assert lease.tick()
+
+
+def test_a_living_holder_that_proc_hides_is_not_dead(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With hidepid two users on one host do not see each other's processes."""
+    with candidates(root, 1) as (first,):
+        the_holder([first])
+        lease = open_lease(root, lease_seconds=3600)
+        monkeypatch.setattr(processes, "start_ticks_of", lambda _: None)
+        assert not lease.tick() and first.holds
 
 
 def test_a_holder_that_was_stopped_notices_before_it_deletes(root: Path) -> None:

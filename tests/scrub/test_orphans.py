@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from kvshelf import processes
 from kvshelf.layout import TempOwner, temp_name
 from kvshelf.root import start_ticks_of, this_owner
-from kvshelf.scrub import orphans, scrubber
+from kvshelf.scrub import scrubber
 from kvshelf.scrub.findings import Action, Kind
 from kvshelf.scrub.mount import look_at_mount
 from tests.scrub.shelves import IDENTITY, everything, found, scrubbed
@@ -141,7 +142,7 @@ def test_a_process_that_proc_hides_is_not_dead(
 ) -> None:
     """With hidepid /proc does not show other users' processes; kill(2) still knows them."""
     path = put(shelf, living)
-    monkeypatch.setattr(orphans, "start_ticks_of", lambda pid: None)
+    monkeypatch.setattr(processes, "start_ticks_of", lambda pid: None)
     assert found(shelf) == [] and (shelf / path).exists()
 
 

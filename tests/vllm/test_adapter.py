@@ -295,6 +295,7 @@ def test_an_engine_that_refuses_is_a_miss_not_a_crash(
     monkeypatch.setattr(one.worker._shelf, "submit_load", refuse)
     monkeypatch.setattr(one.worker._shelf, "submit_store", refuse)
     assert one.load([A], [20, 21, 22, 23]) == {20, 21, 22, 23}
+    assert one.manager.admission._waiting_chunks == 0  # a load that never began
     assert one.store([A], IDS[:4]) == [A]
     assert one.manager.prepare_store([A], CONTEXT).keys_to_store == [A]
 

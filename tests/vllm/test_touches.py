@@ -16,6 +16,7 @@ pytestmark = pytest.mark.vllm
 from vllm.v1.kv_offload.base import LookupResult, ReqContext  # noqa: E402
 
 from kvshelf import make_key  # noqa: E402
+from kvshelf.vllm import touches  # noqa: E402
 from tests.vllm.test_adapter import PER_CHUNK, Replica, key  # noqa: E402
 
 CHUNK_TOKENS = 16
@@ -59,6 +60,18 @@ def grow_old(replica: Replica, keys: list[bytes], seconds: float = DAY_SECONDS) 
 
 def age_seconds(replica: Replica, k: bytes) -> float:
     return time.time() - replica.path(k).stat().st_atime
+
+
+def test_requests_that_are_never_heard_of_again_are_few(
+    replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM 0.26 stores a request's last chunk after it has said that the request is finished."""
+    monkeypatch.setattr(touches, "REQUESTS_MAX", 10)
+    for number in range(30):
+        context = request(str(number), [])
+        replica.manager.on_request_finished(context)
+        replica.manager.prepare_store([key(number)], context)
+    assert len(replica.manager._touches._requests) == 10
 
 
 def store(replica: Replica, keys: list[bytes], context: Any) -> list[bytes]:

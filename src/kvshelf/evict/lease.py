@@ -30,10 +30,10 @@ from kvshelf.layout import (
     EVICT_FOLDER,
     LeaseName,
     TempOwner,
-    owner_is_dead,
     parse_lease_name,
 )
-from kvshelf.root import start_ticks_of, this_owner
+from kvshelf.processes import is_gone
+from kvshelf.root import this_owner
 
 # What the first process that uses a shelf finds to take.
 _SEED = LeaseName(term=0, beat=0, token="0" * 16, owner=None)
@@ -248,5 +248,5 @@ def open_lease(
         DirectoryFolder(root, dir_mode=dir_mode, file_mode=file_mode),
         lease_seconds=lease_seconds,
         owner=here,
-        is_dead=lambda owner: owner_is_dead(owner, here=here, start_ticks_of=start_ticks_of),
+        is_dead=lambda owner: is_gone(owner, here),
     )

@@ -7,8 +7,9 @@ import stat
 from collections.abc import Iterator
 
 from kvshelf.errors import NotAShelfError
-from kvshelf.layout import MARKER, TempOwner, owner_is_dead, parse_temp_name
-from kvshelf.root import check_root, start_ticks_of, this_owner
+from kvshelf.layout import MARKER, TempOwner, parse_temp_name
+from kvshelf.processes import is_gone
+from kvshelf.root import check_root, this_owner
 from kvshelf.scrub.findings import Action, Finding, Kind
 from kvshelf.scrub.folders import GONE, entries, folder_at, remove_tree, unlink_if_same
 
@@ -78,10 +79,10 @@ class Orphans:
 
     def _why_orphan(self, owner: TempOwner, seen: os.stat_result) -> str:
         """Empty if its writer lives, or may."""
-        dead = owner_is_dead(owner, here=self._here, start_ticks_of=start_ticks_of)
-        if dead and not _is_hidden(owner.pid):
+        gone = is_gone(owner, self._here)
+        if gone:
             return "its writer has ended"
-        if dead is False or self._now is None:
+        if gone is False or self._now is None:
             return ""
         age = self._now - max(seen.st_mtime, seen.st_ctime)
         if age < self._age_seconds:
@@ -94,17 +95,4 @@ def _has_marker(folder: int) -> bool:
         check_root("", dir_fd=folder)
     except (NotAShelfError, FileNotFoundError):
         return False
-    return True
-
-
-def _is_hidden(pid: int) -> bool:
-    """Whether a process is there that /proc does not show: with hidepid, that of another user."""
-    if start_ticks_of(pid) is not None:
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True
     return True

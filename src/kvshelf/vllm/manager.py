@@ -62,6 +62,8 @@ MEASURE_WAIT_SECONDS = (0.025, 0.05)
 JOURNAL_SECONDS = 90.0
 # A step forgets so many evicted keys: a millisecond or two of the scheduler's thread.
 EVICTED_KEYS_A_STEP = 1024
+# Keys that some workers have published and others not yet.
+PUBLISHING_KEYS_MAX = 65_536
 _NEVER = float("-inf")
 
 
@@ -257,6 +259,8 @@ class KvshelfManager(OffloadingManager):
             workers = news + self._publishing.pop(key, 0)
             if workers < self._num_workers:
                 self._publishing[key] = workers
+                if len(self._publishing) > PUBLISHING_KEYS_MAX:  # some ranks never publish
+                    del self._publishing[next(iter(self._publishing))]
                 continue
             self._presence.found(key, now)
             if key in self._to_heal:

@@ -43,6 +43,13 @@ class Outcomes:
         self._report.loads.append((len(keys), loaded, self._busy_seconds(result)))
         self._outcomes("load", keys, result)
 
+    def load_refused(self, keys: Sequence[bytes]) -> None:
+        """The job was never begun: nobody waits for it any more."""
+        for key in keys:
+            self.load_failure(key, FileStatus.CANCELLED, 0)
+        if keys:
+            self._report.loads.append((len(keys), 0, 0.0))
+
     def load_failure(self, key: bytes, status: FileStatus, error: int) -> None:
         cause = status.name.lower()
         (self._report.unread if status in STORAGE_FAULTS else self._report.failed).add(key)

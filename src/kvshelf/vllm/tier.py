@@ -144,8 +144,7 @@ class KvshelfTier(SecondaryTierManager):
         if self._submitted(JobKind.LOAD, job_id, chunks):
             self._outcomes.load_begins(job_id)
             return
-        for key in keys:
-            self._outcomes.load_failure(key, FileStatus.CANCELLED, 0)
+        self._outcomes.load_refused(keys)
         self._done.append(compat.tier_result(job_id, ok=False))
 
     @override
@@ -185,8 +184,10 @@ class KvshelfTier(SecondaryTierManager):
     @override
     def drain_jobs(self) -> None:
         """Wait until every job has ended: each does by its deadline, also if storage hangs."""
-        if self._jobs:
-            self._shelf.wait(list(self._jobs), Phase.FINISHED, self._job_timeout_seconds)
+        jobs = list(self._jobs)
+        if jobs and not self._shelf.wait(jobs, Phase.FINISHED, self._job_timeout_seconds):
+            self._shelf.cancel(jobs)  # with max_write_queued_seconds=0 stores may queue for ever
+            self._shelf.wait(jobs, Phase.FINISHED, self._job_timeout_seconds)
 
     @override
     def shutdown(self) -> None:

@@ -21,6 +21,8 @@ from kvshelf.vllm import compat
 from kvshelf.vllm.faultlog import FaultLog
 
 _NS_PER_CHUNK = 1_000_000
+# More than run at once: vLLM 0.26 stores the last chunk of a request that has finished.
+REQUESTS_MAX = 16_384
 
 
 @dataclass(slots=True)
@@ -102,6 +104,8 @@ class Touches:
         request = self._requests.get(context.req_id)
         if request is None:
             request = self._requests[context.req_id] = _Request(time.time_ns())
+            if len(self._requests) > REQUESTS_MAX:
+                del self._requests[next(iter(self._requests))]
         return request
 
     def _times(self, request: _Request, keys: Collection[bytes], context: Any) -> list[int]:

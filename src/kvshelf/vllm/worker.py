@@ -111,8 +111,7 @@ class KvshelfWorker(OffloadingWorker):
             self._outcomes.load_begins(job_id)
             return True
         keys = [*plan.unmapped, *(chunk.key for chunk in plan.chunks)]
-        for key in keys:
-            self._outcomes.load_failure(key, FileStatus.CANCELLED, 0)
+        self._outcomes.load_refused(keys)
         if keys:
             self._failed_loads.append(
                 FailedLoad(job_id, frozenset(int(block) for block in dst_spec.block_ids))
