@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from kvshelf import processes
 from kvshelf.root import this_owner
-from kvshelf.scrub import orphans
 from kvshelf.scrub.findings import Action, Kind
 from kvshelf.scrub.verify import FileVerifier
 from tests.scrub.shelves import chunks, everything, found, scrubbed
@@ -57,7 +57,7 @@ def test_a_writer_that_proc_hides_is_judged_by_age(
             raise error
 
     path = put(shelf, dataclasses.replace(this_owner(), pid=os.getpid()))
-    monkeypatch.setattr(orphans, "start_ticks_of", lambda pid: None)
+    monkeypatch.setattr(processes, "start_ticks_of", lambda pid: None)
     monkeypatch.setattr(os, "kill", kill)
     later(monkeypatch, YOUNG)
     assert found(shelf) == [] and (shelf / path).exists()
