@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import re
@@ -20,21 +19,13 @@ from kvshelf.bench.measure import percentile
 from kvshelf.cli.main import main
 from kvshelf.root import open_root
 from tests.cli.test_doctor import QUICK, by_check, run_json
+from tests.mounts import mounts_allowed
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "docs/quickstart.md"
 
 
-@functools.cache
-def mounts_allowed() -> bool:
-    command = ["unshare", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"]
-    try:
-        return subprocess.run(command, check=False, capture_output=True).returncode == 0
-    except FileNotFoundError:
-        return False
-
-
 needs_mounts = pytest.mark.skipif(
-    "not mounts_allowed()", reason="needs the right to mount: root with CAP_SYS_ADMIN"
+    not mounts_allowed(), reason="needs the right to mount: root with CAP_SYS_ADMIN"
 )
 
 

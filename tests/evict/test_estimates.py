@@ -105,6 +105,9 @@ def test_a_namespace_that_cannot_shrink_does_not_keep_the_shelf_from_it(tmp_path
         settle(evictor)
     left = [len(list((tmp_path / folder).rglob("*.kv"))) for folder in shelf.folders]
     assert left[0] == 50 and left[1] < 50
+    # What is exceeded and cannot shrink is no reason to look all the time.
+    report = evictor.step()
+    assert report.state is State.STUCK and report.wait_seconds(60) == 60
 
 
 def test_what_a_sample_removed_counts_before_statvfs_says_so(

@@ -271,6 +271,18 @@ def test_a_root_that_is_replaced_is_left_alone(tmp_path: Path) -> None:
     assert len(list((tmp_path / "moved").rglob("*.kv"))) == 10
 
 
+def watched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[ShelfMaker, Evictor, list[Use]]:
+    """Three chunks of which four may stay, and what the file system says that is used."""
+    shelf = ShelfMaker(tmp_path)
+    use = [Use(10, 10)]
+    monkeypatch.setattr(Evictor, "_use", lambda _: use[0])
+    for i in range(3):
+        shelf.add(100 + i)
+    return shelf, Evictor(tmp_path, to_keep(4)), use
+
+
 def looked(evictor: Evictor, use: Use, cost_seconds: float, ago_seconds: float) -> None:
     """As if its last look had taken so long, so long ago, when so much was used."""
     evictor._refresh_times.begin(use)
@@ -282,12 +294,7 @@ def test_what_others_store_is_seen_soon_on_a_shelf_that_was_quiet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A look at all folders takes 0.1 s here: in quiet it is made every 40 s, else every second.
-    shelf = ShelfMaker(tmp_path)
-    use = [Use(10, 10)]
-    monkeypatch.setattr(Evictor, "_use", lambda _: use[0])
-    for i in range(3):
-        shelf.add(100 + i)
-    evictor = Evictor(tmp_path, to_keep(4))
+    shelf, evictor, use = watched(tmp_path, monkeypatch)
     settle(evictor)
     looked(evictor, use[0], cost_seconds=0.1, ago_seconds=2)
     for i in range(3):
@@ -303,12 +310,7 @@ def test_a_limit_is_seen_to_be_exceeded_soon_after_a_look_that_was_dear(
 ) -> None:
     # A second evictor has removed from every folder, so the last look took a second. The next
     # would come after ten, but what was stored since may exceed the limit.
-    shelf = ShelfMaker(tmp_path)
-    use = [Use(10, 10)]
-    monkeypatch.setattr(Evictor, "_use", lambda _: use[0])
-    for i in range(3):
-        shelf.add(100 + i)
-    evictor = Evictor(tmp_path, to_keep(4))
+    shelf, evictor, use = watched(tmp_path, monkeypatch)
     settle(evictor)
     looked(evictor, use[0], cost_seconds=1.0, ago_seconds=3)
     for i in range(3):
@@ -323,12 +325,7 @@ def test_a_limit_is_seen_to_be_exceeded_soon_after_a_look_that_was_dear(
 def test_a_limit_that_is_exceeded_during_a_look_is_seen_to_be_after_half_a_second(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shelf = ShelfMaker(tmp_path)
-    use = [Use(10, 10)]
-    monkeypatch.setattr(Evictor, "_use", lambda _: use[0])
-    for i in range(3):
-        shelf.add(100 + i)
-    evictor = Evictor(tmp_path, to_keep(4))
+    shelf, evictor, use = watched(tmp_path, monkeypatch)
     quiet = settle(evictor)
     assert quiet.state is State.IDLE and quiet.wait_seconds(60) == 60
     scan = Sweep.scan

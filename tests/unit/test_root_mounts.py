@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from kvshelf.namespace import Identity
+from tests.mounts import mounts_allowed
 
 LONG = "m" * 5000  # a namespace.json of two pages
 OPEN = """
@@ -38,15 +38,6 @@ def in_mount_namespace(script: str, root: Path) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-@functools.cache
-def mounts_allowed() -> bool:
-    command = ["unshare", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"]
-    try:
-        return subprocess.run(command, check=False, capture_output=True).returncode == 0
-    except FileNotFoundError:
-        return False
 
 
 @pytest.fixture

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from kvshelf.bench import Row, Scratch, Workload, measure, shortage
 from kvshelf.bench.measure import OPERATIONS
-from kvshelf.cli.common import CommandError, Exit, asked, print_json, safe
+from kvshelf.cli.common import CommandError, Exit, asked, print_json, safe, sigterm_as_interrupt
 from kvshelf.engine import Direct
 from kvshelf.root import is_utf8
 
@@ -122,19 +119,6 @@ def _workload(options: argparse.Namespace) -> Workload:
         direct=Direct.ON if options.direct else Direct.OFF,
         operations=operations,
     )
-
-
-@contextlib.contextmanager
-def sigterm_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends what is within as Ctrl-C does: what it made is removed."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set handlers
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 def check_picture(path: Path) -> None:

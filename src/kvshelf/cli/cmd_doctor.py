@@ -9,9 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from kvshelf.bench import Row, Scratch, Workload, measure, shortage
-from kvshelf.cli.cmd_bench import print_rows, progress, sigterm_as_interrupt
+from kvshelf.cli.cmd_bench import print_rows, progress
 from kvshelf.cli.cmd_namespaces import identity_of, select
-from kvshelf.cli.common import ANSWER_SECONDS, CommandError, Exit, existing_shelf, print_json, safe
+from kvshelf.cli.common import (
+    ANSWER_SECONDS,
+    CommandError,
+    Exit,
+    existing_shelf,
+    print_json,
+    safe,
+    sigterm_as_interrupt,
+)
 from kvshelf.config import Settings
 from kvshelf.deadline import NoAnswerError, within
 from kvshelf.doctor.findings import Finding, Severity, fine, note, problem, warning

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import signal
 import sys
 import time
 from collections.abc import Generator
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kvshelf.auth import read_key
-from kvshelf.cli.common import CommandError, Exit, existing_shelf, safe
+from kvshelf.cli.common import CommandError, Exit, existing_shelf, safe, sigterm_as_interrupt
 from kvshelf.errors import ConfigError, NotAShelfError
 from kvshelf.scrub.findings import Finding, Totals
 from kvshelf.scrub.settings import ScrubSettings
@@ -83,11 +82,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Exit:
     settings = _settings(options)
     root = existing_shelf(options.root)
-    # As Ctrl-C: the place is kept.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if options.every_hours:
-        return _daemon(root, settings, options)
-    totals = _pass(root, settings, options)
+    with sigterm_as_interrupt():  # the place is kept
+        if options.every_hours:
+            return _daemon(root, settings, options)
+        totals = _pass(root, settings, options)
     return Exit.FINDINGS if totals.findings else Exit.FINE
 
 

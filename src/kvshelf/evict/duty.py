@@ -198,11 +198,9 @@ class EvictionDuty:
                 told: OnRemoved = self._turn.removed
                 self._evictor = self._make_evictor(self._root, self._limits, on_removed=told)
             report = self._evictor.step(self._step_seconds)
-        except NotAShelfError:
-            self._evictor = None  # another directory may be a shelf again, as after a remount
-            self._stand_back()
-            raise
-        except Exception:
+        except Exception as error:
+            if isinstance(error, NotAShelfError):
+                self._evictor = None  # what lies there later may be a shelf, as after a remount
             self._stand_back()
             raise
         self._tell(report)

@@ -145,7 +145,9 @@ class Evictor:
             self._stuck_until.clear()
             return State.IDLE if self._known else State.SCANNING
         stuck = {folder for folder, until in self._stuck_until.items() if now < until}
-        wanted = [need for need in self._wanted(stuck) if need.amount]
+        if stuck:
+            wanted = self._wanted(stuck)
+        wanted = [need for need in wanted if need.amount]
         if not wanted:
             self._round = None  # what is known must be renewed meanwhile
             return State.STUCK
@@ -189,19 +191,19 @@ class Evictor:
         return work.finished
 
     def _refresh_is_due(self, now: float) -> bool:
-        return self._refresh_times.is_due(now, self._use(), self._is_urgent())
+        use = self._use()
+        return self._refresh_times.is_due(now, use, self._is_urgent(use))
 
-    def _is_urgent(self) -> bool:
-        """Whether what came since the last look may exceed a limit."""
+    def _is_urgent(self, use: Use) -> bool:
+        """Whether what came since the last look may exceed a limit; not if one is known to be."""
         usage = self._sweep.usage()
         shelf = sum(usage.values(), Amount())
         mean_bytes = shelf.bytes / max(1, shelf.files)
-        grown = self._refresh_times.grown_bytes(self._use(), mean_bytes)
-        return may_exceed(self._limits, usage, grown)
+        grown = self._refresh_times.grown_bytes(use, mean_bytes)
+        return may_exceed(self._limits, usage, grown) and not may_exceed(self._limits, usage, 0)
 
     def _use(self) -> Use:
-        volume = self._sees()
-        return Use(volume.used_bytes, volume.used_inodes)
+        return Use.of(self._sees())
 
     def _evict(self, need: Need, log: _Log, left: float) -> None:
         if self._round is None or self._round.folder != need.folder:
@@ -332,7 +334,7 @@ class Evictor:
             cut_age_seconds=self._cut_age if log.removed else None,
             looked_at=log.looked_at,
             spared=log.spared,
-            is_urgent=self._known and self._is_urgent(),
+            is_urgent=self._known and self._is_urgent(self._use()),
             foreign=count + len(mine),
             foreign_examples=(*mine[:8], *examples),
             unread=self._spaces.unread,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from kvshelf.evict.limits import Volume
+
 # A look takes at most this share of the time: while the file system's use does not change, while
 # it does, and when it has grown by so much that a limit may be exceeded.
 QUIET_SHARE, BUSY_SHARE, URGENT_SHARE = 0.0025, 0.1, 0.5
@@ -17,6 +19,10 @@ class Use:
 
     bytes: int = -1
     inodes: int = -1
+
+    @classmethod
+    def of(cls, volume: Volume) -> Use:
+        return cls(volume.used_bytes, volume.used_inodes)
 
 
 class RefreshTimes:
