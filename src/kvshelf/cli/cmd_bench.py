@@ -11,9 +11,16 @@ from typing import Any
 
 from kvshelf.bench import Row, Scratch, Workload, measure, shortage
 from kvshelf.bench.measure import OPERATIONS
-from kvshelf.cli.common import CommandError, Exit, asked, print_json, safe, sigterm_as_interrupt
+from kvshelf.cli.common import (
+    CommandError,
+    Exit,
+    asked,
+    check_path,
+    print_json,
+    safe,
+    sigterm_as_interrupt,
+)
 from kvshelf.engine import Direct
-from kvshelf.root import is_utf8
 
 HELP = "measure stores, loads and lookups on a mount"
 DESCRIPTION = """\
@@ -54,11 +61,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> Exit:
     workload = _workload(options)
+    check_path(options.root)
     root = Path(options.root)
     if options.plot:
         check_picture(Path(options.plot))
-    if not is_utf8(root):
-        raise CommandError(Exit.USAGE, f"{safe(str(root))}: the path must be UTF-8")
     try:
         if not asked(str(root), root.is_dir):
             raise CommandError(Exit.NO_SHELF, f"{safe(str(root))} is no directory")

@@ -83,16 +83,24 @@ def sigterm_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
+def check_path(path: str) -> None:
+    """
+    Raises:
+        CommandError: no shelf can ever be at a ROOT that is written so.
+    """
+    if not path:
+        raise CommandError(Exit.USAGE, "ROOT is empty: is a variable not set?")
+    if not is_utf8(path):
+        raise CommandError(Exit.USAGE, f"{safe(path)}: not UTF-8: a shelf's path must be UTF-8")
+
+
 def existing_shelf(path: str) -> Path:
     """The shelf at a path that a user gave. Writes nothing.
 
     Raises:
         CommandError: there is none, or it does not answer.
     """
-    if not path:
-        raise CommandError(Exit.USAGE, "ROOT is empty: is a variable not set?")
-    if not is_utf8(path):
-        raise CommandError(Exit.USAGE, f"{safe(path)}: not UTF-8: no shelf can be there")
+    check_path(path)
     return asked(path, lambda: _existing_shelf(path))
 
 
