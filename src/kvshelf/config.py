@@ -107,7 +107,7 @@ class Settings:
     )
     lookup_threads: int = _setting(32, "Threads for lookups and touches.", low=1, high=256)
     open_timeout_seconds: float = _setting(
-        30.0,
+        120.0,
         "Seconds within which all roots must answer at start; else it ends with an error.",
         low=0.01,
         high=_DAY_SECONDS,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,8 +12,52 @@ from pathlib import Path
 from kvshelf.deadline import NoAnswerError, within
 from kvshelf.errors import ConfigError
 from kvshelf.namespace import Identity
-from kvshelf.root import open_root, use_namespace
+from kvshelf.root import open_namespace, open_root, use_namespace
 from kvshelf.rootlist import SETTING
+
+# So long a start waits for a lock: a network's round trips, and no grace period of a server.
+_LOCK_SECONDS = 2.0
+
+
+class Uses:
+    """Descriptors that hold namespaces (``root.use_namespace``) until ``close``.
+
+    One may come late: a server of NFS 4 that was started anew gives no locks for up to 90 s. What
+    the lock keeps away, a scrub that removes what no engine has used for days, has then been told
+    by the file's times.
+
+    Threads: any.
+    """
+
+    def __init__(self) -> None:
+        self._descriptors: list[int] = []
+        self._is_closed = False
+        self._lock = threading.Lock()
+
+    def take(self, root: Path, identity: Identity, modes: Mapping[str, int]) -> None:
+        """Raises: as ``root.use_namespace``, if it does so soon."""
+        with contextlib.suppress(NoAnswerError):
+            within(_LOCK_SECONDS, lambda: self._keep(use_namespace(root, identity, **modes)))
+
+    def _keep(self, descriptor: int | None) -> None:
+        if descriptor is None:
+            return
+        with self._lock:
+            if not self._is_closed:
+                self._descriptors.append(descriptor)
+                return
+        os.close(descriptor)
+
+    def __len__(self) -> int:
+        with self._lock:
+            return len(self._descriptors)
+
+    def close(self) -> None:
+        with self._lock:
+            self._is_closed = True
+            descriptors, self._descriptors = self._descriptors, []
+        for descriptor in descriptors:
+            os.close(descriptor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,17 +65,11 @@ class Opened:
     """
     Attributes:
         roots: the directories.
-        uses: descriptors that hold the namespace (``root.use_namespace``); whoever has this owns
-            them.
+        uses: hold the namespace in each; whoever has this closes them.
     """
 
     roots: list[Path] = field(default_factory=list)
-    uses: list[int] = field(default_factory=list)
-
-
-def close_all(descriptors: list[int]) -> None:
-    while descriptors:
-        os.close(descriptors.pop())
+    uses: Uses = field(default_factory=Uses)
 
 
 def open_all(
@@ -56,7 +96,7 @@ def open_all(
         return within(
             timeout_seconds,
             lambda: _open(paths, identity, modes, asked),
-            undo=lambda opened: close_all(opened.uses),
+            undo=lambda opened: opened.uses.close(),
         )
     except NoAnswerError as error:
         limit = f"did not answer within open_timeout_seconds ({timeout_seconds:g})"
@@ -82,9 +122,9 @@ def _open(
             raise ConfigError(SETTING, given, "one directory at least, each only once")
         for root in opened.roots:
             asked.append(str(root))
-            use = use_namespace(root, identity, **modes)
-            opened.uses.extend([] if use is None else [use])
+            open_namespace(root, identity, **modes)
+            opened.uses.take(root, identity, modes)
     except BaseException:
-        close_all(opened.uses)
+        opened.uses.close()
         raise
     return opened

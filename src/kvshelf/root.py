@@ -157,7 +157,8 @@ def use_namespace(
 
     The descriptor holds a shared lock (flock(2)) on namespace.json, and its times are renewed once:
     ``kvshelf scrub`` removes no namespace that is locked, and none that was used of late. None
-    where the file system has no locks.
+    where the file system has no locks. A server of NFS 4 that has just started gives no locks for
+    its grace period (RFC 8881, section 8.4.2.1), and a client waits for it in flock(2).
 
     Raises:
         as ``open_namespace``.
@@ -168,11 +169,10 @@ def use_namespace(
         descriptor = -1
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            with contextlib.suppress(OSError):  # another user's file: the lock is enough
+                os.utime(descriptor)  # first, since the lock may be long in coming, or never come
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            found = path.lstat()
-            if os.path.samestat(found, os.fstat(descriptor)):
-                with contextlib.suppress(OSError):  # another user's file: the lock is enough
-                    os.utime(descriptor)
+            if os.path.samestat(path.lstat(), os.fstat(descriptor)):
                 return descriptor
         except OSError as error:
             if error.errno not in (errno.EWOULDBLOCK, errno.ENOENT, errno.ESTALE):

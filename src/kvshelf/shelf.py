@@ -44,7 +44,7 @@ from kvshelf.engine.spread import SpreadEngine
 from kvshelf.keys import group_of, make_key
 from kvshelf.layout import chunk_path, chunk_path_in, rank_folder
 from kvshelf.namespace import Identity
-from kvshelf.opening import close_all, open_all
+from kvshelf.opening import open_all
 from kvshelf.rendezvous import Rendezvous, Share
 
 EngineFactory = Callable[..., Engine]
@@ -162,7 +162,7 @@ class Shelf:
         )
         self.roots = tuple(map(str, opened.roots))
         # Given up by close(), by the collector, and by the kernel however this process ends.
-        self._end_use = weakref.finalize(self, close_all, opened.uses)
+        self._end_use = weakref.finalize(self, opened.uses.close)
         self._route = Rendezvous(self.roots) if len(self.roots) > 1 else None
         self._folder = identity.folder
         self._rank = rank

@@ -161,8 +161,9 @@ class EngineConfig:
     step_bytes: int = 256 << 10
     # Staging memory of write-behind stores. A full buffer makes stores queue, then drop.
     write_buffer_bytes: int = 256 << 20
-    # A root that does not answer for this long when a shelf is opened cannot be used.
-    open_timeout_seconds: float = 30.0
+    # A root that does not answer for this long when a shelf is opened cannot be used. A server of
+    # NFS 4 that was just started lets nobody open a file for up to 90 s, its grace period.
+    open_timeout_seconds: float = 120.0
     # A store whose bytes could not be taken for this long is dropped.
     store_queue_seconds: float = 30.0
     # A store whose file is not published this long after its bytes were taken is given up.
