@@ -165,7 +165,7 @@ class Shelf:
         self._end_use = weakref.finalize(self, opened.uses.close)
         self._route = Rendezvous(self.roots) if len(self.roots) > 1 else None
         self._folder = identity.folder
-        self._rank = rank
+        self.rank = rank
         self._ranks = range(world_size)
         self._rank_folders = [rank_folder(identity.folder, each) for each in self._ranks]
         self._touched_ranks = (rank,) if groups else tuple(self._ranks)
@@ -221,7 +221,7 @@ class Shelf:
 
     def path_of(self, key: bytes) -> str:
         """Path of this rank's file of a chunk, relative to its root."""
-        return chunk_path(self._folder, self._rank, key)
+        return chunk_path(self._folder, self.rank, key)
 
     def root_of(self, key: bytes) -> int:
         """The chunk's root, as an index into ``roots``."""
@@ -343,7 +343,7 @@ class Shelf:
 
     def _batch(self, chunks: Sequence[Chunk]) -> Any:
         builder = BatchBuilder()
-        folder, rank, position = self._folder, self._rank, self._position
+        folder, rank, position = self._folder, self.rank, self._position
         for key, block_ids, first_block in chunks:
             ids = as_block_ids(block_ids)
             # A group that this shelf has no memory for is refused by the engine, as any bad index.

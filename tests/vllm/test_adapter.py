@@ -331,27 +331,6 @@ def test_reset_forgets_but_deletes_nothing(replicas: tuple[Replica, Replica]) ->
     assert one.lookup(A) == [LookupResult.HIT]
 
 
-def test_a_chunk_that_one_rank_lacks_is_not_served(tmp_path: Path) -> None:
-    shelf = Shelf(tmp_path, IDENTITY, world_size=2)
-    presence = Presence(hit_ttl_seconds=9, miss_ttl_seconds=0, failed_ttl_seconds=9, keys_max=9)
-    manager = KvshelfManager(
-        shelf,
-        presence,
-        SETTINGS,
-        chunk_bytes=1,
-        chunk_tokens=16,
-        num_workers=2,
-        emit_events=True,
-    )
-    manager.prepare_store([A], CONTEXT)
-    manager.absorb(WorkerReport(published={A: 1}))
-    assert list(manager.take_events()) == []
-    assert presence.answers.get(A) is None
-    manager.absorb(WorkerReport(published={A: 1}))
-    assert [list(e.keys) for e in manager.take_events()] == [[A]]
-    manager.shutdown()
-
-
 def test_keys_survive_the_way_to_the_worker() -> None:
     import pickle
 

@@ -218,7 +218,7 @@ def test_both_roots_are_shown_with_every_report(pair: Pair) -> None:
 
 
 def test_a_worker_reports_each_root_of_a_job_by_itself(pair: Pair) -> None:
-    outcomes = Outcomes(FaultLog(logger), pair.manager._shelf.shares)
+    outcomes = Outcomes(FaultLog(logger), pair.manager._shelf)
     keys = [pair.a[0], pair.b[0], pair.a[1], pair.b[1]]
 
     def report(job: int, statuses: list[FileStatus], errnos: list[int]) -> set[Any]:

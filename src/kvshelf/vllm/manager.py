@@ -98,7 +98,8 @@ class KvshelfManager(OffloadingManager):
         self._answers = presence.answers  # the hot path's own reference
         self._retry_seconds = settings.breaker_retry_seconds
         self._num_workers = num_workers
-        self._publishing: dict[bytes, int] = {}  # key -> workers that have published it
+        self._every_rank = (1 << num_workers) - 1
+        self._publishing: dict[bytes, int] = {}  # key -> ranks that have published it, a bit each
         self._published: OrderedDict[bytes, float] = OrderedDict()  # lately, and when
         self._evicted: deque[tuple[int, bytes]] = deque()  # (root, key) to be forgotten
         self._to_heal: set[bytes] = set()  # keys that failed to load and are not stored anew yet
@@ -256,9 +257,9 @@ class KvshelfManager(OffloadingManager):
             self._publishing.pop(key, None)
         published: list[bytes] = []
         for key, news in report.published.items():
-            workers = news + self._publishing.pop(key, 0)
-            if workers < self._num_workers:
-                self._publishing[key] = workers
+            ranks = news | self._publishing.pop(key, 0)
+            if ranks != self._every_rank:
+                self._publishing[key] = ranks
                 if len(self._publishing) > PUBLISHING_KEYS_MAX:  # some ranks never publish
                     del self._publishing[next(iter(self._publishing))]
                 continue

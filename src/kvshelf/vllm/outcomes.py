@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from kvshelf import metrics
 from kvshelf.engine import EngineStats, FileStatus, JobResult
 from kvshelf.keys import group_of
-from kvshelf.rendezvous import Share
+from kvshelf.shelf import Shelf
 from kvshelf.vllm.faultlog import FaultLog
 from kvshelf.vllm.report import STORAGE_FAULTS, WorkerReport
 
@@ -18,12 +18,13 @@ class Outcomes:
     """Collects until it is taken, once a step. One thread: its owner's.
 
     Args:
-        shares: the shelf's, which says what the roots have of a job.
+        shelf: the jobs', which says what the roots have of one.
     """
 
-    def __init__(self, faults: FaultLog, shares: Callable[[Sequence[bytes]], list[Share]]) -> None:
+    def __init__(self, faults: FaultLog, shelf: Shelf) -> None:
         self._faults = faults
-        self._shares = shares
+        self._shelf = shelf
+        self._own_rank = 1 << shelf.rank
         self._report = WorkerReport()
         self._load_times: dict[int, float] = {}  # when a load was submitted
         self._busy_until = 0.0  # when the last of the loads that are known of ended
@@ -66,7 +67,7 @@ class Outcomes:
 
     def store_outcome(self, key: bytes, status: FileStatus, error: int) -> None:
         if status is FileStatus.OK:
-            self._report.published[key] = 1
+            self._report.published[key] = self._own_rank
             self._report.count(metrics.STORE_OUTCOMES, "published")
             return
         cause = status.name.lower()
@@ -93,7 +94,7 @@ class Outcomes:
 
     def _outcomes(self, kind: str, keys: Sequence[bytes], result: JobResult) -> None:
         """What the job says of each root, if anything: a damaged chunk says nothing."""
-        for share in self._shares(keys):
+        for share in self._shelf.shares(keys):
             rows = share.rows.tolist()
             statuses = [result.statuses[row] for row in rows]
             row = next((i for i, status in enumerate(statuses) if status in STORAGE_FAULTS), None)

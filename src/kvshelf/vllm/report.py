@@ -30,7 +30,7 @@ class WorkerReport:
         loads: one a load job that ended: chunks, chunks loaded, seconds by which it lengthened the
             time in which this worker loaded at all.
         outcomes: one a job of a worker and root.
-        published: key -> number of workers whose file of it is on the shelf now.
+        published: key -> ranks whose file of it is on the shelf now, a bit each (``1 << rank``).
         not_stored: keys whose store was dropped or failed on a worker.
         counters: increments.
         gauges: current values; those of several workers are added up.
@@ -75,8 +75,8 @@ class WorkerReport:
         )
         merged.not_stored = self.not_stored | other.not_stored
         merged.published = dict(self.published)
-        for key, workers in other.published.items():
-            merged.published[key] = merged.published.get(key, 0) + workers
+        for key, ranks in other.published.items():
+            merged.published[key] = merged.published.get(key, 0) | ranks
         for mine, theirs, out in (
             (self.counters, other.counters, merged.counters),
             (self.gauges, other.gauges, merged.gauges),

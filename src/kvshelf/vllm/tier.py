@@ -101,7 +101,7 @@ class KvshelfTier(SecondaryTierManager):
             group_ids=ids,
             config=replace(engine, write_behind=False, lookup_threads=1),
         )
-        self._outcomes = Outcomes(FaultLog(logger), self._shelf.shares)
+        self._outcomes = Outcomes(FaultLog(logger), self._shelf)
         self._manager = KvshelfManager(
             Shelf(settings.roots, identity, config=engine),
             Presence.of(settings),

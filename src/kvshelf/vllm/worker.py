@@ -77,7 +77,7 @@ class KvshelfWorker(OffloadingWorker):
         self._done: list[TransferResult] = []  # jobs that ended at submission
         self._failed_loads: list[FailedLoad] = []
         self._faults = FaultLog(logger)
-        self._outcomes = Outcomes(self._faults, shelf.shares)
+        self._outcomes = Outcomes(self._faults, shelf)
 
     @override
     def submit_store(
