@@ -331,6 +331,23 @@ def test_reset_forgets_but_deletes_nothing(replicas: tuple[Replica, Replica]) ->
     assert one.lookup(A) == [LookupResult.HIT]
 
 
+def test_what_was_known_before_a_pause_is_asked_anew(
+    replicas: tuple[Replica, Replica], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine without requests makes no steps, and steps are what ends the time of an answer."""
+    one, two = replicas
+    one.store([A], list(range(4)))
+    assert two.lookup(A, B) == [LookupResult.HIT, LookupResult.MISS]
+    one.path(A).unlink()
+    one.store([B], list(range(4)))
+    before = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: before + 3600)
+    two.manager.on_new_request(CONTEXT)
+    assert [two.manager.lookup(each, CONTEXT) for each in (A, B)] == [LookupResult.RETRY] * 2
+    monkeypatch.undo()
+    assert two.lookup(A, B) == [LookupResult.MISS, LookupResult.HIT]
+
+
 def test_keys_survive_the_way_to_the_worker() -> None:
     import pickle
 

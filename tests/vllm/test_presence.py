@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvshelf.vllm.presence import Answer, Presence
+from kvshelf.vllm.presence import EXPIRED_KEYS_A_STEP, Answer, Presence
 
 
 @pytest.fixture
@@ -87,6 +87,35 @@ def test_pending_keys_are_not_expired(presence: Presence) -> None:
     presence.pending([b"k"])
     presence.expire(now=1e9)
     assert presence.answers[b"k"] is Answer.PENDING
+
+
+def test_much_expires_in_many_steps_but_a_pause_ends_it_at_once() -> None:
+    keys = [b"%d" % i for i in range(2 * EXPIRED_KEYS_A_STEP + 1)]
+    presence = Presence(
+        hit_ttl_seconds=30, miss_ttl_seconds=1, failed_ttl_seconds=60, keys_max=len(keys)
+    )
+    answers = presence.answers
+
+    def fill() -> None:
+        for key in keys:
+            presence.found(key, now=0)
+        presence.missed(b"late", now=30)
+
+    fill()
+    left = []
+    for _ in range(4):
+        presence.expire(now=30.5)
+        left.append(len(answers))
+    assert left == [EXPIRED_KEYS_A_STEP + 2, 2, 1, 1] and answers == {b"late": Answer.MISS}
+    fill()
+    presence.pending([b"asked"])
+    presence.expire(now=31)
+    assert answers == {b"asked": Answer.PENDING}
+    assert answers is presence.answers and presence.is_stored(keys[0])
+    # Nothing of the first round ends what is answered in a second one.
+    presence.found(keys[0], now=40)
+    presence.expire(now=69)
+    assert answers[keys[0]] is Answer.HIT
 
 
 def test_forget_drops_everything(presence: Presence) -> None:

@@ -62,6 +62,8 @@ MEASURE_WAIT_SECONDS = (0.025, 0.05)
 JOURNAL_SECONDS = 90.0
 # A step forgets so many evicted keys: a millisecond or two of the scheduler's thread.
 EVICTED_KEYS_A_STEP = 1024
+# An engine without requests makes no steps. After so long without one, what is known may be old.
+PAUSE_SECONDS = 0.1
 # Keys that some workers have published and others not yet.
 PUBLISHING_KEYS_MAX = 65_536
 _NEVER = float("-inf")
@@ -129,6 +131,7 @@ class KvshelfManager(OffloadingManager):
             compare=settings.admission == "auto",
             chunk_bytes=chunk_bytes,
         )
+        self._last_step = _NEVER
         self._measuring_since = _NEVER
         self._refused: set[str] = set()  # requests that compute what they could load
         self._all_roots = frozenset(range(len(shelf.roots)))
@@ -221,6 +224,9 @@ class KvshelfManager(OffloadingManager):
 
     @override
     def on_new_request(self, req_context: ReqContext) -> RequestOffloadingContext:
+        now = time.monotonic()
+        if now - self._last_step > PAUSE_SECONDS:
+            self._tidy(now)
         # Every chunk is offered again, so that recomputed ones are stored anew; see compat.
         return RequestOffloadingContext(policy=compat.request_level_policy())
 
@@ -232,10 +238,15 @@ class KvshelfManager(OffloadingManager):
     @override
     def on_schedule_end(self, context: ScheduleEndContext) -> None:
         now = time.monotonic()
-        self._hear_of_evictions(now)
+        self._tidy(now)
         self._lookups.end_step(now)
-        self._presence.expire(now)
         self._breakers.tend(now, self._lookups.ping)
+
+    def _tidy(self, now: float) -> None:
+        """Forget what is over and what is gone, before it misleads a lookup."""
+        self._last_step = now
+        self._hear_of_evictions(now)
+        self._presence.expire(now)
 
     def absorb(self, report: WorkerReport) -> None:
         """Take in what the workers report, before vLLM hears of the finished jobs."""

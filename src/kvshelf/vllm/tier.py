@@ -166,6 +166,7 @@ class KvshelfTier(SecondaryTierManager):
 
     @override
     def on_new_request(self, req_context: ReqContext) -> RequestOffloadingContext:
+        self._manager.on_new_request(req_context)
         # A chunk that failed to load is computed into host memory, and stored from there.
         return RequestOffloadingContext()
 
