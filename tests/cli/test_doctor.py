@@ -38,6 +38,17 @@ def test_a_good_directory_ends_with_settings(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_relative_root_is_made_absolute(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "kv").mkdir()
+    _, report = run_json(capsys, "doctor", "kv", *QUICK)
+    assert "problem" not in by_check(report).values() and report["root"] == "kv"
+    extra = report["settings"]["kv_connector_extra_config"]
+    assert extra["shared_storage_path"] == str(tmp_path / "kv")
+
+
 def test_text_says_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["doctor", str(tmp_path), *QUICK])
     out = capsys.readouterr().out

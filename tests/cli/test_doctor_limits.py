@@ -164,17 +164,6 @@ def test_settings_that_are_none_say_why(
     assert status == 1 and finding["severity"] == "problem" and said in finding["message"]
 
 
-def test_a_name_that_is_not_utf8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    root = os.fsdecode(os.fsencode(tmp_path) + b"/kv\xff")
-    Path(root).mkdir()
-    status, report = run_json(capsys, "doctor", root, *QUICK)
-    assert status == 1 and by_check(report)["directory"] == "problem"
-    assert main(["doctor", root, *QUICK]) == 1
-    assert "not UTF-8" in capsys.readouterr().out
-    assert main(["bench", root]) == 2
-    assert "must be UTF-8" in capsys.readouterr().err
-
-
 def test_bench_of_what_is_no_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "file"
     file.write_text("x")
@@ -210,9 +199,11 @@ def test_a_killed_doctors_files_go_and_no_others(tmp_path: Path) -> None:
     (folder / f"hello-{'d' * 16}-0").mkdir(parents=True)
     old, young, text = f"hello-{'a' * 16}-0", f"hello-{'b' * 16}-1", '{"token": "a", "beat": 1}'
     half = f".{'a' * 16}-hello-{'a' * 16}-1"
-    others = [young, "hello-mine", "data"]
+    pair = f"{'a' * 16}-{'b' * 16}"
+    talk = [f"ping-{pair}-0", f"pong-{pair}-4", f"result-{pair}", f"bye-{pair}"]
+    others = [young, "hello-mine", "data", f"ping-{pair}", f"bye-{pair}-0", "pong-a-b-1"]
     target = tmp_path / "target"
-    for path in (target, *(folder / name for name in (old, half, *others))):
+    for path in (target, *(folder / name for name in (old, half, *talk, *others))):
         path.write_text(text)
     link = folder / f"hello-{'c' * 16}-0"
     link.symlink_to(target)

@@ -14,7 +14,7 @@ from kvshelf.errors import ConfigError
 from kvshelf.root import open_root
 
 COMMAND = [sys.executable, "-m", "kvshelf.cli"]
-ON_SHELVES = ["ls", "du", "top", "evict", "scrub", "namespaces", "bench"]
+ON_SHELVES = ["ls", "du", "top", "evict", "scrub", "namespaces", "bench", "doctor"]
 
 
 @pytest.mark.parametrize("command", ON_SHELVES)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +22,7 @@ class Server:
 
     def __init__(self) -> None:
         self.answer = b""
+        self.drips = False
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}/metrics"
         self.thread = threading.Thread(target=self._serve)
@@ -31,7 +34,14 @@ class Server:
             with client:
                 if not client.recv(65_536):
                     return  # the end of the test
-                client.sendall(self.answer)
+                self._send(client)
+
+    def _send(self, client: socket.socket) -> None:
+        client.sendall(self.answer)
+        with contextlib.suppress(OSError):  # the client is gone
+            while self.drips:
+                client.sendall(b"\n")
+                time.sleep(0.01)
 
     def close(self) -> None:
         socket.create_connection(self.socket.getsockname()).close()
@@ -79,6 +89,15 @@ def test_top_goes_on_and_says_that_hits_are_unknown(
     assert main([*line, "--json"]) == 0
     value = json.loads(capsys.readouterr().out)
     assert value["metrics_problem"] and "counters" not in value
+
+
+@pytest.mark.timeout(60)
+def test_a_page_without_end_is_left(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every byte comes in time, and the last one never."""
+    monkeypatch.setattr("kvshelf.cli.scrape._TIMEOUT_SECONDS", 0.2)
+    server.answer, server.drips = page("kvshelf:lookups_total 1\n"), True
+    with pytest.raises(ScrapeError, match=r"not whole after 0\.2 s"):
+        scrape(server.url)
 
 
 @pytest.mark.parametrize("url", ["http://a b/", "http://x:y/metrics", "http://[x/", "http://é.\n/"])

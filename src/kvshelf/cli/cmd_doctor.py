@@ -15,6 +15,7 @@ from kvshelf.cli.common import (
     ANSWER_SECONDS,
     CommandError,
     Exit,
+    check_path,
     existing_shelf,
     print_json,
     safe,
@@ -31,7 +32,7 @@ from kvshelf.doctor.site import check_directory, check_mount, check_room, mount_
 from kvshelf.doctor.why import explain
 from kvshelf.errors import ConfigError
 from kvshelf.namespace import diff
-from kvshelf.root import is_shelf, is_utf8, list_namespaces
+from kvshelf.root import is_shelf, list_namespaces
 
 HELP = "check a mount and this host, and recommend settings"
 DESCRIPTION = """\
@@ -73,7 +74,8 @@ def run(options: argparse.Namespace) -> Exit:
     if options.why:
         return _why(options)
     _check_options(options)
-    root = Path(options.root)
+    check_path(options.root)
+    root = Path(options.root).absolute()
     findings = _first_look(root)
     rows: list[Row] = []
     if not _bad(findings):
@@ -120,8 +122,6 @@ def _failure(error: OSError) -> Finding:
 
 
 def _first_look(root: Path) -> list[Finding]:
-    if not is_utf8(root):
-        return [problem("directory", f"{root}: its name is not UTF-8", "give one that is")]
     try:
         return within(ANSWER_SECONDS, lambda: check_directory(root))
     except NoAnswerError as error:

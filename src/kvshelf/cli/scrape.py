@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import math
 import re
+import time
 import urllib.error
 import urllib.request
 
@@ -29,7 +30,7 @@ def scrape(url: str) -> dict[str, float]:
     """
     try:
         with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as answer:  # noqa: S310
-            text = answer.read(_BYTES_MAX).decode("utf-8", "replace")
+            text = _read(answer).decode("utf-8", "replace")
             rest = answer.length  # None where the server did not say
     except urllib.error.URLError as error:
         raise ScrapeError(_short(error.reason)) from error
@@ -43,6 +44,19 @@ def scrape(url: str) -> dict[str, float]:
     if not found:
         raise ScrapeError("the page has no series of kvshelf")
     return found
+
+
+def _read(answer: http.client.HTTPResponse) -> bytes:
+    """The page; the timeout of a socket is for one call each, so one that drips has no end."""
+    deadline = time.monotonic() + _TIMEOUT_SECONDS
+    parts: list[bytes] = []
+    size = 0
+    while size < _BYTES_MAX and (part := answer.read1(_BYTES_MAX - size)):
+        parts.append(part)
+        size += len(part)
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"the page is not whole after {_TIMEOUT_SECONDS:g} s")
+    return b"".join(parts)
 
 
 def _short(reason: object) -> str:

@@ -33,8 +33,11 @@ _HELLO_SECONDS = 0.5
 _HEAD_START_SECONDS = 0.3
 _LATE_SECONDS = 1.0
 _CONTENT_BYTES = 256 << 10
-# A doctor that was killed leaves these; a living one renews its own all the time.
-_HELLO_NAME = re.compile(r"(?:\.[0-9a-f]{16}-)?hello-[0-9a-f]{16}-[01]")
+# A doctor that was killed leaves these; a living one renews its hellos all the time, and of the
+# others none is needed for more than a minute.
+_HEX16 = "[0-9a-f]{16}"
+_NAMES = rf"hello-{_HEX16}-[01]|p[io]ng-{_HEX16}-{_HEX16}-\d|(?:result|bye)-{_HEX16}-{_HEX16}"
+_OUR_NAME = re.compile(rf"(?:\.{_HEX16}-)?(?:{_NAMES})")
 _DEAD_SECONDS = 3600.0
 
 
@@ -145,7 +148,7 @@ class _Party:
         return None
 
     def _remove_dead(self) -> None:
-        """Remove hellos of doctors that were killed: an hour older than ours, by the file system's
+        """Remove files of doctors that were killed: an hour older than ours, by the file system's
         clock. Regular files only, and no link is followed."""
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         with contextlib.suppress(OSError):
@@ -153,7 +156,7 @@ class _Party:
             folder = os.open(self.folder, flags)
             try:
                 names = os.listdir(folder)  # noqa: PTH208 - of a descriptor
-                for name in filter(_HELLO_NAME.fullmatch, names):
+                for name in filter(_OUR_NAME.fullmatch, names):
                     with contextlib.suppress(OSError):  # another doctor may be faster
                         found = os.stat(name, dir_fd=folder, follow_symlinks=False)
                         if stat.S_ISREG(found.st_mode) and now - found.st_mtime > _DEAD_SECONDS:
