@@ -28,7 +28,7 @@ from kvshelf.namespace import Identity, diff  # noqa: E402
 from kvshelf.vllm import identity as builder  # noqa: E402
 from kvshelf.vllm.identity import build_identity  # noqa: E402
 
-from .configs import kv_cache_config, vllm_config  # noqa: E402
+from .configs import kv_cache_config, save_config, vllm_config  # noqa: E402
 
 Site = SimpleNamespace  # config, kv, salt, patch: what an identity is made of
 KEY = make_key(bytes(range(32)), 0)
@@ -84,7 +84,8 @@ CASES: dict[str, Callable[[Site], None]] = {
     "engine": patched(builder.compat, "version_line", "0.99"),
     "model": patched(builder, "model_name", "another"),
     "weights": other_weights,
-    "model_config": lambda site: site.config.model_config.hf_config.update({"rope_theta": 5e5}),
+    "model_config": lambda site: save_config(site.config.model_config.model, rope_theta=5e5),
+    "context": patched(builder, "_context_fields", {"max_model_len": 4096}),
     "dtype": set_at("model_config.dtype", torch.bfloat16),
     "quantization": set_at("model_config.quantization", "fp8"),
     "cache_dtype": set_at("cache_config.cache_dtype", "fp8_e5m2"),

@@ -14,6 +14,7 @@ pytestmark = pytest.mark.vllm
 
 from kvshelf import Chunk, EngineConfig, Shelf  # noqa: E402
 from kvshelf.engine import Phase  # noqa: E402
+from kvshelf.vllm import manager as manager_module  # noqa: E402
 from kvshelf.vllm.faultlog import FaultLog  # noqa: E402
 from kvshelf.vllm.manager import KvshelfManager  # noqa: E402
 from kvshelf.vllm.outcomes import Outcomes  # noqa: E402
@@ -78,6 +79,20 @@ def test_reports_of_ranks_are_joined(manager: KvshelfManager) -> None:
     assert [list(e.keys) for e in manager.take_events()] == [[A]]
 
 
+def test_workers_of_another_namespace_are_an_error_and_store_nothing(
+    manager: KvshelfManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes of one engine that see different configurations: nothing would ever hit."""
+    said: list[str] = []
+    monkeypatch.setattr(manager_module.logger, "error", lambda text, *_: said.append(text))
+    manager.absorb(WorkerReport(namespaces={IDENTITY.folder}))
+    assert list(manager.prepare_store([A], CONTEXT).keys_to_store) == [A] and not said
+    one, two = (WorkerReport(namespaces={name}) for name in (IDENTITY.folder, "m-other"))
+    manager.absorb(one.merge(two))
+    assert list(manager.prepare_store([B], CONTEXT).keys_to_store) == []
+    assert len(said) == 1 and said[0].startswith("kvshelf is off")
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_worker_says_which_rank_it_is(tmp_path: Path, rank: int) -> None:
     blocks = np.ones((1, 4096), np.uint8)
@@ -91,4 +106,6 @@ def test_a_worker_says_which_rank_it_is(tmp_path: Path, rank: int) -> None:
         [result] = [each for each in shelf.poll() if each.phase is Phase.FINISHED]
         outcomes.store_ended([A], result)
         report = outcomes.take(shelf.stats())
-    assert report is not None and report.published == {A: 1 << rank}
+        assert report is not None and report.published == {A: 1 << rank}
+        assert report.namespaces == {shelf.folder}
+        assert outcomes.take(shelf.stats()) is None

@@ -11,6 +11,7 @@ _REASONS: tuple[tuple[str, str, str], ...] = (
     ("format", "version of chunk files", "the same kvshelf on both"),
     ("engine", "vLLM's minor version: KV layouts may change with it", "the same vLLM on both"),
     ("model_config", "the model's configuration, overrides included", "the same --hf-overrides"),
+    ("context", "the longest context: this model's keys depend on it", "the same --max-model-len"),
     ("model", "the model's name", "the same model, under one name"),
     ("weights", "another revision, fine-tuning or quantised copy", "the same --revision"),
     ("quantization", "how weights are quantised", "the same --quantization"),

@@ -94,6 +94,37 @@ def fix_hash_seed(algorithm: str) -> str:
     return DEFAULT_HASH_SEED
 
 
+def untouched_hf_config(model: Any) -> Any:
+    """The model's configuration as its files and the user's overrides say it.
+
+    ``model.hf_config`` is that at first, but many models write to it while they are loaded, in the
+    processes that load them: DeepSeek renames its rope, MiniMax adds a length. So the scheduler's
+    and the workers' differ.
+
+    Raises:
+        whatever vLLM and transformers raise for files that are no longer there.
+    """
+    from vllm.transformers_utils.config import get_config  # noqa: PLC0415 - only for this
+
+    given = model.hf_overrides
+    change = given if callable(given) else None
+    flat = {} if change else {k: v for k, v in given.items() if not isinstance(v, dict)}
+    nested = {} if change else {k: v for k, v in given.items() if isinstance(v, dict)}
+    config = get_config(
+        model.hf_config_path or model.model,
+        model.trust_remote_code,
+        getattr(model, "_hf_config_revision", None) or model.revision,
+        model.code_revision,
+        model.config_format,
+        hf_overrides_kw=flat,
+        hf_overrides_fn=change,
+        token=model.hf_token,
+    )
+    if nested:
+        model._apply_dict_overrides(config, nested)
+    return config
+
+
 @dataclass(frozen=True, slots=True)
 class KeyRun:
     """Keys of one KV cache group of a request.

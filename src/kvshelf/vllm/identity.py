@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from vllm.platforms import current_platform
 from kvshelf.namespace import Identity
 from kvshelf.vllm import compat
 from kvshelf.vllm.weights import weights_digest
+
+logger = compat.logger_of(__name__)
 
 # Fields of a Hugging Face configuration that never reach the model: bookkeeping of the library,
 # labels, sampling defaults of generation.
@@ -37,25 +39,29 @@ def build_identity(vllm_config: Any, kv_cache_config: Any, salt: str) -> Identit
     """
     model, cache = vllm_config.model_config, vllm_config.cache_config
     algorithm = str(cache.prefix_caching_hash_algo)
+    config = _config_fields(model)
+    groups = kv_cache_config.kv_cache_groups
+    stages = int(vllm_config.parallel_config.pipeline_parallel_size)
     return Identity(
         {
             "format": 1,
             "engine": f"vllm-{compat.version_line()}",
             "model": model_name(str(model.model)),
             "weights": weights_digest(model, vllm_config.load_config),
-            "model_config": _config_fields(model.hf_config),
+            "model_config": config,
+            "context": _context_fields(model, config),
             "dtype": _plain(model.dtype),
             "quantization": _plain(model.quantization),
-            "cache_dtype": _plain(cache.cache_dtype),
+            "cache_dtype": _cache_dtype(cache, groups),
             "cache_dtype_skip_layers": _plain(getattr(cache, "kv_cache_dtype_skip_layers", None)),
             "mamba": _mamba_fields(cache),
             "calculate_kv_scales": bool(getattr(cache, "calculate_kv_scales", False)),
             "kv_cache_layout": compat.kv_cache_layout(vllm_config, kv_cache_config),
             "attention": _plain(_attention_backend(vllm_config)),
             "device": _device(),
-            "block_tokens": [_block_tokens(g) for g in kv_cache_config.kv_cache_groups],
+            "block_tokens": [_block_tokens(group) for group in groups],
             "chunk": _chunk_fields(vllm_config),
-            "groups": [_group_fields(group) for group in kv_cache_config.kv_cache_groups],
+            "groups": [_group_fields(group, stages) for group in groups],
             "parallel": _parallel_fields(vllm_config.parallel_config),
             "hash": {"algorithm": algorithm, "seed": compat.fix_hash_seed(algorithm)},
             "lora": _lora_fields(vllm_config.lora_config),
@@ -84,10 +90,52 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-def _config_fields(hf_config: Any) -> dict[str, Any]:
+def _config_fields(model: Any) -> dict[str, Any]:
     """All of the model's configuration (rope, head sizes, layers ...), overrides included."""
-    fields = _plain(hf_config.to_dict())
+    try:
+        config = compat.untouched_hf_config(model)
+    except Exception as error:  # of many kinds; all processes meet it, or the manager says so
+        logger.warning("kvshelf: the model's configuration cannot be read again: %s", error)
+        config = model.hf_config
+    fields = _plain(config.to_dict())
     return {name: fields[name] for name in sorted(fields) if name not in _VOLATILE_CONFIG_FIELDS}
+
+
+def _context_fields(model: Any, config: Mapping[str, Any]) -> Any:
+    """What a few models make of the longest context that the engine allows; None for the others,
+    whose replicas may differ in it.
+
+    Source: vLLM's phi3_long_rope_scaled_rope.py chooses the factors of LongRoPE, and with them
+    keys, by max_model_len; llama4.py its temperature tuning, if the generation configuration does
+    not say. ``original_max_model_len`` is what the model was loaded with where vLLM then fits it.
+    """
+    if not any(
+        value in ("longrope", "su") or (name == "model_type" and str(value).startswith("llama4"))
+        for name, value in _leaves(config)
+    ):
+        return None
+    names = ("max_model_len", "original_max_model_len", "override_generation_config")
+    return {name: _plain(getattr(model, name, None)) for name in names}
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """All plain values in a JSON value, each with the name that it, or the list it is in, has."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _leaves(item, str(key))
+    elif isinstance(value, list):
+        for item in value:
+            yield from _leaves(item, name)
+    else:
+        yield name, value
+
+
+def _cache_dtype(cache: Any, groups: Any) -> Any:
+    """The KV cache's type; None where each group says it (``cache_dtype_str``, in its fields):
+    sparse MLA layers settle it while they are loaded, in the workers' configuration alone."""
+    if all(getattr(_representative(group), "cache_dtype_str", None) for group in groups):
+        return None
+    return _plain(cache.cache_dtype)
 
 
 def _attention_backend(vllm_config: Any) -> Any:
@@ -114,7 +162,13 @@ def _representative(group: Any) -> Any:
     return next(iter(specs.values())) if specs else group.kv_cache_spec
 
 
-def _group_fields(group: Any) -> dict[str, Any]:
+def _group_fields(group: Any, stages: int) -> dict[str, Any]:
+    """
+    Args:
+        stages: of the pipeline. If there are several, each knows its own layers only, and the
+            scheduler the first one's; the parallel sizes and ranks then say which they are, and the
+            page sizes in a chunk file's header how many.
+    """
     spec = _representative(group)
     names = (
         "num_kv_heads",
@@ -125,14 +179,10 @@ def _group_fields(group: Any) -> dict[str, Any]:
         "cache_dtype_str",
     )
     fields = {name: _plain(getattr(spec, name)) for name in names if hasattr(spec, name)}
-    layers = json.dumps(list(group.layer_names)).encode()
-    return {
-        "kind": type(spec).__name__,
-        "layers": len(group.layer_names),
-        "layer_names": hashlib.sha256(layers).hexdigest()[:16],
-        "page_bytes": int(spec.page_size_bytes),
-        **fields,
-    }
+    if stages == 1:
+        names_digest = hashlib.sha256(json.dumps(list(group.layer_names)).encode()).hexdigest()
+        fields |= {"layers": len(group.layer_names), "layer_names": names_digest[:16]}
+    return {"kind": type(spec).__name__, "page_bytes": int(spec.page_size_bytes), **fields}
 
 
 def _chunk_fields(vllm_config: Any) -> dict[str, Any]:
@@ -154,7 +204,13 @@ def _parallel_fields(parallel: Any) -> dict[str, int]:
         "decode_context": "decode_context_parallel_size",
         "world": "world_size",
     }
-    return {short: int(getattr(parallel, name, 1)) for short, name in names.items()}
+    sizes = {short: int(getattr(parallel, name, 1)) for short, name in names.items()}
+    if sizes["decode_context"] > 1 or sizes["prefill_context"] > 1:
+        # Which rank has which tokens; vLLM lets the older of two settings win.
+        old = int(getattr(parallel, "dcp_kv_cache_interleave_size", 1))
+        new = int(getattr(parallel, "cp_kv_cache_interleave_size", 1))
+        sizes["interleave_tokens"] = old if old > 1 and sizes["decode_context"] > 1 else new
+    return sizes
 
 
 def _lora_fields(lora: Any) -> Any:

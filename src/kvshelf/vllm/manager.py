@@ -133,6 +133,7 @@ class KvshelfManager(OffloadingManager):
         )
         self._last_step = _NEVER
         self._measuring_since = _NEVER
+        self._is_split = False  # workers use another namespace: of no use to store
         self._refused: set[str] = set()  # requests that compute what they could load
         self._all_roots = frozenset(range(len(shelf.roots)))
         self._shut: frozenset[int] = frozenset()  # roots closed to the request that looks up
@@ -206,7 +207,7 @@ class KvshelfManager(OffloadingManager):
     ) -> PrepareStoreOutput:
         """Offer what is not known to be stored. Never None: a full buffer drops in the worker."""
         is_stored = self._presence.is_stored
-        wanted = [key for key in keys if not is_stored(key)]
+        wanted = [] if self._is_split else [key for key in keys if not is_stored(key)]
         if len(wanted) < len(keys):
             self.touch([key for key in keys if is_stored(key)] if wanted else keys, req_context)
         unstored = len(wanted)
@@ -251,6 +252,14 @@ class KvshelfManager(OffloadingManager):
     def absorb(self, report: WorkerReport) -> None:
         """Take in what the workers report, before vLLM hears of the finished jobs."""
         now = time.monotonic()
+        if not report.namespaces <= {self._shelf.folder}:
+            self._is_split = True
+            logger.error(
+                "kvshelf is off: workers store in %s, where lookups do not look, in %s. "
+                "`kvshelf namespaces ROOT --diff` of the two says why; please report it.",
+                ", ".join(sorted(report.namespaces)),
+                self._shelf.folder,
+            )
         for key in report.failed:
             if self._presence.is_stored(key):
                 self._events.gone(key)

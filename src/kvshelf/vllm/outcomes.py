@@ -25,7 +25,7 @@ class Outcomes:
         self._faults = faults
         self._shelf = shelf
         self._own_rank = 1 << shelf.rank
-        self._report = WorkerReport()
+        self._report = WorkerReport(namespaces={shelf.folder})
         self._load_times: dict[int, float] = {}  # when a load was submitted
         self._busy_until = 0.0  # when the last of the loads that are known of ended
 

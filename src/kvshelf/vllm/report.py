@@ -32,6 +32,7 @@ class WorkerReport:
         outcomes: one a job of a worker and root.
         published: key -> ranks whose file of it is on the shelf now, a bit each (``1 << rank``).
         not_stored: keys whose store was dropped or failed on a worker.
+        namespaces: folders in which workers store; each says it once.
         counters: increments.
         gauges: current values; those of several workers are added up.
         samples: observations for histograms.
@@ -43,6 +44,7 @@ class WorkerReport:
     outcomes: list[Outcome] = field(default_factory=list)
     published: dict[bytes, int] = field(default_factory=dict)
     not_stored: set[bytes] = field(default_factory=set)
+    namespaces: set[str] = field(default_factory=set)
     counters: dict[Series, float] = field(default_factory=dict)
     gauges: dict[Series, float] = field(default_factory=dict)
     samples: dict[Series, list[float]] = field(default_factory=dict)
@@ -62,6 +64,7 @@ class WorkerReport:
             or self.outcomes
             or self.published
             or self.not_stored
+            or self.namespaces
             or self.counters
             or self.samples
         )
@@ -74,6 +77,7 @@ class WorkerReport:
             outcomes=self.outcomes + other.outcomes,
         )
         merged.not_stored = self.not_stored | other.not_stored
+        merged.namespaces = self.namespaces | other.namespaces
         merged.published = dict(self.published)
         for key, ranks in other.published.items():
             merged.published[key] = merged.published.get(key, 0) | ranks

@@ -102,8 +102,11 @@ class SharedStorageOffloadingSpec(OffloadingSpec):
 
     def _chunk_bytes(self) -> int:
         """Bytes of one chunk's files, all ranks'; the mean of the groups."""
-        groups = self._identity.fields["groups"]
-        pages = [group["layers"] * group["page_bytes"] for group in groups]
+        fields = self._identity.fields["groups"]
+        pages = [
+            len(group.layer_names) * fields[index]["page_bytes"]
+            for index, group in zip(compat.group_ids(self.config), self.config.groups, strict=True)
+        ]
         mean = sum(pages) / len(pages)
         return max(1, int(mean * self.blocks_per_chunk * self.config.parallel.world_size))
 
