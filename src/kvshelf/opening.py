@@ -46,7 +46,7 @@ class Uses:
             if not self._is_closed:
                 self._descriptors.append(descriptor)
                 return
-        os.close(descriptor)
+        _close(descriptor)
 
     def __len__(self) -> int:
         with self._lock:
@@ -57,7 +57,12 @@ class Uses:
             self._is_closed = True
             descriptors, self._descriptors = self._descriptors, []
         for descriptor in descriptors:
-            os.close(descriptor)
+            _close(descriptor)
+
+
+def _close(descriptor: int) -> None:
+    with contextlib.suppress(OSError):  # of a mount that is gone: it is closed all the same
+        os.close(descriptor)
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,6 +94,21 @@ def test_something_else_is_left_alone(root: Path, data: bytes) -> None:
     assert reader.read() == KEYS[1:2]
 
 
+def test_nothing_is_written_behind_a_torn_record(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that fills up within the first write of a file takes fewer bytes."""
+    reader = RemovedReader(root, FOLDER)
+    reader.read()
+    writer, write = RemovedWriter(root, TOKEN), os.write
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda file, data: write(file, data[:-5]))
+        writer.append(FOLDER, KEYS[:2])
+    writer.append(FOLDER, KEYS[2:4])
+    assert len(files(root)) == 2
+    assert sorted(reader.read()) == sorted([KEYS[0], *KEYS[2:4]])
+
+
 def test_parts_are_closed_when_they_are_large(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal, "PART_BYTES_MAX", 100)
     reader = RemovedReader(root, FOLDER)

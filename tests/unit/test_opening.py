@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Iterator
@@ -121,6 +122,24 @@ def test_roots_that_answer_are_held(tmp_path: Path) -> None:
     assert len(opened.uses) == open_descriptors() - before == 2
     opened.uses.close()
     assert open_descriptors() == before and not opening_threads()
+
+
+def test_a_mount_that_is_gone_keeps_nothing_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """close(2) gives its error and closes all the same."""
+    before = open_descriptors()
+    opened = open_them(tmp_path / "a", tmp_path / "b")
+    close = os.close
+
+    def fail(descriptor: int) -> None:
+        close(descriptor)
+        raise OSError(errno.ENOTCONN, "no server")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "close", fail)
+        opened.uses.close()
+    assert open_descriptors() == before
 
 
 def test_one_directory_twice_is_an_error(tmp_path: Path) -> None:

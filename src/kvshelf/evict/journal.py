@@ -77,7 +77,8 @@ class RemovedWriter:
                 raise FileNotFoundError(name)
             try:
                 size = os.fstat(file).st_size
-                written = os.write(file, data if size else MAGIC + data)
+                data = data if size else MAGIC + data
+                written = os.write(file, data)
                 # Nothing could be read after a torn record.
                 if written < len(data) or size + written >= PART_BYTES_MAX:
                     part += 1
