@@ -348,6 +348,22 @@ def test_what_was_known_before_a_pause_is_asked_anew(
     assert two.lookup(A, B) == [LookupResult.MISS, LookupResult.HIT]
 
 
+def test_a_prefix_that_somebody_removed_is_stored_by_one_request(
+    replicas: tuple[Replica, Replica],
+) -> None:
+    """A lookup stops at the first missing chunk, and says nothing of those behind it."""
+    one = replicas[0]
+    keys = [key(i) for i in range(1, 9)]
+    one.store(keys, list(range(32)))
+    for each in keys:
+        one.path(each).unlink()
+    one.presence.answers.clear()  # their time is over
+    one.manager.prefetch([run_of(*keys)])
+    assert one.lookup(keys[0]) == [LookupResult.MISS]
+    assert one.store(keys, list(range(32))) == keys
+    assert all(one.path(each).exists() for each in keys)
+
+
 def test_keys_survive_the_way_to_the_worker() -> None:
     import pickle
 

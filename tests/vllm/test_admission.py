@@ -49,6 +49,18 @@ def test_what_waits_does_not_count() -> None:
     assert decide(made, 10) is Verdict.LOAD
 
 
+@pytest.mark.parametrize("ranks", [1, 3, 6, 24])
+def test_shares_of_ranks_leave_nothing_waiting(ranks: int) -> None:
+    """Each of them reports its share of a load; thirds do not add up to whole numbers."""
+    made = admission()
+    made.measured(1000 * MB, 2.0, 0.0)
+    for chunks in range(1, 200):
+        made.load_begins(chunks)
+        for _ in range(ranks):
+            made.load_ends(chunks / ranks, chunks / ranks, chunks / 50 / ranks, 1.0)
+    assert decide(made, 10, 1e6) is Verdict.MEASURE
+
+
 def test_little_evidence_must_speak_louder() -> None:
     made = admission()
     made.load_begins(16)
@@ -131,12 +143,46 @@ def test_spread_takes_keys_from_everywhere() -> None:
 
 
 def test_a_step_lasts_from_its_scheduling_or_the_end_of_the_one_before() -> None:
-    pace = Pace()
-    assert pace.ends(0.0) is None
+    pace = Pace(steps_max=2, tells_all=False)
+    assert pace.ends(0.0, has_news=False) is None
     pace.begins(100, 1.0)
     pace.begins(50, 1.5)  # scheduled ahead
-    assert pace.ends(3.0) == (100, 2.0)
-    assert pace.ends(4.0) == (50, 1.0)
+    assert pace.ends(3.0, has_news=False) == (100, 2.0)
+    assert pace.ends(4.0, has_news=True) == (50, 1.0)
     for tokens in range(5):
         pace.begins(tokens, 5.0)  # ends that were never told
-    assert pace.ends(6.0) == (3, 1.0)
+    assert pace.ends(6.0, has_news=False) == (3, 1.0)
+
+
+@pytest.mark.parametrize("steps_max", [1, 2, 3, 5])
+@pytest.mark.parametrize("tells_all", [False, True], ids=["one worker", "several workers"])
+def test_steps_without_tokens_do_not_shift_the_others(steps_max: int, tells_all: bool) -> None:
+    """While a request waits for its load there are steps without tokens, of whose ends a single
+    worker tells only those with news: a prefill must not get the time of a decoding step."""
+    made, pace = admission(), Pace(steps_max=steps_max, tells_all=tells_all)
+    now = 0.0
+    under_way: list[tuple[int, float, bool]] = []
+
+    def step(tokens: int, seconds: float, *, has_news: bool = False) -> None:
+        nonlocal now
+        pace.begins(tokens, now)
+        under_way.append((tokens, seconds, has_news))
+        if len(under_way) < steps_max:
+            return
+        tokens, seconds, has_news = under_way.pop(0)
+        now += seconds
+        if tokens or has_news or tells_all:
+            told = pace.ends(now, has_news=has_news)
+            if told is not None:
+                made.computed(*told)
+
+    for _ in range(20):
+        for _ in range(10):
+            step(0, 0.001)
+        step(0, 0.001, has_news=True)
+        for _ in range(steps_max - 1):
+            step(0, 0.001)  # scheduled before the news were told
+        step(4000, 0.2, has_news=True)
+        for _ in range(50):
+            step(1, 0.01)
+    assert 0.5 < made.compute_seconds(20_000) < 1.5

@@ -118,6 +118,30 @@ def test_much_expires_in_many_steps_but_a_pause_ends_it_at_once() -> None:
     assert answers[keys[0]] is Answer.HIT
 
 
+def test_a_pause_ends_hits_also_where_a_load_has_failed(presence: Presence) -> None:
+    """A failed load counts for longer than a hit."""
+    for key in (b"a", b"b", b"c"):
+        presence.found(key, now=0)
+    presence.failed(b"c", now=1)
+    presence.unread(b"b", now=1, ttl_seconds=40)
+    presence.expire(now=31)
+    assert presence.answers == {b"c": Answer.MISS, b"b": Answer.MISS}
+    presence.expire(now=42)
+    assert presence.answers == {b"c": Answer.MISS}
+    presence.expire(now=62)
+    assert not presence.answers
+
+
+def test_what_was_not_asked_for_is_stored_anew_unless_we_are_at_it(presence: Presence) -> None:
+    presence.found(b"k", now=0)
+    presence.storing(b"new")
+    presence.pending([b"k", b"new", b"other"])
+    for key in (b"k", b"new", b"other"):
+        presence.unasked(key)
+    assert not presence.answers
+    assert not presence.is_stored(b"k") and presence.is_stored(b"new")
+
+
 def test_forget_drops_everything(presence: Presence) -> None:
     presence.found(b"k", now=0)
     presence.forget()

@@ -286,3 +286,29 @@ def test_reads_that_hang_while_names_answer_open_it(scheduler: Scheduler) -> Non
         scheduler.storage.answer(FileStatus.TIMED_OUT)
         scheduler.step()
     assert scheduler.manager._breakers.reading[0].state is State.OPEN
+
+
+def test_an_answer_from_before_a_store_does_not_undo_it(scheduler: Scheduler) -> None:
+    """Looked for, then published by this engine, then the answer to the first is fetched."""
+    manager = scheduler.manager
+    assert scheduler.ask(key(1)) == [RETRY]
+    scheduler.storage.answer(FileStatus.NOT_FOUND)
+    manager.prepare_store([key(1)], ReqContext(req_id="r"))
+    manager.absorb(WorkerReport(published={key(1): 1}))
+    scheduler.step()
+    assert manager.lookup(key(1), ReqContext(req_id="r")) is HIT
+    assert manager.prepare_store([key(1)], ReqContext(req_id="r")).keys_to_store == []
+
+
+def test_an_answer_from_before_a_pause_says_nothing(
+    scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked for at the end of the last step before it, and fetched after it."""
+    assert scheduler.ask(key(1)) == [RETRY]
+    scheduler.storage.answer(FileStatus.OK)
+    then = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: then + 3600)
+    scheduler.manager.on_new_request(ReqContext(req_id="r"))
+    assert scheduler.ask(key(1)) == scheduler.ask(key(1)) == [RETRY]
+    scheduler.storage.answer(FileStatus.OK)
+    assert scheduler.ask(key(1)) == [HIT]

@@ -77,7 +77,7 @@ class Admission:
     chunk_bytes: int
     _loading: Rate = field(default_factory=Rate)
     _computing: Rate = field(default_factory=Rate)
-    _waiting_chunks: float = 0.0
+    _waiting_chunks: float = 0.0  # a whole number but for rounding: ranks tell their shares
     _known_at: float = float("-inf")
     _measured_at: float = float("-inf")
     _largest_chunks: float = 0.0  # of the loads that the rate comes from
@@ -128,7 +128,7 @@ class Admission:
     def _is_doubtful(self, chunks: int, now: float) -> bool:
         """Whether what is known is too old to speak against loading, or comes from loads so much
         smaller that they did not show what storage can do."""
-        if now - self._measured_at < _MEASURE_INTERVAL_SECONDS or self._waiting_chunks > 0:
+        if now - self._measured_at < _MEASURE_INTERVAL_SECONDS or self._waiting_chunks >= 0.5:
             return False
         small = chunks > _SMALL_FACTOR * self._largest_chunks
         return small or now - self._known_at > _STALE_SECONDS

@@ -49,7 +49,10 @@ class KvshelfConnector(OffloadingConnector):
             salt = str(extra.get("identity_salt", ""))
             extra[IDENTITY_KEY] = build_identity(vllm_config, kv_cache_config, salt)
         super().__init__(vllm_config, role, kv_cache_config)
-        self._pace = Pace()
+        self._pace = Pace(
+            steps_max=vllm_config.max_concurrent_batches,
+            tells_all=vllm_config.parallel_config.world_size > 1,
+        )
         self._one_group = len(kv_cache_config.kv_cache_groups) == 1
         self._failed_blocks: set[int] = set()
         self._failed_requests: set[str] = set()
@@ -171,7 +174,8 @@ class KvshelfConnector(OffloadingConnector):
     def update_connector_output(self, connector_output: Any) -> None:
         meta = connector_output.kv_connector_worker_meta
         if self._ours:
-            step = self._pace.ends(time.monotonic())
+            has_news = not connector_output.is_empty()
+            step = self._pace.ends(time.monotonic(), has_news=has_news)
             if step is not None:
                 self._manager.admission.computed(*step)
         if self._ours and isinstance(meta, KvshelfWorkerMetadata):

@@ -10,7 +10,7 @@ Scheduler's thread only; nothing here waits for storage.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kvshelf import metrics
@@ -26,6 +26,8 @@ from kvshelf.vllm.stats import StatsSink
 # Where lookups are usually answered sooner than this, the first question of a step waits for them
 # so long, once: a request then starts to load in its first step instead of its second.
 PROMPT_ANSWER_SECONDS = 0.0005
+# An answer that nobody fetched for so long, in a pause of the engine, says nothing any more.
+STALE_SECONDS = 30.0
 # Threads that hang in the storage say enough: no more probes are sent after them.
 HUNG_THREADS_MAX = 8
 
@@ -57,6 +59,7 @@ class Lookups:
     """
     Args:
         gone: told of a key that was thought to be stored and is not there.
+        published: key -> when it was lately published by this engine, by ``time.monotonic``.
         wait_seconds: how long a request waits for an answer. After that its keys count as absent
             for now, and the answer, when it comes, serves the next request.
     """
@@ -70,6 +73,7 @@ class Lookups:
         faults: FaultLog,
         *,
         gone: Callable[[bytes], None],
+        published: Mapping[bytes, float],
         wait_seconds: float,
     ) -> None:
         self._shelf = shelf
@@ -78,6 +82,7 @@ class Lookups:
         self._reading = breakers.reading
         self._faults = faults
         self._gone = gone
+        self._published = published
         self._wait_seconds = wait_seconds
         # Asked for at the end of the step; marked PENDING by whoever appends to it.
         self.wanted: list[bytes] = []
@@ -192,21 +197,12 @@ class Lookups:
 
     def _apply(self, asked: _Asked, result: JobResult) -> None:
         now, root = time.monotonic(), asked.root
+        if now - asked.since > STALE_SECONDS:
+            for key in asked.keys:
+                self._presence.unknown(key)
+            return
         self._usual_seconds[root] += (result.seconds - self._usual_seconds[root]) / 8
-        presence, counts = self._presence, dict.fromkeys(metrics.LOOKUP_RESULTS, 0)
-        for key, status in zip(asked.keys, result.statuses, strict=True):
-            if status is FileStatus.OK:
-                presence.found(key, now)
-                counts["hit"] += 1
-            elif status is FileStatus.NOT_FOUND:
-                if presence.missed(key, now):
-                    self._gone(key)
-                counts["miss"] += 1
-            elif status is FileStatus.CANCELLED:
-                presence.unknown(key)
-            else:
-                presence.unanswered(key, now)
-                counts["timeout" if status is FileStatus.TIMED_OUT else "error"] += 1
+        counts = self._learn(asked, result, now)
         for label, count in counts.items():
             if count:
                 self._stats.count(metrics.LOOKUPS, label, by=count)
@@ -219,3 +215,23 @@ class Lookups:
         elif self._reading[root].state is State.CLOSED:
             # While one request tries, only its load decides: names may come from a cache.
             self._reading[root].success(now)
+
+    def _learn(self, asked: _Asked, result: JobResult, now: float) -> dict[str, int]:
+        """Each answer to Presence; how many there are of each kind."""
+        presence, counts = self._presence, dict.fromkeys(metrics.LOOKUP_RESULTS, 0)
+        for key, status in zip(asked.keys, result.statuses, strict=True):
+            if status is FileStatus.OK:
+                presence.found(key, now)
+                counts["hit"] += 1
+            elif status is FileStatus.NOT_FOUND:
+                counts["miss"] += 1
+                if self._published.get(key, float("-inf")) >= asked.since:
+                    continue  # looked for before it was there
+                if presence.missed(key, now):
+                    self._gone(key)
+            elif status is FileStatus.CANCELLED:
+                presence.unasked(key)
+            else:
+                presence.unanswered(key, now)
+                counts["timeout" if status is FileStatus.TIMED_OUT else "error"] += 1
+        return counts

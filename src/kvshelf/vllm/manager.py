@@ -104,7 +104,7 @@ class KvshelfManager(OffloadingManager):
         self._publishing: dict[bytes, int] = {}  # key -> ranks that have published it, a bit each
         self._published: OrderedDict[bytes, float] = OrderedDict()  # lately, and when
         self._evicted: deque[tuple[int, bytes]] = deque()  # (root, key) to be forgotten
-        self._to_heal: set[bytes] = set()  # keys that failed to load and are not stored anew yet
+        self._to_heal: dict[bytes, None] = {}  # failed to load and are not stored anew yet
         self._stats = StatsSink()
         self._faults = FaultLog(logger)
         self._breakers = Breakers(shelf, settings, self._stats, logger)
@@ -123,6 +123,7 @@ class KvshelfManager(OffloadingManager):
             self._breakers,
             self._faults,
             gone=self._events.gone,
+            published=self._published,
             wait_seconds=settings.lookup_wait_seconds,
         )
         self._wanted = self._lookups.wanted  # likewise
@@ -264,7 +265,9 @@ class KvshelfManager(OffloadingManager):
             if self._presence.is_stored(key):
                 self._events.gone(key)
             self._presence.failed(key, now)
-            self._to_heal.add(key)
+            self._to_heal[key] = None
+            if len(self._to_heal) > PUBLISHING_KEYS_MAX:  # others have stored them, or nobody
+                del self._to_heal[next(iter(self._to_heal))]
         for key in report.unread:
             self._presence.unread(key, now, self._retry_seconds)
         for chunks, loaded, busy_seconds in report.loads:
@@ -285,12 +288,14 @@ class KvshelfManager(OffloadingManager):
                 continue
             self._presence.found(key, now)
             if key in self._to_heal:
-                self._to_heal.remove(key)
+                del self._to_heal[key]
                 self._stats.count(metrics.HEALED_CHUNKS)
             self._events.stored(key)
             published.append(key)
         self._touches.stored(published)
-        self._published.update(dict.fromkeys(published, now))
+        for key in published:  # a key that is there already becomes the last
+            self._published.pop(key, None)
+            self._published[key] = now
         self._stats.absorb(report)
 
     @override

@@ -61,7 +61,7 @@ class Presence:
         self._expires: dict[bytes, float] = {}
         # One queue a time to live, so that each is in the order of expiry.
         self._queues: dict[float, deque[tuple[float, bytes]]] = {}
-        self._last_expiry = 0.0  # of all that was ever answered
+        self._last_expiry = 0.0  # of all that was ever found or missed
         # Value: whether a store by this engine is still under way.
         self._stored: OrderedDict[bytes, bool] = OrderedDict()
 
@@ -97,18 +97,26 @@ class Presence:
 
     def failed(self, key: bytes, now: float) -> None:
         """A load of it failed: not tried again for a while, and stored anew when recomputed."""
-        self._settle(key, Answer.MISS, now, self._failed_ttl_seconds)
+        self._expire_at(key, Answer.MISS, now + self._failed_ttl_seconds, self._failed_ttl_seconds)
         self._stored.pop(key, None)
 
     def unread(self, key: bytes, now: float, ttl_seconds: float) -> None:
         """A load of it failed for no fault of the chunk: it is there, and tried again sooner. But
         not at once: the very request whose load failed asks again."""
-        self._settle(key, Answer.MISS, now, ttl_seconds)
+        self._expire_at(key, Answer.MISS, now + ttl_seconds, ttl_seconds)
 
     def unknown(self, key: bytes) -> None:
-        """A probe of it was not made."""
+        """A probe of it says nothing."""
         if self.answers.get(key) is Answer.PENDING:
             del self.answers[key]
+
+    def unasked(self, key: bytes) -> None:
+        """A probe of it was not made, because a chunk before it is missing. So it is stored anew
+        together with that one, unless we are at it: else a prefix that somebody removed would come
+        back by one chunk a request."""
+        self.unknown(key)
+        if not self._stored.get(key, True):
+            del self._stored[key]
 
     def not_stored(self, key: bytes) -> None:
         """A store of it was dropped or failed."""
@@ -139,10 +147,10 @@ class Presence:
         self._stored.clear()
 
     def expire(self, now: float) -> None:
-        """Drop the oldest answers beyond keys_max, and those whose time is over: all of them if
-        nothing else is left, as after a pause, else EXPIRED_KEYS_A_STEP at most."""
+        """Drop the oldest answers beyond keys_max, and those whose time is over: all of them after
+        a pause in which that of every hit and miss ended, else EXPIRED_KEYS_A_STEP at most."""
         if self._last_expiry <= now and self._expires:
-            self._expire_all()
+            self._expire_all(now)
             return
         left = EXPIRED_KEYS_A_STEP
         for queue in self._queues.values():
@@ -155,19 +163,32 @@ class Presence:
                     del self._expires[key]
                     self.answers.pop(key, None)
 
-    def _expire_all(self) -> None:
-        """Many times quicker than one by one."""
+    def _expire_all(self, now: float) -> None:
+        """Many times quicker than one by one. What is pending stays, and failed loads."""
         pending: list[bytes] = []
         if Answer.PENDING in self.answers.values():  # quicker by far than to list none
             pending = [key for key, answer in self.answers.items() if answer is Answer.PENDING]
+        failed = [
+            (ttl_seconds, expires, key)
+            for ttl_seconds, queue in self._queues.items()
+            if queue and queue[-1][0] > now
+            for expires, key in queue
+            if expires > now and self._expires.get(key) == expires
+        ]
         self.answers.clear()  # the same dict: others read it
         self.pending(pending)
         self._expires.clear()
         self._queues.clear()
+        for ttl_seconds, expires, key in failed:
+            self._expire_at(key, Answer.MISS, expires, ttl_seconds)
+            self._last_expiry = max(self._last_expiry, expires)  # not before that again
 
     def _settle(self, key: bytes, answer: Answer, now: float, ttl_seconds: float) -> None:
         expires = now + ttl_seconds
+        self._last_expiry = max(self._last_expiry, expires)
+        self._expire_at(key, answer, expires, ttl_seconds)
+
+    def _expire_at(self, key: bytes, answer: Answer, expires: float, ttl_seconds: float) -> None:
         self.answers[key] = answer
         self._expires[key] = expires
-        self._last_expiry = max(self._last_expiry, expires)
         self._queues.setdefault(ttl_seconds, deque()).append((expires, key))
