@@ -159,10 +159,32 @@ def request_keys(scheduler_side: Any, request: Any) -> list[KeyRun]:
 
 
 def hit_ranges(scheduler_side: Any, computed_tokens: int, tokens: int) -> list[range]:
-    """Of each group, the indices of the chunks that hold these tokens of a request, at most."""
+    """Of each group, the indices of the chunks that vLLM loads for these tokens of a request, at
+    most: with a sliding window those in it, and of a state the last one."""
     end = computed_tokens + tokens
-    sizes = [group.tokens_per_chunk for group in scheduler_side.config.kv_group_configs]
-    return [range(computed_tokens // size, -(-end // size)) for size in sizes]
+    ranges: list[range] = []
+    for group in scheduler_side.config.kv_group_configs:
+        size = group.tokens_per_chunk
+        start, stop = computed_tokens // size, -(-end // size)
+        if hasattr(group, "load_window_size_in_chunks"):  # since 0.30
+            window = group.load_window_size_in_chunks(end)
+        else:
+            window = getattr(group, "sliding_window_size_in_chunks", None)
+        ranges.append(range(start if window is None else max(start, stop - window), stop))
+    return ranges
+
+
+def bound_event_payloads(scheduler_side: Any, keys_max: int) -> None:
+    """Forget the oldest payloads of self-describing KV events.
+
+    vLLM keeps that of a chunk, some 10 KB, until it is gone from the CPU's memory. No chunk ever is
+    there with us, so all would be kept for ever. A removal without its payload names the chunk's
+    last block alone.
+    """
+    tracker = getattr(scheduler_side, "_events_tracker", None)
+    payloads: dict[Any, Any] = getattr(tracker, "_pending_event_metadata", {})
+    while len(payloads) > keys_max:
+        del payloads[next(iter(payloads))]
 
 
 def end_tokens(context: Any, keys: Collection[bytes], chunk_tokens: int) -> list[int]:

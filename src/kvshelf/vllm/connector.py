@@ -8,6 +8,7 @@ scheduler: report -> manager, so that the next lookup says MISS and the chunk is
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from typing_extensions import override
@@ -32,6 +33,8 @@ SPEC_NAME = "SharedStorageOffloadingSpec"
 SPEC_MODULE = "kvshelf.vllm.spec"
 CONNECTOR_NAME = "KvshelfConnector"
 TIER_NAME = "KvshelfTier"
+# Of self-describing KV events, if a user asks for them: some 300 MB.
+EVENT_PAYLOADS_MAX = 32_768
 
 
 class KvshelfConnector(OffloadingConnector):
@@ -182,6 +185,12 @@ class KvshelfConnector(OffloadingConnector):
             # First, so that a lookup after this step already knows what failed.
             self._manager.absorb(meta.report)
         super().update_connector_output(connector_output)
+
+    @override
+    def take_events(self) -> Iterable[Any]:
+        yield from super().take_events()
+        if self._ours:
+            compat.bound_event_payloads(self.connector_scheduler, EVENT_PAYLOADS_MAX)
 
     @classmethod
     @override
