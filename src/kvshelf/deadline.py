@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+# Name of the threads that make such calls.
+CALL_THREAD = "kvshelf-call"
 
 
 class NoAnswerError(Exception):
@@ -30,7 +32,7 @@ def within(seconds: float, work: Callable[[], T], undo: Callable[[T], None] = _k
         NoAnswerError: it has not ended.
     """
     call = _Call(work, undo)
-    threading.Thread(target=call.run, name="kvshelf-call", daemon=True).start()
+    threading.Thread(target=call.run, name=CALL_THREAD, daemon=True).start()
     return call.wait(seconds)
 
 

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from kvshelf import EngineConfig, Shelf, _native
+from kvshelf.deadline import CALL_THREAD
 from kvshelf.evict import Evictor, State
 from kvshelf.scrub.findings import Kind
 from kvshelf.scrub.scrubber import Scrubber
@@ -64,9 +65,11 @@ class Board:
 
 
 def other_threads() -> list[str]:
+    """But those that wait for the lock of a namespace: on NFS 4 for a minute after the start."""
+    waiting = {thread.native_id for thread in threading.enumerate() if thread.name == CALL_THREAD}
     names = []
     for task in Path("/proc/self/task").iterdir():
-        if int(task.name) != threading.get_native_id():
+        if int(task.name) not in {threading.get_native_id(), *waiting}:
             with contextlib.suppress(OSError):  # it has ended just now
                 names.append((task / "comm").read_text().strip())
     return names
