@@ -1,9 +1,9 @@
 // The Python face of the native core; only this folder knows Python. Arguments are checked
 // here and in the core; src/kvshelf/engine/native.py gives them their Python types.
 //
-// The GIL is released around whatever may wait (wait, drain, close, release, destruction). Native
-// threads never take it: results are fetched by poll, so no call can wait for a thread that waits
-// for the GIL.
+// The GIL is released around whatever may wait (wait, drain, close, release, construction,
+// destruction). Native threads never take it: results are fetched by poll, so no call can wait for
+// a thread that waits for the GIL.
 #include <fcntl.h>
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
@@ -11,6 +11,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <cstring>
+#include <optional>
 #include <system_error>
 
 #include "kvshelf/crc64.h"
@@ -83,8 +84,20 @@ NamespaceDigest ReadNamespace(const nb::bytes& bytes) {
   return digest;
 }
 
-void MakeEngine(Engine* self, std::string root, nb::sequence groups, nb::handle config, int direct,
-                int durability, nb::bytes namespace_digest, std::uint32_t rank,
+struct WithoutGil {
+  std::optional<nb::gil_scoped_release> released;
+};
+
+// An engine that Python owns. Its end waits for storage and frees pinned memory, so its destructor
+// lets go of the GIL, and the base that is destroyed last takes it again.
+class OwnedEngine : WithoutGil, public Engine {
+ public:
+  using Engine::Engine;
+  ~OwnedEngine() { released.emplace(); }
+};
+
+void MakeEngine(OwnedEngine* self, std::string root, nb::sequence groups, nb::handle config,
+                int direct, int durability, nb::bytes namespace_digest, std::uint32_t rank,
                 std::string temp_prefix, int cuda_ordinal, int copy_method, nb::bytes auth_key) {
   EngineSetup setup;
   setup.root = std::move(root);
@@ -96,15 +109,18 @@ void MakeEngine(Engine* self, std::string root, nb::sequence groups, nb::handle 
   setup.rank = rank;
   setup.temp_prefix = std::move(temp_prefix);
   setup.auth_key = View(auth_key);
-  if (cuda_ordinal >= 0)
+  // Opens the root, may try O_DIRECT there, initialises a driver and pins memory.
+  nb::gil_scoped_release no_gil;
+  if (cuda_ordinal >= 0) {
     setup.device = MakeCudaDevice(cuda_ordinal, "", static_cast<CopyMethod>(copy_method));
-  new (self) Engine(std::move(setup));
+  }
+  new (self) OwnedEngine(std::move(setup));
 }
 
 using Submit = void (Engine::*)(JobId, const Batch&);
 
 template <Submit kSubmit>
-void SubmitBatch(Engine& engine, JobId id, std::vector<std::string> paths, nb::sequence keys,
+void SubmitBatch(OwnedEngine& engine, JobId id, std::vector<std::string> paths, nb::sequence keys,
                  const Column& groups, const Column& first_blocks, const Column& block_counts,
                  const Column& block_ids, std::uintptr_t stream) {
   Batch batch;
@@ -119,7 +135,7 @@ void SubmitBatch(Engine& engine, JobId id, std::vector<std::string> paths, nb::s
   (engine.*kSubmit)(id, batch);
 }
 
-void SubmitLookupKeys(Engine& engine, JobId id, std::vector<std::string> folders,
+void SubmitLookupKeys(OwnedEngine& engine, JobId id, std::vector<std::string> folders,
                       const nb::sequence& keys, std::vector<std::uint32_t> runs) {
   std::vector<std::string> copies;
   copies.reserve(nb::len(keys));
@@ -127,8 +143,8 @@ void SubmitLookupKeys(Engine& engine, JobId id, std::vector<std::string> folders
   engine.SubmitLookupKeys(id, std::move(folders), std::move(copies), std::move(runs));
 }
 
-void TouchKeys(Engine& engine, const std::vector<std::string>& folders, const nb::sequence& keys,
-               const std::vector<std::int64_t>& times_ns, bool always) {
+void TouchKeys(OwnedEngine& engine, const std::vector<std::string>& folders,
+               const nb::sequence& keys, const std::vector<std::int64_t>& times_ns, bool always) {
   std::vector<std::string> copies;
   copies.reserve(nb::len(keys));
   for (const nb::handle key : keys) copies.emplace_back(View(nb::cast<nb::bytes>(key)));
@@ -136,7 +152,7 @@ void TouchKeys(Engine& engine, const std::vector<std::string>& folders, const nb
 }
 
 // Reports as (job id, kind, phase, statuses as bytes, errnos or None, payload bytes, seconds).
-nb::object Poll(Engine& engine) {
+nb::object Poll(OwnedEngine& engine) {
   if (!engine.HasReports()) return nb::none();
   nb::list result;
   for (const Report& report : engine.Poll()) {
@@ -150,17 +166,17 @@ nb::object Poll(Engine& engine) {
   return result;
 }
 
-bool Wait(Engine& engine, const std::vector<JobId>& ids, int phase, double timeout_seconds) {
+bool Wait(OwnedEngine& engine, const std::vector<JobId>& ids, int phase, double timeout_seconds) {
   nb::gil_scoped_release no_gil;
   return engine.Wait(ids, static_cast<Phase>(phase), timeout_seconds);
 }
 
-void Release(Engine& engine, const std::vector<JobId>& ids) {
+void Release(OwnedEngine& engine, const std::vector<JobId>& ids) {
   nb::gil_scoped_release no_gil;
   engine.Release(ids);
 }
 
-nb::tuple Stats(const Engine& engine) {
+nb::tuple Stats(const OwnedEngine& engine) {
   const EngineStats stats = engine.Stats();
   return nb::make_tuple(stats.queued_loads, stats.queued_stores, stats.queued_lookups,
                         stats.queued_touches, stats.write_buffer_used_bytes, stats.hung_threads,
@@ -235,7 +251,7 @@ NB_MODULE(_native, m) {
   nb::register_exception_translator(TranslateError);
   nb::exception<EngineClosed>(m, "EngineClosed", PyExc_RuntimeError);
 
-  nb::class_<Engine>(m, "Engine", "See kvshelf.engine.base.Engine.")
+  nb::class_<OwnedEngine>(m, "Engine", "See kvshelf.engine.base.Engine.")
       .def("__init__", MakeEngine, "root"_a, "groups"_a, "config"_a, "direct"_a, "durability"_a,
            "namespace"_a, "rank"_a, "temp_prefix"_a, "cuda_ordinal"_a, "copy_method"_a,
            "auth_key"_a)
@@ -252,7 +268,7 @@ NB_MODULE(_native, m) {
       .def("wait", Wait, "job_ids"_a, "phase"_a, "timeout_seconds"_a)
       .def("release", Release, "job_ids"_a)
       .def(
-          "cancel", [](Engine& engine, const std::vector<JobId>& ids) { engine.Cancel(ids); },
+          "cancel", [](OwnedEngine& engine, const std::vector<JobId>& ids) { engine.Cancel(ids); },
           "job_ids"_a)
       .def("drain", &Engine::Drain, "timeout_seconds"_a, nb::call_guard<nb::gil_scoped_release>())
       .def("stats", Stats)

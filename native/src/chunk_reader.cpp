@@ -86,6 +86,18 @@ FileResult ChunkReader::CheckHeader(std::uint64_t begin, std::uint64_t end) {
   request_begin_ = (request_.first_block - header.first_block) * header.block_bytes;
   wanted_begin_ = request_begin_ + begin;
   wanted_end_ = request_begin_ + end;
+  // A piece is verified as a whole, so it is for the part in which it begins, and the request's
+  // first piece for the first part: else each part that touches a piece longer than the engine's
+  // own would read all of it.
+  if (options_.verify) {
+    const std::uint64_t request_end = request_begin_ + request_.payload_bytes();
+    const auto next_piece = [&](std::uint64_t at) {
+      const std::uint64_t pieces = (at + header.piece_bytes - 1) / header.piece_bytes;
+      return std::min(pieces * header.piece_bytes, request_end);
+    };
+    if (begin > 0) wanted_begin_ = next_piece(wanted_begin_);
+    wanted_end_ = next_piece(wanted_end_);
+  }
   return {};
 }
 
@@ -95,6 +107,7 @@ FileResult ChunkReader::ReadPieces(CopyGate& gate) {
   PieceCoder coder(identity_.auth_key, header.salt);
   if (!HeaderIsAuthentic(header, coder)) return {FileStatus::kForeign, 0};
   FileResult result;
+  if (wanted_begin_ == wanted_end_) return result;  // all is in pieces that begin in other parts
   for (std::uint64_t piece = wanted_begin_ / piece_bytes;
        result.ok() && piece * piece_bytes < wanted_end_; ++piece) {
     std::uint64_t begin = piece * piece_bytes;

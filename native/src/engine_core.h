@@ -41,6 +41,12 @@ struct Worker {
   std::shared_ptr<ThreadContext> context;
 };
 
+// What a thread that replaces another needs: made before it is known under the lock who hangs.
+struct Spare {
+  Role role = Role::kIo;
+  std::shared_ptr<ThreadContext> context;
+};
+
 struct TouchRequest {
   std::string path;
   std::int64_t time_ns = 0;  // 0: when it is done
@@ -96,6 +102,7 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
   void EnqueueLoads(const std::shared_ptr<Job>& job);
   void EnqueueStores(const std::shared_ptr<Job>& job);
   void EnqueueMeta(const std::shared_ptr<Job>& job);
+  void DropIdleLookups(std::vector<std::shared_ptr<Job>>& done);                 // locked
   std::vector<std::shared_ptr<Job>> FindJobs(std::span<const JobId> ids) const;  // locked
   bool Reached(JobId id, Phase phase) const;                                     // locked
 
@@ -108,12 +115,13 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
   void DropStaging(Transfer& file);
   void ReportIfDue(Job& job);
   void PushReport(Job& job, Phase phase);
-  StagingBuffer TakeBuffer();
+  StagingBuffer TakeBuffer(Lock& lock);  // lets go of it while memory is made
   void ReturnBuffer(StagingBuffer buffer);
   bool BufferAvailable() const;
 
   // engine_workers.cpp
-  void Spawn(Role role);  // locked; throws std::bad_alloc or std::system_error
+  std::shared_ptr<ThreadContext> MakeContext(Role role) const;  // throws std::bad_alloc or the like
+  void Spawn(Role role, std::shared_ptr<ThreadContext> context);  // locked; throws likewise
   void RunWorker(Worker& worker);
   void IoLoop(Worker& worker, ThreadContext& context);
   void CopierLoop(ThreadContext& context);
@@ -158,6 +166,7 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
               FileStatus status);
   TimePoint HungAt(const Worker& worker) const;  // locked
   void AbandonHung(Lock& lock, TimePoint now);
+  std::vector<Spare> MakeSpares(Lock& lock, TimePoint now);
   bool AnybodyLoads() const;
   bool NothingReadSince(TimePoint since) const;  // locked
   void GiveUpLoadsBefore(Lock& lock, TimePoint submitted);

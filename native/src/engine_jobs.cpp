@@ -1,4 +1,5 @@
 // What becomes of files and jobs. Every function here is called with mutex_ held.
+#include <algorithm>
 #include <cerrno>
 #include <new>
 
@@ -116,22 +117,31 @@ bool EngineCore::BufferAvailable() const {
 }
 
 // An empty buffer if there is none. The buffer used last is taken first: it may still be in cache,
-// and memory that was never needed is never touched.
-StagingBuffer EngineCore::TakeBuffer() {
+// and memory that was never needed is never touched. Making one, pinned for a GPU, takes
+// milliseconds, in which poll() and submissions must not wait for the lock; so whatever the caller
+// knew may have changed afterwards.
+StagingBuffer EngineCore::TakeBuffer(Lock& lock) {
   if (!free_buffers_.empty()) {
     StagingBuffer buffer = std::move(free_buffers_.back());
     free_buffers_.pop_back();
     return buffer;
   }
-  if (buffers_made_ == buffers_max_) return {};
+  if (!BufferAvailable()) return {};
+  ++buffers_made_;  // before it is: others must not make more than there may be
+  lock.unlock();
+  StagingBuffer buffer;
   try {
-    StagingBuffer buffer = device_->AllocateStaging(RoundUpToPage(config_.piece_bytes));
-    ++buffers_made_;
-    return buffer;
+    buffer = device_->AllocateStaging(RoundUpToPage(config_.piece_bytes));
   } catch (const std::bad_alloc&) {
-    buffers_max_ = buffers_made_;  // go on with what there is; with none, stores are dropped
-    return {};
+    // An empty one says so.
   }
+  lock.lock();
+  if (!buffer) {
+    // Go on with what there is; with none, each store tries again, and is dropped.
+    buffers_max_ = std::max<std::size_t>(1, --buffers_made_);
+    copy_work_.notify_all();  // for whom there was no buffer while this one counted
+  }
+  return buffer;
 }
 
 void EngineCore::ReturnBuffer(StagingBuffer buffer) {

@@ -198,7 +198,8 @@ void EngineCore::AddJob(const std::shared_ptr<Job>& job) {
   ++unfinished_jobs_;
 }
 
-// In parts of two pieces, so that all threads share the work of one request, and of one file.
+// In parts of two pieces, so that all threads share the work of one request, and of one file. A
+// file may have been stored in pieces of another size: ChunkReader says what a part is then.
 void EngineCore::EnqueueParts(const TransferRef& file) {
   const ChunkRequest& request = file->request;
   const std::uint64_t payload = request.payload_bytes();
@@ -272,6 +273,21 @@ void EngineCore::EnqueueMeta(const std::shared_ptr<Job>& job) {
   WakeMeta();
 }
 
+// Takes runs of lookups that were given up meanwhile off the front of their queue: while all lookup
+// threads hang nobody else does, and their jobs would pile up. `done` gets the jobs, of which these
+// may be the last references.
+void EngineCore::DropIdleLookups(std::vector<std::shared_ptr<Job>>& done) {
+  const auto is_idle = [](const MetaBatch& batch) {
+    return std::none_of(batch.job->states.begin() + static_cast<std::ptrdiff_t>(batch.begin),
+                        batch.job->states.begin() + static_cast<std::ptrdiff_t>(batch.end),
+                        [](FileState state) { return state == FileState::kQueued; });
+  };
+  while (!lookups_.empty() && is_idle(lookups_.front())) {
+    done.push_back(std::move(lookups_.front().job));
+    lookups_.pop_front();
+  }
+}
+
 std::vector<Report> EngineCore::Poll() {
   if (!HasReports()) return {};
   std::vector<Report> reports;
@@ -285,6 +301,7 @@ std::vector<Report> EngineCore::Poll() {
     done.push_back(std::move(job->second));
     jobs_.erase(job);
   }
+  DropIdleLookups(done);
   return reports;
 }
 

@@ -109,7 +109,31 @@ TimePoint EngineCore::HungAt(const Worker& worker) const {
   return std::min(worker.busy_until, step + ToDuration(config_.load_stall_seconds));
 }
 
+// For threads that hang, as many as may be replaced. Made without the lock, which poll() and
+// submissions need: pinning memory takes milliseconds.
+std::vector<Spare> EngineCore::MakeSpares(Lock& lock, TimePoint now) {
+  std::vector<Role> roles;
+  for (const auto& worker : workers_) {
+    if (worker->abandoned || HungAt(*worker) > now) continue;
+    if (replaced_ + static_cast<int>(roles.size()) >= config_.replacement_threads) break;
+    roles.push_back(worker->role);
+  }
+  std::vector<Spare> spares;
+  for (const Role role : roles) {
+    if (stopping_) break;  // Close does not wait for all of them
+    lock.unlock();
+    try {
+      spares.push_back({role, MakeContext(role)});
+    } catch (const std::exception&) {
+      // No memory to be had: go on with fewer threads until the hung one comes back.
+    }
+    lock.lock();
+  }
+  return spares;
+}
+
 void EngineCore::AbandonHung(Lock& lock, TimePoint now) {
+  std::vector<Spare> spares = MakeSpares(lock, now);
   std::vector<TransferRef> stalled;
   bool hung = false;
   const std::size_t count = workers_.size();  // Spawn appends
@@ -125,13 +149,21 @@ void EngineCore::AbandonHung(Lock& lock, TimePoint now) {
       changed_.notify_all();
     }
     if (worker.loading != nullptr) stalled.push_back(worker.loading);
-    if (replaced_ >= config_.replacement_threads || stopping_) continue;
+    const auto spare = std::find_if(spares.begin(), spares.end(),
+                                    [&](const Spare& each) { return each.role == worker.role; });
+    if (spare == spares.end() || stopping_) continue;
     try {
-      Spawn(worker.role);
+      Spawn(spare->role, std::move(spare->context));
       ++replaced_;
     } catch (const std::exception&) {
-      // No memory or no thread to be had: go on with fewer until the hung one comes back.
+      // No thread to be had: likewise.
     }
+    spares.erase(spare);
+  }
+  if (!spares.empty()) {  // for threads that have come back meanwhile
+    lock.unlock();
+    spares.clear();
+    lock.lock();
   }
   if (!hung) return;
   // What such a thread had read before is on its way, and does not depend on storage any more.
@@ -140,8 +172,10 @@ void EngineCore::AbandonHung(Lock& lock, TimePoint now) {
     if (worker->abandoned) FinishCopying(lock, *worker);
   }
   for (const TransferRef& file : stalled) {
-    GiveUp(lock, jobs_.contains(file->job->id) ? jobs_.at(file->job->id) : nullptr, {file->index},
-           FileStatus::kTimedOut);
+    const auto job = jobs_.find(file->job->id);
+    // Its report may have been fetched, and another job have its id.
+    if (job == jobs_.end() || job->second.get() != file->job) continue;
+    GiveUp(lock, std::shared_ptr<Job>(job->second), {file->index}, FileStatus::kTimedOut);
   }
   const TimePoint since = now - ToDuration(config_.load_stall_seconds);
   if (!AnybodyLoads()) {
@@ -192,6 +226,7 @@ void EngineCore::Reap(Lock& lock) {
   for (const auto& worker : ended) {
     if (worker->thread.joinable()) worker->thread.join();  // else Close has detached it
   }
+  ended.clear();  // unpins their memory: not under the lock
   lock.lock();
 }
 
@@ -223,7 +258,9 @@ bool EngineCore::Close(double timeout_seconds) {
                                              [](const auto& worker) { return worker->exited; });
   };
   changed_.wait_until(lock, std::max(deadline, Clock::now() + kExitGrace), all_exited);
-  if (supervisor_exited_ && supervisor_thread_.joinable()) supervisor_thread_.join();
+  if (supervisor_thread_.joinable()) {  // may be at a copy or an allocation that takes its time
+    supervisor_exited_ ? supervisor_thread_.join() : supervisor_thread_.detach();
+  }
   Reap(lock);
   for (const auto& worker : workers_) {
     // Hangs in the kernel. It co-owns this core and finds its file given up when it comes back.

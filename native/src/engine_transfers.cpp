@@ -38,8 +38,8 @@ bool EngineCore::PopLoad(LoadPart& part) {
 }
 
 // Reads `part`. Its last copies may still be under way afterwards: it is then in worker.copying,
-// and ends when the thread has read its next part, whose pieces needed the same buffers, or runs
-// out of work.
+// and ends when the thread has read its next part, whose pieces needed the same buffers, or before
+// that if the part is another job's or there is none.
 void EngineCore::Load(Lock& lock, LoadPart part, Worker& worker) {
   lock.unlock();
   Transfer& file = *part.file;
@@ -141,7 +141,6 @@ FileResult EngineCore::WriteFromBlocks(Transfer& file, ChunkWriter& writer,
 // hold block memory.
 void EngineCore::TakeBytes(Lock& lock, const TransferRef& file, StagingBuffer buffer,
                            ThreadContext& context) {
-  LeaveQueue(*file->job, file->index);
   const std::uint64_t payload = file->request.payload_bytes();
   lock.unlock();  // a salt and a key are two system calls' worth of time
   const ChunkIdentity identity = IdentityOf(*file);
@@ -153,8 +152,11 @@ void EngineCore::TakeBytes(Lock& lock, const TransferRef& file, StagingBuffer bu
     if (file->copied_bytes > 0) {
       copy_work_.wait(lock, [&] { return GivenUp(*file) || BufferAvailable(); });
       if (GivenUp(*file)) return;
-      buffer = TakeBuffer();
-      if (!buffer) return;  // out of memory: dropped when its time is up
+      buffer = TakeBuffer(lock);
+      if (!buffer) {  // out of memory
+        Settle(*file->job, file->index, {FileStatus::kDropped, 0}, 0);
+        return;
+      }
     }
     const std::uint64_t begin = file->copied_bytes;
     const std::uint64_t end = AlignedEnd(begin, config_.piece_bytes, payload);

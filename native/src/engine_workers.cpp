@@ -26,6 +26,10 @@ constexpr const char* kRoleNames[kRoles] = {"kvs-io-", "kvs-load-", "kvs-meta-",
 
 std::size_t IndexOf(Role role) { return static_cast<std::size_t>(role); }
 
+bool IsOfAnotherJob(const LoadPart& part, const Transfer& file) {
+  return part.file != nullptr && part.file->job != file.job;
+}
+
 ChunkIoOptions IoOptions(const EngineConfig& config) {
   ChunkIoOptions options;
   options.step_bytes = config.step_bytes;
@@ -110,23 +114,37 @@ EngineCore::~EngineCore() = default;
 void EngineCore::Start() {
   std::lock_guard lock(mutex_);
   for (std::size_t role = 0; role < kRoles; ++role) {
-    for (int i = 0; i < nominal_[role]; ++i) Spawn(static_cast<Role>(role));
+    for (int i = 0; i < nominal_[role]; ++i) {
+      Spawn(static_cast<Role>(role), MakeContext(static_cast<Role>(role)));
+    }
   }
   supervisor_thread_ = std::thread([core = shared_from_this()] { core->Supervise(); });
 }
 
-void EngineCore::Spawn(Role role) {
+// Allocated here, where a failure can be reported; the thread co-owns it, however long it hangs.
+// Null for threads that need none.
+std::shared_ptr<ThreadContext> EngineCore::MakeContext(Role role) const {
+  switch (role) {
+    case Role::kIo:
+    case Role::kLoadOnly:
+      return MakeThreadContext(*device_, io_options_.step_bytes, config_.ring_bytes);
+    case Role::kCopier: {
+      auto context = std::make_shared<ThreadContext>();
+      context->stream = device_->NewStream();
+      return context;
+    }
+    case Role::kMeta:
+      break;
+  }
+  return nullptr;
+}
+
+void EngineCore::Spawn(Role role, std::shared_ptr<ThreadContext> context) {
   const std::size_t index = IndexOf(role);
   auto worker = std::make_shared<Worker>();
   worker->role = role;
   worker->name = kRoleNames[index] + std::to_string(threads_made_[index]++);
-  // Allocated here, where a failure can be reported; the thread co-owns it, however long it hangs.
-  if (role == Role::kIo || role == Role::kLoadOnly) {
-    worker->context = MakeThreadContext(*device_, io_options_.step_bytes, config_.ring_bytes);
-  } else if (role == Role::kCopier) {
-    worker->context = std::make_shared<ThreadContext>();
-    worker->context->stream = device_->NewStream();
-  }
+  worker->context = std::move(context);
   workers_.reserve(workers_.size() + 1);
   worker->thread = std::thread([core = shared_from_this(), worker] { core->RunWorker(*worker); });
   workers_.push_back(worker);
@@ -187,6 +205,8 @@ void EngineCore::IoLoop(Worker& worker, ThreadContext& context) {
     });
     if (PopLoad(part)) {
       LeaveQueue(*part.file->job, part.file->index);
+      // A job whose bytes are read does not wait for another's storage.
+      if (IsOfAnotherJob(worker.copying, *part.file)) FinishCopying(lock, worker);
       const auto deadline =
           part.file->job->submitted + ToDuration(config_.load_timeout_seconds) - Clock::now();
       context.Step();
@@ -194,6 +214,8 @@ void EngineCore::IoLoop(Worker& worker, ThreadContext& context) {
       BeginCall(worker, deadline);
       Arm(HungAt(worker));
       Load(lock, std::move(part), worker);
+    } else if (worker.copying.file != nullptr) {  // what was queued had been given up
+      FinishCopying(lock, worker);
     } else if (stores_too && !leftovers_.empty()) {
       std::unique_ptr<ChunkWriter> leftover = std::move(leftovers_.back());
       leftovers_.pop_back();
@@ -227,10 +249,13 @@ void EngineCore::CopierLoop(ThreadContext& context) {
     if (stopping_) return;  // nothing is left to copy: Close settled all
     const TransferRef file = PopUnsettled(copies_);
     if (file == nullptr) continue;
-    StagingBuffer buffer = TakeBuffer();
+    LeaveQueue(*file->job, file->index);  // first: what is queued may be cancelled without its gate
+    StagingBuffer buffer = TakeBuffer(lock);
     if (buffer) {
       TakeBytes(lock, file, std::move(buffer), context);
-    }  // else out of memory: dropped when its time is up
+    } else {  // out of memory; it is in no queue any more, so nobody else would say so
+      Settle(*file->job, file->index, {FileStatus::kDropped, 0}, 0);
+    }
   }
 }
 

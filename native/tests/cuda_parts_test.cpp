@@ -64,6 +64,73 @@ void AFileIsLoadedInPartsByAllThreads() {
   }
 }
 
+// Blocks `begin` to `end` - 1 of a file of sixteen, in pieces that are not the engine's own.
+void CheckPieces(PartsFixture& f, std::uint64_t piece_blocks, std::size_t begin, std::size_t end) {
+  constexpr std::size_t kBlocks = 16;
+  const std::size_t block_bytes = f.blocks.block_bytes();
+  Files files(0, 1);
+  files.block_ids.resize(end - begin);
+  std::iota(files.block_ids.begin(), files.block_ids.end(), static_cast<int>(begin));
+  files.first_blocks = {static_cast<std::int32_t>(begin)};
+  files.block_counts = {static_cast<std::int32_t>(end - begin)};
+  files.batch.block_ids = files.block_ids;
+  std::vector<std::string> wanted;
+  for (std::size_t i = 0; i < kBlocks; ++i) wanted.push_back(f.blocks.Block(i));
+  f.blocks.Fill(0);
+  std::atomic<std::size_t> reads{0};
+  f.ops->SetHook([&](Call call) {
+    if (call == Call::kRead) ++reads;
+    return 0;
+  });
+  f.engine->SubmitLoad(2, files.batch);
+  CHECK(f.All(2, FileStatus::kOk));
+  f.ops->SetHook({});
+  for (std::size_t i = 0; i < kBlocks; ++i) {
+    const bool asked = begin <= i && i < end;
+    CHECK(f.blocks.Block(i) == (asked ? wanted[i] : std::string(block_bytes, '\0')));
+  }
+  // A block is read at a time, and a header with each part, of two blocks.
+  const std::size_t first = begin / piece_blocks * piece_blocks;
+  const std::size_t last =
+      std::min((end + piece_blocks - 1) / piece_blocks * piece_blocks, kBlocks);
+  CHECK(reads == (last - first) + (end + 1) / 2 - begin / 2);
+  // None of them is left unverified.
+  const std::string sound = f.dir.Read(Files::Path(0));
+  for (std::size_t i = first; i < last; ++i) {
+    std::string bytes = sound;
+    bytes[kPageBytes + i * block_bytes + 5] ^= 1;
+    f.dir.Write(Files::Path(0), bytes);
+    f.reports.clear();
+    f.engine->SubmitLoad(3, files.batch);
+    CHECK(f.All(3, FileStatus::kCorrupt) && !f.dir.Exists(Files::Path(0)));
+  }
+  f.dir.Write(Files::Path(0), sound);
+}
+
+void EachPieceIsReadOnceWhateverItsSize() {
+  for (const std::uint64_t piece_blocks : {1, 2, 3, 5, 8, 16}) {
+    for (const bool cuda : {false, true}) {
+      for (const auto& [begin, end] : {std::pair(0, 16), {1, 16}, {3, 11}, {6, 7}, {9, 16}}) {
+        PartsFixture f;
+        f.config.piece_bytes = piece_blocks * f.blocks.block_bytes();
+        f.config.write_buffer_bytes = 16 * f.config.piece_bytes;
+        Files files(0, 1);
+        files.block_ids.resize(16);
+        std::iota(files.block_ids.begin(), files.block_ids.end(), 0);
+        files.block_counts = {16};
+        files.batch.block_ids = files.block_ids;
+        f.Open();
+        f.engine->SubmitStore(1, files.batch);
+        CHECK(f.All(1, FileStatus::kOk));
+        f.config.piece_bytes = f.blocks.block_bytes();
+        cuda ? f.OpenCuda() : f.Open();
+        CheckPieces(f, piece_blocks, static_cast<std::size_t>(begin),
+                    static_cast<std::size_t>(end));
+      }
+    }
+  }
+}
+
 // One part hangs, the others are done: the file is late as a whole, and nothing comes afterwards.
 void AFileOfWhichOnePartHangsTimesOut() {
   PartsFixture f;
@@ -141,6 +208,7 @@ int main() {
   using namespace kvshelf;
   return testing::RunTests({
       {"a file is loaded in parts by all threads", AFileIsLoadedInPartsByAllThreads},
+      {"each piece is read once, whatever its size", EachPieceIsReadOnceWhateverItsSize},
       {"a file of which one part hangs times out", AFileOfWhichOnePartHangsTimesOut},
       {"a file of which one part fails is not written to afterwards",
        AFileOfWhichOnePartFailsIsNotWrittenToAfterwards},

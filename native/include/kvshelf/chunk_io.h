@@ -78,7 +78,9 @@ class ChunkReader {
     return LoadPart(gate, 0, request_.payload_bytes(), removed);
   }
 
-  // The same for bytes [begin, end) of the request's payload.
+  // The same for a part of the request, bytes [begin, end) of its payload: what of it lies in
+  // pieces that begin there, and if it is the first part, also in the piece in which the request
+  // begins. Unverified, those bytes alone.
   FileResult LoadPart(CopyGate& gate, std::uint64_t begin, std::uint64_t end, bool* removed);
 
  private:

@@ -1,9 +1,10 @@
 """The native engine: ``Engine`` of ``base.py`` on the C++ core.
 
 This is the one place that thinks about the GIL. The core never calls Python and never takes the
-GIL; it is released while a call may wait (``wait``, ``drain``, ``close``, ``release``). The calls
-of a scheduler's step keep it, because they take microseconds: ``submit_*`` copy their arguments
-and queue them, and ``poll`` reads one atomic flag unless there are reports.
+GIL; it is released while a call may wait (``wait``, ``drain``, ``close``, ``release``, and an
+engine's construction and destruction). The calls of a scheduler's step keep it, because they take
+microseconds: ``submit_*`` copy their arguments and queue them, and ``poll`` reads one atomic flag
+unless there are reports.
 
 Threads: all methods may be called from any thread.
 """
