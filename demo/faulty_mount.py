@@ -60,7 +60,7 @@ class FaultyMount:
         self._control = directory / "control.json"
         self._stats = directory / "stats.json"
         for folder in (self.source, self.path):
-            folder.mkdir(parents=True)
+            folder.mkdir(parents=True, exist_ok=True)  # it may be mounted anew
         self.set()
         command = [*prefix, sys.executable, str(script()), str(self.source), str(self.path)]
         command += ["--control", str(self._control), "--stats", str(self._stats)]

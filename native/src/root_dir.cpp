@@ -1,9 +1,11 @@
 #include "kvshelf/root_dir.h"
 
+#include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <climits>
 #include <cstring>
 #include <fstream>
@@ -18,6 +20,13 @@ namespace {
 
 // As kvshelf.layout.safe_host, which judges by this name whether a writer is of the same host.
 constexpr std::size_t kHostBytesMax = 64;
+constexpr char kMarker[] = "kvshelf.json";
+// So long a mount that is new may not be noticed.
+constexpr std::int64_t kLookNs = 1'000'000'000;
+
+std::int64_t NowNs() {
+  return std::chrono::steady_clock::now().time_since_epoch() / std::chrono::nanoseconds(1);
+}
 
 }  // namespace
 
@@ -46,15 +55,42 @@ std::pair<std::string, std::string> SplitPath(std::string_view path) {
 RootDir::RootDir(std::shared_ptr<FileOps> ops, const std::string& root, std::string temp_prefix,
                  mode_t dir_mode)
     : ops_(std::move(ops)),
+      path_(root),
       fd_(::open(root.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)),
+      next_look_ns_(NowNs() + kLookNs),
       temp_prefix_(std::move(temp_prefix)),
       dir_mode_(dir_mode) {
   if (!fd_) throw std::system_error(errno, std::generic_category(), root);
 }
 
+int RootDir::fd() const {
+  const std::int64_t now = NowNs();
+  std::int64_t next = next_look_ns_.load(std::memory_order_relaxed);
+  if (now >= next && next_look_ns_.compare_exchange_strong(next, now + kLookNs)) FollowPath();
+  return fd_.get();
+}
+
+// dup3() replaces a descriptor at once for all threads; a call under way keeps the old directory.
+void RootDir::FollowPath() const {
+  struct stat at_path{};
+  struct stat ours{};
+  struct stat marker{};
+  if (::stat(path_.c_str(), &at_path) != 0) return;
+  if (::fstat(fd_.get(), &ours) == 0 && ours.st_dev == at_path.st_dev &&
+      ours.st_ino == at_path.st_ino) {
+    return;
+  }
+  const UniqueFd other(::open(path_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  // Without a marker it is a mount point with nothing mounted, or somebody else's directory.
+  if (!other || ::fstatat(other.get(), kMarker, &marker, AT_SYMLINK_NOFOLLOW) != 0 ||
+      !S_ISREG(marker.st_mode)) {
+    return;
+  }
+  ::dup3(other.get(), fd_.get(), O_CLOEXEC);
+}
+
 int RootDir::OpenFolder(const std::string& folder) const {
-  return ops_->OpenBeneath(fd_.get(), folder.empty() ? "." : folder.c_str(), O_RDONLY | O_DIRECTORY,
-                           0);
+  return ops_->OpenBeneath(fd(), folder.empty() ? "." : folder.c_str(), O_RDONLY | O_DIRECTORY, 0);
 }
 
 int RootDir::SyncFolders(std::string folder) const {
@@ -80,10 +116,10 @@ int RootDir::MakeFolder(const std::string& folder) const {
 }
 
 UniqueFd RootDir::NameFolder(const std::string& folder, int* error) const {
-  const int fd =
-      ops_->OpenBeneath(fd_.get(), folder.empty() ? "." : folder.c_str(), O_PATH | O_DIRECTORY, 0);
-  *error = fd < 0 ? fd : 0;
-  return UniqueFd(fd);
+  const int opened =
+      ops_->OpenBeneath(fd(), folder.empty() ? "." : folder.c_str(), O_PATH | O_DIRECTORY, 0);
+  *error = opened < 0 ? opened : 0;
+  return UniqueFd(opened);
 }
 
 int RootDir::StatBeneath(const std::string& path, struct stat* result) const {

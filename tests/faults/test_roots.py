@@ -187,3 +187,18 @@ def test_a_root_that_is_unmounted_under_the_shelf(tmp_path: Path) -> None:
         site.shelf.close()
     finally:
         mount.close()
+
+
+def test_a_root_that_is_mounted_anew_is_used_again(tmp_path: Path) -> None:
+    """The FUSE client of the storage was started anew, under an engine that goes on."""
+    mount = FaultyMount(tmp_path / "m")
+    try:
+        site = Site(tmp_path, mount)
+        mount.close()
+        statuses = site.load()
+        assert all((s is OK) == is_good for s, is_good in zip(statuses, site.is_good, strict=True))
+        mount = site.mount = FaultyMount(tmp_path / "m")
+        site.heal()
+        site.shelf.close()
+    finally:
+        mount.close()

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -18,7 +19,7 @@ std::string_view WhatIsWrongWithPath(std::string_view path);
 // Folder and name of a relative path; the folder of a path without a slash is empty.
 std::pair<std::string, std::string> SplitPath(std::string_view path);
 
-// Thread-safe and immutable but for the counter of temp names.
+// Thread-safe. Immutable but for the counter of temp names, and for what is mounted at the path.
 class RootDir {
  public:
   // `temp_prefix` is "<host>-<boot8>-<pid>-<start>" (docs/layout.md).
@@ -27,7 +28,10 @@ class RootDir {
           mode_t dir_mode);
 
   FileOps& ops() const { return *ops_; }
-  int fd() const { return fd_.get(); }
+  // The directory at the path: once a second it is looked whether another one is there now, with a
+  // marker, as after its file system was mounted anew. The number stays the same. Until there is
+  // one, the directory that was opened last goes on being used.
+  int fd() const;
 
   // A folder beneath the root, opened for reading; the fd, or -errno. An empty folder is the root.
   int OpenFolder(const std::string& folder) const;
@@ -48,9 +52,12 @@ class RootDir {
  private:
   // As OpenFolder, only to name what lies in it: asks for no permission to list.
   UniqueFd NameFolder(const std::string& folder, int* error) const;
+  void FollowPath() const;
 
   std::shared_ptr<FileOps> ops_;
+  std::string path_;
   UniqueFd fd_;
+  mutable std::atomic<std::int64_t> next_look_ns_;
   std::string temp_prefix_;
   mode_t dir_mode_;
   std::atomic<std::uint64_t> temp_counter_{0};
