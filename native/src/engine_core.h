@@ -38,6 +38,7 @@ struct Worker {
   std::shared_ptr<Transfer> loading;  // the load that it reads a part of
   LoadPart copying;                   // a part that is read, whose last copies are under way
   std::uint64_t part_copies = 0;      // of the context's stream: with the last of them it ends
+  TimePoint copying_until = kNever;   // then somebody else ends it, if the thread still reads
   std::shared_ptr<ThreadContext> context;
 };
 
@@ -165,6 +166,7 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
   void GiveUp(Lock& lock, const std::shared_ptr<Job>& job, std::vector<std::size_t> files,
               FileStatus status);
   TimePoint HungAt(const Worker& worker) const;  // locked
+  void EndCopies(Lock& lock, TimePoint now);
   void AbandonHung(Lock& lock, TimePoint now);
   std::vector<Spare> MakeSpares(Lock& lock, TimePoint now);
   bool AnybodyLoads() const;

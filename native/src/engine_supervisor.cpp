@@ -1,5 +1,6 @@
 // Deadlines, hung threads and the end of an engine.
 #include <algorithm>
+#include <iterator>
 
 #include "engine_core.h"
 
@@ -30,6 +31,7 @@ TimePoint EngineCore::NextDeadline() {
   TimePoint next = std::min({FrontOf(load_deadlines_), FrontOf(lookup_deadlines_),
                              FrontOf(take_deadlines_), FrontOf(publish_deadlines_)});
   for (const auto& worker : workers_) {
+    next = std::min(next, worker->copying_until);
     if (!worker->abandoned) next = std::min(next, HungAt(*worker));
   }
   return next;
@@ -45,6 +47,7 @@ void EngineCore::Supervise() {
     Expire(lock, lookup_deadlines_, now, FileStatus::kTimedOut);
     Expire(lock, take_deadlines_, now, FileStatus::kDropped);
     Expire(lock, publish_deadlines_, now, FileStatus::kTimedOut);
+    EndCopies(lock, now);
     AbandonHung(lock, now);
     Reap(lock);
     if (stopping_) break;
@@ -130,6 +133,14 @@ std::vector<Spare> EngineCore::MakeSpares(Lock& lock, TimePoint now) {
     lock.lock();
   }
   return spares;
+}
+
+// What a thread had read of another job before it began to read what it reads now.
+void EngineCore::EndCopies(Lock& lock, TimePoint now) {
+  std::vector<std::shared_ptr<Worker>> due;
+  std::copy_if(workers_.begin(), workers_.end(), std::back_inserter(due),
+               [&](const auto& worker) { return worker->copying_until <= now; });
+  for (const auto& worker : due) FinishCopying(lock, *worker);
 }
 
 void EngineCore::AbandonHung(Lock& lock, TimePoint now) {

@@ -38,8 +38,8 @@ bool EngineCore::PopLoad(LoadPart& part) {
 }
 
 // Reads `part`. Its last copies may still be under way afterwards: it is then in worker.copying,
-// and ends when the thread has read its next part, whose pieces needed the same buffers, or before
-// that if the part is another job's or there is none.
+// and ends when the thread has read its next part, whose pieces needed the same buffers, or there
+// is none. If that part is another job's and takes long, the supervisor ends it.
 void EngineCore::Load(Lock& lock, LoadPart part, Worker& worker) {
   lock.unlock();
   Transfer& file = *part.file;
@@ -66,11 +66,12 @@ void EngineCore::Load(Lock& lock, LoadPart part, Worker& worker) {
   lock.lock();
 }
 
-// By its thread, or by the supervisor if that hangs in its next call: whoever takes the part.
+// By its thread, or by the supervisor if that takes long in its next call: whoever takes the part.
 void EngineCore::FinishCopying(Lock& lock, Worker& worker) {
   if (worker.copying.file == nullptr) return;
   const LoadPart part = std::exchange(worker.copying, {});
   const std::uint64_t copies = worker.part_copies;
+  worker.copying_until = kNever;
   lock.unlock();
   FileResult result;
   if (!worker.context->stream->WaitFor(copies)) {

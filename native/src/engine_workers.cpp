@@ -26,6 +26,10 @@ constexpr const char* kRoleNames[kRoles] = {"kvs-io-", "kvs-load-", "kvs-meta-",
 
 std::size_t IndexOf(Role role) { return static_cast<std::size_t>(role); }
 
+// A job whose bytes are read does not wait for another's storage, but for this: copies of a part
+// take as long where all threads copy, and most reads are over by then.
+constexpr auto kCopyTime = std::chrono::milliseconds(5);
+
 bool IsOfAnotherJob(const LoadPart& part, const Transfer& file) {
   return part.file != nullptr && part.file->job != file.job;
 }
@@ -205,8 +209,10 @@ void EngineCore::IoLoop(Worker& worker, ThreadContext& context) {
     });
     if (PopLoad(part)) {
       LeaveQueue(*part.file->job, part.file->index);
-      // A job whose bytes are read does not wait for another's storage.
-      if (IsOfAnotherJob(worker.copying, *part.file)) FinishCopying(lock, worker);
+      if (IsOfAnotherJob(worker.copying, *part.file)) {
+        worker.copying_until = Clock::now() + kCopyTime;
+        Arm(worker.copying_until);
+      }
       const auto deadline =
           part.file->job->submitted + ToDuration(config_.load_timeout_seconds) - Clock::now();
       context.Step();
