@@ -11,8 +11,9 @@ from pathlib import Path
 
 from kvshelf.deadline import NoAnswerError, within
 from kvshelf.errors import ConfigError
+from kvshelf.layout import NAMESPACE_FILE
 from kvshelf.namespace import Identity
-from kvshelf.root import open_namespace, open_root, use_namespace
+from kvshelf.root import is_shelf, open_namespace, open_root, use_namespace
 from kvshelf.rootlist import SETTING
 
 # So long a start waits for a lock: a network's round trips, and no grace period of a server.
@@ -30,23 +31,38 @@ class Uses:
     """
 
     def __init__(self) -> None:
-        self._descriptors: list[int] = []
+        self._descriptors: dict[Path, int] = {}
         self._is_closed = False
         self._lock = threading.Lock()
 
     def take(self, root: Path, identity: Identity, modes: Mapping[str, int]) -> None:
-        """Raises: as ``root.use_namespace``, if it does so soon."""
-        with contextlib.suppress(NoAnswerError):
-            within(_LOCK_SECONDS, lambda: self._keep(use_namespace(root, identity, **modes)))
+        """Hold the namespace in a root, in the place of what is held there.
 
-    def _keep(self, descriptor: int | None) -> None:
+        Raises: as ``root.use_namespace``, if it does so soon.
+        """
+        with contextlib.suppress(NoAnswerError):
+            within(_LOCK_SECONDS, lambda: self._keep(root, use_namespace(root, identity, **modes)))
+
+    def renew(self, root: Path, identity: Identity, modes: Mapping[str, int]) -> None:
+        """Make the namespace again if it is gone, as where another shelf's file system was mounted
+        or somebody removed it, and hold it: eviction knows no chunks of a folder without one.
+
+        Raises:
+            OSError, ConfigError, NotAShelfError: the namespace cannot be made or held.
+        """
+        if is_shelf(root) and not os.path.lexists(root / identity.folder / NAMESPACE_FILE):
+            self.take(root, identity, modes)
+
+    def _keep(self, root: Path, descriptor: int | None) -> None:
         if descriptor is None:
             return
+        old: int | None = descriptor
         with self._lock:
             if not self._is_closed:
-                self._descriptors.append(descriptor)
-                return
-        _close(descriptor)
+                old = self._descriptors.pop(root, None)
+                self._descriptors[root] = descriptor
+        if old is not None:
+            _close(old)
 
     def __len__(self) -> int:
         with self._lock:
@@ -55,8 +71,8 @@ class Uses:
     def close(self) -> None:
         with self._lock:
             self._is_closed = True
-            descriptors, self._descriptors = self._descriptors, []
-        for descriptor in descriptors:
+            descriptors, self._descriptors = self._descriptors, {}
+        for descriptor in descriptors.values():
             _close(descriptor)
 
 

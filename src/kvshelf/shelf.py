@@ -9,6 +9,7 @@ Thread-safe where the engine is; one object is meant for one owner. Nothing wait
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 import secrets
@@ -17,6 +18,7 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -163,6 +165,7 @@ class Shelf:
         self.roots = tuple(map(str, opened.roots))
         # Given up by close(), by the collector, and by the kernel however this process ends.
         self._end_use = weakref.finalize(self, opened.uses.close)
+        self._renew = functools.partial(opened.uses.renew, identity=identity, modes=modes)
         self._route = Rendezvous(self.roots) if len(self.roots) > 1 else None
         self._folder = identity.folder
         self.rank = rank
@@ -271,6 +274,10 @@ class Shelf:
     ) -> None:
         """Mark chunks as used at these times; see ``Engine.touch_keys``."""
         self._engine.touch_keys(self._touched_folders, keys, times_ns, always=always)
+
+    def renew_use(self, root: str) -> None:
+        """As ``opening.Uses.renew``, in one of ``roots``. Threads: any; it waits for storage."""
+        self._renew(Path(root))
 
     def poll(self) -> list[JobResult]:
         """Reports since the last call; lookups of several ranks reduced to one status a key."""

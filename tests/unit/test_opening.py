@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -140,6 +142,26 @@ def test_a_mount_that_is_gone_keeps_nothing_open(
         patch.setattr(os, "close", fail)
         opened.uses.close()
     assert open_descriptors() == before
+
+
+def test_a_namespace_that_is_gone_is_made_and_held_again(tmp_path: Path) -> None:
+    opened = open_them(tmp_path / "a", tmp_path / "b")
+    file = tmp_path / "b" / IDENTITY.folder / "namespace.json"
+    before, content = open_descriptors(), file.read_text()
+    made = file.stat().st_ino
+    opened.uses.renew(tmp_path / "b", IDENTITY, MODES)
+    assert file.stat().st_ino == made  # it was there
+    shutil.rmtree(file.parent)
+    opened.uses.renew(tmp_path / "b", IDENTITY, MODES)
+    assert file.read_text() == content
+    assert len(opened.uses) == 2 and open_descriptors() == before
+    with file.open("r+") as other, pytest.raises(BlockingIOError):
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    shutil.rmtree(tmp_path / "b")
+    (tmp_path / "b").mkdir()  # a mount point with nothing mounted
+    opened.uses.renew(tmp_path / "b", IDENTITY, MODES)
+    assert not list((tmp_path / "b").iterdir())
+    opened.uses.close()
 
 
 def test_one_directory_twice_is_an_error(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from kvshelf.config import Settings  # noqa: E402
 from kvshelf.evict import Limits  # noqa: E402
 from kvshelf.evict import duty as duty_module  # noqa: E402
 from kvshelf.evict.journal import RemovedWriter  # noqa: E402
+from kvshelf.shelf import Shelf  # noqa: E402
 from kvshelf.vllm import evict as evict_module  # noqa: E402
 from kvshelf.vllm import manager as manager_module  # noqa: E402
 from kvshelf.vllm.evict import limits_of  # noqa: E402
@@ -279,4 +280,24 @@ def test_settings_become_limits() -> None:
     )
     assert not limits_of(Settings(evict=False))
     assert limits_of(Settings()).shelf_bytes is None
-    assert evict_module.duties_of(Settings(shared_storage_path="/nowhere"), "m-0123456789ab")
+
+
+def test_an_engine_makes_a_namespace_again_that_somebody_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its stores make the folder, but eviction counts none without a namespace.json."""
+    monkeypatch.setattr(duty_module, "RENEW_SECONDS", 0.0)
+    monkeypatch.setattr(duty_module, "WAKE_SECONDS", 0.05)
+    settings = Settings(evict_lease_seconds=3.0)
+    with Shelf([tmp_path / "a", tmp_path / "b"], IDENTITY) as shelf:
+        duties = evict_module.duties_of(settings, shelf)
+        for duty in duties:
+            duty.start()
+        for name in ("a", "b"):
+            file = tmp_path / name / IDENTITY.folder / "namespace.json"
+            file.unlink()
+            deadline = time.monotonic() + 20
+            while not file.exists():
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+        assert all(duty.close(20) for duty in duties)

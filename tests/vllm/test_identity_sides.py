@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,18 @@ def test_a_model_that_writes_to_its_configuration_stays_in_its_namespace(tmp_pat
     scheduler = vllm_config(tmp_path / "tiny")
     worker = copy.deepcopy(scheduler)
     worker.model_config.hf_config.update({"rope_theta": 5e5, "max_model_len": 4096})
+    assert identity(worker) == identity(scheduler)
+
+
+def test_a_model_that_writes_to_a_dict_of_the_users_does_too(tmp_path: Path) -> None:
+    """vLLM puts the dicts of --hf-overrides themselves into the configuration."""
+    scheduler = vllm_config(
+        tmp_path / "tiny",
+        hf_overrides={"rope_parameters": {"rope_type": "linear", "factor": 2.0}},
+    )
+    worker = pickle.loads(pickle.dumps(scheduler))
+    worker.model_config.hf_config.rope_parameters["rope_type"] = "another"
+    assert worker.model_config.hf_config.to_dict() != scheduler.model_config.hf_config.to_dict()
     assert identity(worker) == identity(scheduler)
 
 

@@ -140,6 +140,10 @@ def test_what_was_not_asked_for_is_stored_anew_unless_we_are_at_it(presence: Pre
         presence.unasked(key)
     assert not presence.answers
     assert not presence.is_stored(b"k") and presence.is_stored(b"new")
+    # That it is gone is still to be said, by whoever finds out.
+    assert presence.was_stored(b"k") and not presence.was_stored(b"other")
+    assert presence.missed(b"k", now=1) and not presence.missed(b"k", now=2)
+    assert not presence.missed(b"new", now=1)
 
 
 def test_forget_drops_everything(presence: Presence) -> None:

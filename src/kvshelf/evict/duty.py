@@ -37,6 +37,8 @@ KEYS_MAX = 65_536
 FAULTS_MAX = 100
 # Who holds the lease and cannot evict leaves it alone for so long.
 STAND_BACK_SECONDS = 60.0
+# So long chunks may lie in a folder that eviction does not know: two calls each time.
+RENEW_SECONDS = 10.0
 _NICE = 10
 
 
@@ -91,6 +93,7 @@ class EvictionDuty:
         limits: what the shelf may take; without any, only the journal is read.
         lease_seconds: see ``Lease``.
         evictor: makes it; called when the lease is first held.
+        renew: makes the namespace again if it is gone; called now and then.
 
     Threads: ``take``, ``has_news`` and ``close`` are for one owner, and never wait for storage.
     """
@@ -106,8 +109,11 @@ class EvictionDuty:
         file_mode: int = 0o640,
         evictor: Callable[..., Steps] = Evictor,
         lease: Lease | None = None,
+        renew: Callable[[], None] = lambda: None,
     ) -> None:
         self._root = Path(root)
+        self._renew = renew
+        self._renewed_at = time.monotonic()
         self._limits = limits
         self._turn = Turn(
             root,
@@ -166,6 +172,9 @@ class EvictionDuty:
             self._wait_seconds = WAKE_SECONDS
             self._guarded("evict", self._evict)
             self._guarded("journal", self._read)
+            if time.monotonic() - self._renewed_at > RENEW_SECONDS:
+                self._renewed_at = time.monotonic()
+                self._guarded("namespace", self._renew)
         self._turn.leave()
 
     def _guarded(self, part: str, work: Callable[[], None]) -> None:

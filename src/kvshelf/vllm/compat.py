@@ -5,6 +5,8 @@ No other module may ask for vLLM's version or look for an attribute that only so
 
 from __future__ import annotations
 
+import copy
+import functools
 import logging
 import os
 from collections.abc import Callable, Collection, Sequence
@@ -123,6 +125,23 @@ def untouched_hf_config(model: Any) -> Any:
     if nested:
         model._apply_dict_overrides(config, nested)
     return config
+
+
+def detach_overrides(model_class: Any) -> None:
+    """Make vLLM's ModelConfig put copies of the user's dicts into a model's configuration.
+
+    It puts the dicts themselves there, so a model that writes to its configuration changes the
+    user's overrides too, and ``untouched_hf_config`` would apply them. May be called again.
+    """
+    apply = model_class._apply_dict_overrides
+    if hasattr(apply, "__wrapped__"):
+        return
+
+    @functools.wraps(apply)
+    def apply_copies(self: Any, config: Any, overrides: dict[str, Any]) -> None:
+        apply(self, config, copy.deepcopy(overrides))
+
+    model_class._apply_dict_overrides = apply_copies
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,6 +56,8 @@ class KvshelfConnector(OffloadingConnector):
             steps_max=vllm_config.max_concurrent_batches,
             tells_all=vllm_config.parallel_config.world_size > 1,
         )
+        # Whether the next output was one with news, where a MultiConnector says so.
+        self.has_news: bool | None = None
         self._one_group = len(kv_cache_config.kv_cache_groups) == 1
         self._failed_blocks: set[int] = set()
         self._failed_requests: set[str] = set()
@@ -177,7 +179,9 @@ class KvshelfConnector(OffloadingConnector):
     def update_connector_output(self, connector_output: Any) -> None:
         meta = connector_output.kv_connector_worker_meta
         if self._ours:
-            has_news = not connector_output.is_empty()
+            has_news, self.has_news = self.has_news, None
+            if has_news is None:
+                has_news = not connector_output.is_empty()
             step = self._pace.ends(time.monotonic(), has_news=has_news)
             if step is not None:
                 self._manager.admission.computed(*step)

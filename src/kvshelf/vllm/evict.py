@@ -5,6 +5,7 @@ Every root has a duty of its own, with its own lease, limits and journal.
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections import Counter
@@ -31,18 +32,19 @@ def limits_of(settings: Settings) -> Limits:
     )
 
 
-def duties_of(settings: Settings, folder: str) -> list[EvictionDuty]:
-    """The duties of one engine, one a root, for its namespace's folder. Not started."""
+def duties_of(settings: Settings, shelf: Shelf) -> list[EvictionDuty]:
+    """The duties of one engine, one a root, for its namespace. Not started."""
     return [
         EvictionDuty(
             root,
-            folder,
+            shelf.folder,
             limits=limits_of(settings),
             lease_seconds=settings.evict_lease_seconds,
             dir_mode=settings.dir_mode,
             file_mode=settings.file_mode,
+            renew=functools.partial(shelf.renew_use, root),
         )
-        for root in settings.roots
+        for root in shelf.roots
     ]
 
 

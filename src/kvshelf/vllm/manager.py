@@ -262,7 +262,7 @@ class KvshelfManager(OffloadingManager):
                 self._shelf.folder,
             )
         for key in report.failed:
-            if self._presence.is_stored(key):
+            if self._presence.was_stored(key):
                 self._events.gone(key)
             self._presence.failed(key, now)
             self._to_heal[key] = None
@@ -338,7 +338,7 @@ class KvshelfManager(OffloadingManager):
             if self._presence.is_storing(key):
                 continue  # it was gone before, and soon is there again
             if key not in self._published:
-                if key in self._answers or self._presence.is_stored(key):
+                if key in self._answers or self._presence.was_stored(key):
                     self._presence.missed(key, now)
                 self._events.gone(key)
             elif self._answers.get(key) is not _PENDING:

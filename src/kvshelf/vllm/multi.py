@@ -22,6 +22,7 @@ from kvshelf.vllm import compat
 from kvshelf.vllm.connector import (
     CONNECTOR_NAME,
     SPEC_NAME,
+    KvshelfConnector,
     asks_for_kvshelf,
     recompute_failed_loads,
 )
@@ -43,6 +44,14 @@ class KvshelfMultiConnector(MultiConnector):
         if any(map(_is_ours, _children(vllm_config))):
             recompute_failed_loads(vllm_config.kv_transfer_config)
         super().__init__(vllm_config, role, kv_cache_config)
+
+    @override
+    def update_connector_output(self, connector_output: Any) -> None:
+        has_news = not connector_output.is_empty()
+        for child in self._connectors:
+            if isinstance(child, KvshelfConnector):
+                child.has_news = has_news  # it is given its own part of the output only
+        super().update_connector_output(connector_output)
 
     @classmethod
     @override

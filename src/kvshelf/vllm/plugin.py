@@ -11,6 +11,7 @@ def register() -> None:
     So is ``MultiConnector`` to a subclass (``kvshelf.vllm.multi``).
     Classes are loaded only when a configuration asks for them.
     """
+    from vllm.config import ModelConfig  # noqa: PLC0415
     from vllm.distributed.kv_transfer.kv_connector.factory import (  # noqa: PLC0415 - see above
         KVConnectorFactory,
     )
@@ -18,6 +19,7 @@ def register() -> None:
 
     from kvshelf.vllm import compat  # noqa: PLC0415
 
+    compat.detach_overrides(ModelConfig)
     module, name = "kvshelf.vllm.connector", "KvshelfConnector"
     compat.register_once(
         KVConnectorFactory, KVConnectorFactory.register_connector, name, module, name

@@ -62,8 +62,9 @@ class Presence:
         # One queue a time to live, so that each is in the order of expiry.
         self._queues: dict[float, deque[tuple[float, bytes]]] = {}
         self._last_expiry = 0.0  # of all that was ever found or missed
-        # Value: whether a store by this engine is still under way.
-        self._stored: OrderedDict[bytes, bool] = OrderedDict()
+        # Value: whether a store by this engine is still under way; None: it is to be stored anew,
+        # though nobody has said that it is gone.
+        self._stored: OrderedDict[bytes, bool | None] = OrderedDict()
 
     @classmethod
     def of(cls, settings: Settings) -> Presence:
@@ -115,8 +116,8 @@ class Presence:
         together with that one, unless we are at it: else a prefix that somebody removed would come
         back by one chunk a request."""
         self.unknown(key)
-        if not self._stored.get(key, True):
-            del self._stored[key]
+        if self._stored.get(key) is False:
+            self._stored[key] = None
 
     def not_stored(self, key: bytes) -> None:
         """A store of it was dropped or failed."""
@@ -134,9 +135,13 @@ class Presence:
 
     def is_storing(self, key: bytes) -> bool:
         """Whether a store by this engine is under way."""
-        return self._stored.get(key, False)
+        return bool(self._stored.get(key))
 
     def is_stored(self, key: bytes) -> bool:
+        return self._stored.get(key) is not None
+
+    def was_stored(self, key: bytes) -> bool:
+        """Whether it was thought to be, as far as anybody was told."""
         return key in self._stored
 
     def forget(self) -> None:

@@ -93,7 +93,7 @@ class SharedStorageOffloadingSpec(OffloadingSpec):
             chunk_tokens=self._chunk_tokens(),
             num_workers=self.config.parallel.world_size,
             emit_events=self.config.enable_kv_cache_events,
-            duties=duties_of(settings, shelf.folder),
+            duties=duties_of(settings, shelf),
         )
 
     def _chunk_tokens(self) -> int:

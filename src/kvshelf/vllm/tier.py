@@ -111,7 +111,7 @@ class KvshelfTier(SecondaryTierManager):
             * min(group.tokens_per_block for group in config.groups),
             num_workers=1,
             emit_events=enable_kv_events and config.enable_kv_cache_events,
-            duties=duties_of(settings, self._shelf.folder),
+            duties=duties_of(settings, self._shelf),
         )
 
     @override
