@@ -22,11 +22,7 @@ namespace {
 constexpr std::size_t kHostBytesMax = 64;
 constexpr char kMarker[] = "kvshelf.json";
 // So long a mount that is new may not be noticed.
-constexpr std::int64_t kLookNs = 1'000'000'000;
-
-std::int64_t NowNs() {
-  return std::chrono::steady_clock::now().time_since_epoch() / std::chrono::nanoseconds(1);
-}
+constexpr auto kLookInterval = std::chrono::seconds(1);
 
 }  // namespace
 
@@ -57,16 +53,16 @@ RootDir::RootDir(std::shared_ptr<FileOps> ops, const std::string& root, std::str
     : ops_(std::move(ops)),
       path_(root),
       fd_(::open(root.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)),
-      next_look_ns_(NowNs() + kLookNs),
+      next_look_(Clock::now() + kLookInterval),
       temp_prefix_(std::move(temp_prefix)),
       dir_mode_(dir_mode) {
   if (!fd_) throw std::system_error(errno, std::generic_category(), root);
 }
 
 int RootDir::fd() const {
-  const std::int64_t now = NowNs();
-  std::int64_t next = next_look_ns_.load(std::memory_order_relaxed);
-  if (now >= next && next_look_ns_.compare_exchange_strong(next, now + kLookNs)) FollowPath();
+  const TimePoint now = Clock::now();
+  TimePoint next = next_look_.load(std::memory_order_relaxed);
+  if (now >= next && next_look_.compare_exchange_strong(next, now + kLookInterval)) FollowPath();
   return fd_.get();
 }
 

@@ -46,6 +46,19 @@ struct SlowFixture : EngineFixture {
     setup.device = device;
     engine.emplace(std::move(setup));
   }
+  // A load hangs in the only thread that may load, and memory for another thread is being made.
+  void HangWhileAnotherIsMade() {
+    config.io_threads = 1;
+    Prepare(0, 1);
+    config.load_timeout_seconds = 0.3;
+    OpenSlow();
+    trap.Shut();
+    ops->SetHook(Catch(Call::kRead, trap));
+    device->making.Shut();
+    Load(1, 0, 1);
+    CHECK(trap.AwaitCaught(1));
+    CHECK(device->making.AwaitCaught(1));
+  }
   // Whether `call` returns, although memory is being made.
   template <typename Call>
   bool Returns(Call&& call) {
@@ -94,16 +107,7 @@ void AStoreWhoseBufferIsMadeIsNotCancelledButGivenUp() {
 void NobodyWaitsForAThreadThatIsMade() {
   for (const bool closed : {false, true}) {
     SlowFixture f;
-    f.config.io_threads = 1;
-    f.Prepare(0, 1);
-    f.config.load_timeout_seconds = 0.3;
-    f.OpenSlow();
-    f.trap.Shut();
-    f.ops->SetHook(Catch(Call::kRead, f.trap));
-    f.device->making.Shut();
-    f.Load(1, 0, 1);
-    CHECK(f.trap.AwaitCaught(1));
-    CHECK(f.device->making.AwaitCaught(1));
+    f.HangWhileAnotherIsMade();
     if (closed) {
       CHECK(f.Returns([&] { CHECK(!f.engine->Close(0)); }));
       f.engine.reset();
@@ -124,16 +128,7 @@ void NobodyWaitsForAThreadThatIsMade() {
 // The thread that hung comes back while another is made in its place: one of them is enough.
 void AThreadThatComesBackIsNotReplaced() {
   SlowFixture f;
-  f.config.io_threads = 1;
-  f.Prepare(0, 1);
-  f.config.load_timeout_seconds = 0.3;
-  f.OpenSlow();
-  f.trap.Shut();
-  f.ops->SetHook(Catch(Call::kRead, f.trap));
-  f.device->making.Shut();
-  f.Load(1, 0, 1);
-  CHECK(f.trap.AwaitCaught(1));
-  CHECK(f.device->making.AwaitCaught(1));
+  f.HangWhileAnotherIsMade();
   CHECK(f.Answers(4));
   f.trap.Open();
   CHECK(f.All(1, FileStatus::kTimedOut));

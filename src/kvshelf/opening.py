@@ -30,28 +30,33 @@ class Uses:
     Threads: any.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, identity: Identity, modes: Mapping[str, int]) -> None:
+        self._identity, self._modes = identity, modes
         self._descriptors: dict[Path, int] = {}
         self._is_closed = False
         self._lock = threading.Lock()
 
-    def take(self, root: Path, identity: Identity, modes: Mapping[str, int]) -> None:
+    def take(self, root: Path) -> None:
         """Hold the namespace in a root, in the place of what is held there.
 
         Raises: as ``root.use_namespace``, if it does so soon.
         """
-        with contextlib.suppress(NoAnswerError):
-            within(_LOCK_SECONDS, lambda: self._keep(root, use_namespace(root, identity, **modes)))
 
-    def renew(self, root: Path, identity: Identity, modes: Mapping[str, int]) -> None:
+        def work() -> None:
+            self._keep(root, use_namespace(root, self._identity, **self._modes))
+
+        with contextlib.suppress(NoAnswerError):
+            within(_LOCK_SECONDS, work)
+
+    def renew(self, root: Path) -> None:
         """Make the namespace again if it is gone, as where another shelf's file system was mounted
         or somebody removed it, and hold it: eviction knows no chunks of a folder without one.
 
         Raises:
             OSError, ConfigError, NotAShelfError: the namespace cannot be made or held.
         """
-        if is_shelf(root) and not os.path.lexists(root / identity.folder / NAMESPACE_FILE):
-            self.take(root, identity, modes)
+        if is_shelf(root) and not os.path.lexists(root / self._identity.folder / NAMESPACE_FILE):
+            self.take(root)
 
     def _keep(self, root: Path, descriptor: int | None) -> None:
         if descriptor is None:
@@ -85,12 +90,12 @@ def _close(descriptor: int) -> None:
 class Opened:
     """
     Attributes:
+        uses: hold the namespace in each root; whoever has this closes them.
         roots: the directories.
-        uses: hold the namespace in each; whoever has this closes them.
     """
 
+    uses: Uses
     roots: list[Path] = field(default_factory=list)
-    uses: Uses = field(default_factory=Uses)
 
 
 def open_all(
@@ -132,7 +137,7 @@ def _open(
     asked: list[str],
 ) -> Opened:
     """``asked`` gets each root before it is asked."""
-    opened = Opened()
+    opened = Opened(Uses(identity, modes))
     try:
         for path in paths:
             asked.append(str(path))
@@ -144,7 +149,7 @@ def _open(
         for root in opened.roots:
             asked.append(str(root))
             open_namespace(root, identity, **modes)
-            opened.uses.take(root, identity, modes)
+            opened.uses.take(root)
     except BaseException:
         opened.uses.close()
         raise

@@ -9,7 +9,6 @@ Thread-safe where the engine is; one object is meant for one owner. Nothing wait
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import os
 import secrets
@@ -164,8 +163,8 @@ class Shelf:
         )
         self.roots = tuple(map(str, opened.roots))
         # Given up by close(), by the collector, and by the kernel however this process ends.
+        self._uses = opened.uses
         self._end_use = weakref.finalize(self, opened.uses.close)
-        self._renew = functools.partial(opened.uses.renew, identity=identity, modes=modes)
         self._route = Rendezvous(self.roots) if len(self.roots) > 1 else None
         self._folder = identity.folder
         self.rank = rank
@@ -277,7 +276,7 @@ class Shelf:
 
     def renew_use(self, root: str) -> None:
         """As ``opening.Uses.renew``, in one of ``roots``. Threads: any; it waits for storage."""
-        self._renew(Path(root))
+        self._uses.renew(Path(root))
 
     def poll(self) -> list[JobResult]:
         """Reports since the last call; lookups of several ranks reduced to one status a key."""

@@ -149,17 +149,17 @@ def test_a_namespace_that_is_gone_is_made_and_held_again(tmp_path: Path) -> None
     file = tmp_path / "b" / IDENTITY.folder / "namespace.json"
     before, content = open_descriptors(), file.read_text()
     made = file.stat().st_ino
-    opened.uses.renew(tmp_path / "b", IDENTITY, MODES)
+    opened.uses.renew(tmp_path / "b")
     assert file.stat().st_ino == made  # it was there
     shutil.rmtree(file.parent)
-    opened.uses.renew(tmp_path / "b", IDENTITY, MODES)
+    opened.uses.renew(tmp_path / "b")
     assert file.read_text() == content
     assert len(opened.uses) == 2 and open_descriptors() == before
     with file.open("r+") as other, pytest.raises(BlockingIOError):
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
     shutil.rmtree(tmp_path / "b")
     (tmp_path / "b").mkdir()  # a mount point with nothing mounted
-    opened.uses.renew(tmp_path / "b", IDENTITY, MODES)
+    opened.uses.renew(tmp_path / "b")
     assert not list((tmp_path / "b").iterdir())
     opened.uses.close()
 

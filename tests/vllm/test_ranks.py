@@ -79,6 +79,20 @@ def test_reports_of_ranks_are_joined(manager: KvshelfManager) -> None:
     assert [list(e.keys) for e in manager.take_events()] == [[A]]
 
 
+def test_what_never_comes_is_not_remembered_for_ever(
+    manager: KvshelfManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chunks that one rank never publishes, and chunks that failed to load and nobody stores."""
+    monkeypatch.setattr(manager_module, "PUBLISHING_KEYS_MAX", 4)
+    monkeypatch.setattr(manager_module, "TO_HEAL_KEYS_MAX", 6)
+    keys = [key(i) for i in range(10)]
+    manager.absorb(WorkerReport(published=dict.fromkeys(keys, FIRST)))
+    for each in keys:
+        manager.absorb(WorkerReport(failed={each}))
+    assert list(manager._publishing) == keys[-4:]
+    assert list(manager._to_heal) == keys[-6:]
+
+
 def test_workers_of_another_namespace_are_an_error_and_store_nothing(
     manager: KvshelfManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@
 #include <string_view>
 #include <utility>
 
+#include "kvshelf/config.h"
 #include "kvshelf/file_ops.h"
 #include "kvshelf/memory.h"
 
@@ -57,7 +58,7 @@ class RootDir {
   std::shared_ptr<FileOps> ops_;
   std::string path_;
   UniqueFd fd_;
-  mutable std::atomic<std::int64_t> next_look_ns_;
+  mutable std::atomic<TimePoint> next_look_;
   std::string temp_prefix_;
   mode_t dir_mode_;
   std::atomic<std::uint64_t> temp_counter_{0};

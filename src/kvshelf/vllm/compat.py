@@ -23,6 +23,7 @@ from vllm.v1.kv_offload import base as offload_base
 from vllm.v1.kv_offload.config import OffloadingConfig
 
 from kvshelf.keys import group_of
+from kvshelf.vllm.bounded import drop_oldest
 
 # Versions before 0.30 have no KVConnectorTransferResults: a failed load can only be reported by
 # block ids, which name a block within its group, so models with several groups cannot be recovered.
@@ -201,9 +202,7 @@ def bound_event_payloads(scheduler_side: Any, keys_max: int) -> None:
     last block alone.
     """
     tracker = getattr(scheduler_side, "_events_tracker", None)
-    payloads: dict[Any, Any] = getattr(tracker, "_pending_event_metadata", {})
-    while len(payloads) > keys_max:
-        del payloads[next(iter(payloads))]
+    drop_oldest(getattr(tracker, "_pending_event_metadata", {}), keys_max)
 
 
 def end_tokens(context: Any, keys: Collection[bytes], chunk_tokens: int) -> list[int]:

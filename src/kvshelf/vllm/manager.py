@@ -36,6 +36,7 @@ from kvshelf.evict.duty import EvictionDuty
 from kvshelf.shelf import Shelf
 from kvshelf.vllm import compat
 from kvshelf.vllm.admission import MEASURED_CHUNKS, Admission, Verdict, spread
+from kvshelf.vllm.bounded import drop_oldest
 from kvshelf.vllm.breakers import Breakers
 from kvshelf.vllm.events import Events
 from kvshelf.vllm.evict import Eviction
@@ -64,8 +65,10 @@ JOURNAL_SECONDS = 90.0
 EVICTED_KEYS_A_STEP = 1024
 # An engine without requests makes no steps. After so long without one, what is known may be old.
 PAUSE_SECONDS = 0.1
-# Keys that some workers have published and others not yet.
+# Keys that some workers have published and others not yet, or never.
 PUBLISHING_KEYS_MAX = 65_536
+# Keys that failed to load; others may store them anew, or nobody.
+TO_HEAL_KEYS_MAX = 65_536
 _NEVER = float("-inf")
 
 
@@ -266,8 +269,7 @@ class KvshelfManager(OffloadingManager):
                 self._events.gone(key)
             self._presence.failed(key, now)
             self._to_heal[key] = None
-            if len(self._to_heal) > PUBLISHING_KEYS_MAX:  # others have stored them, or nobody
-                del self._to_heal[next(iter(self._to_heal))]
+        drop_oldest(self._to_heal, TO_HEAL_KEYS_MAX)
         for key in report.unread:
             self._presence.unread(key, now, self._retry_seconds)
         for chunks, loaded, busy_seconds in report.loads:
@@ -283,8 +285,6 @@ class KvshelfManager(OffloadingManager):
             ranks = news | self._publishing.pop(key, 0)
             if ranks != self._every_rank:
                 self._publishing[key] = ranks
-                if len(self._publishing) > PUBLISHING_KEYS_MAX:  # some ranks never publish
-                    del self._publishing[next(iter(self._publishing))]
                 continue
             self._presence.found(key, now)
             if key in self._to_heal:
@@ -292,6 +292,7 @@ class KvshelfManager(OffloadingManager):
                 self._stats.count(metrics.HEALED_CHUNKS)
             self._events.stored(key)
             published.append(key)
+        drop_oldest(self._publishing, PUBLISHING_KEYS_MAX)
         self._touches.stored(published)
         for key in published:  # a key that is there already becomes the last
             self._published.pop(key, None)

@@ -18,6 +18,7 @@ from typing import Any
 
 from kvshelf.shelf import Shelf
 from kvshelf.vllm import compat
+from kvshelf.vllm.bounded import drop_oldest
 from kvshelf.vllm.faultlog import FaultLog
 
 _NS_PER_CHUNK = 1_000_000
@@ -104,8 +105,7 @@ class Touches:
         request = self._requests.get(context.req_id)
         if request is None:
             request = self._requests[context.req_id] = _Request(time.time_ns())
-            if len(self._requests) > REQUESTS_MAX:
-                del self._requests[next(iter(self._requests))]
+            drop_oldest(self._requests, REQUESTS_MAX)
         return request
 
     def _times(self, request: _Request, keys: Collection[bytes], context: Any) -> list[int]:
