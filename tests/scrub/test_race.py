@@ -13,36 +13,43 @@ from kvshelf.scrub.findings import Kind
 from tests.scrub.shelves import chunks, everything, found, scrubbed
 
 REPOSITORY = Path(__file__).parents[2]
-ROUNDS = 200
+SCRUBS = 40  # of the whole shelf, in this process; an eighth as many in processes of their own
 
 
 def start(root: Path, seed: int, damage: str) -> subprocess.Popen[str]:
-    line = [sys.executable, "-m", "tests.scrub.racer", str(root), str(seed), str(ROUNDS), damage]
-    return subprocess.Popen(line, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
+    line = [sys.executable, "-m", "tests.scrub.racer", str(root), str(seed), damage]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(line, stdin=pipe, stdout=pipe, text=True, cwd=REPOSITORY)
+
+
+def say_racing(racer: subprocess.Popen[str]) -> bool:
+    assert racer.stdout is not None
+    return racer.stdout.readline() == "racing\n"
 
 
 @pytest.mark.parametrize("damage", ["no-damage", "damage"])
 def test_scrubs_race_engines(tmp_path: Path, damage: str) -> None:
     shelf = open_root(tmp_path / "shelf")
     racers = [start(shelf, seed, damage) for seed in range(3)]
+    assert all(say_racing(racer) for racer in racers)
     line = [sys.executable, "-m", "kvshelf.cli", "scrub", str(shelf), "--from-start"]
     line += ["--megabytes-per-second", "0", "--files-per-second", "0"]
     kinds: set[str] = set()
-    files = scrubs = 0
-    while any(racer.poll() is None for racer in racers):
+    files = 0
+    for _ in range(SCRUBS // 8):
         # Two at a time: one here, one in a process of its own.
         with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as other:
-            for _ in range(5):
+            for _ in range(8):
                 findings, run = scrubbed(shelf)
                 kinds |= {str(finding.kind) for finding in findings}
                 files += run.totals.files
-                scrubs += 1
             assert other.communicate(timeout=60)[0]
         assert other.returncode in (0, 1)
+    assert all(racer.poll() is None for racer in racers)  # they raced to the end
     for racer in racers:
-        right = int(racer.communicate(timeout=60)[0])
-        assert racer.returncode == 0 and right > ROUNDS // 4
-    assert files > scrubs  # there was something to race for
+        right, rounds = map(int, racer.communicate(timeout=60)[0].split())
+        assert racer.returncode == 0 and right > rounds // 4
+    assert files > SCRUBS  # there was something to race for
     # Healthy chunks that come and go are never found to be anything else.
     allowed = {Kind.CORRUPT, Kind.MISPLACED, Kind.UNSTEADY} if damage == "damage" else set()
     assert kinds <= {str(kind) for kind in allowed}
