@@ -41,7 +41,7 @@ def _run(command: list[str], seconds: float, **environment: str) -> Run:
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=seconds + 150,
+        timeout=seconds + 270,  # with the longest wait of many.py
         check=False,
     )
 

@@ -34,7 +34,7 @@ def check(name: str, folder: Path, seconds: float) -> None:
         assert totals["io_errors"] == totals["timed_out"] == totals["dropped"] == 0, totals
 
 
-@pytest.mark.timeout(SECONDS / 2 + 300)
+@pytest.mark.timeout(SECONDS / 2 + 420)
 @pytest.mark.parametrize("name", PLACES)
 def test_what_is_loaded_is_what_the_key_says(name: str, tmp_path: Path) -> None:
     check(name, tmp_path, SECONDS * PLACES[name].share)
