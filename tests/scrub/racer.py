@@ -1,9 +1,10 @@
 """Stores, loads, evicts and, if asked to, damages the same few chunks as its fellows do.
 
-    python -m tests.scrub.racer ROOT SEED damage|no-damage
+    python -m tests.scrub.racer ROOT SEED ROUNDS damage|no-damage
 
-Says "racing" after its first store, goes on until its standard input ends, and prints how many
-loads were right of how many; ends with an error at the first wrong byte.
+Says "racing" after its first store, goes on for at least so many rounds and until its standard
+input ends, and prints how many loads were right of how many; ends with an error at the first wrong
+byte.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ def told_to_end() -> bool:
     return bool(select.select([sys.stdin], [], [], 0)[0])
 
 
-def main(root: str, seed: str, damage: str) -> None:
+def main(root: str, seed: str, least: str, damage: str) -> None:
     rng = random.Random(seed)
     blocks = np.zeros((6, 3, 257), np.float32)
     right = rounds = 0
     with Shelf.of_arrays(root, IDENTITY, blocks, config=CONFIG) as shelf:
-        while not told_to_end():
+        while rounds < int(least) or not told_to_end():
             number = rng.randrange(KEYS)
             path = Path(root) / shelf.path_of(key(number))
             blocks[:3] = content(number)

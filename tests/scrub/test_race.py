@@ -13,11 +13,13 @@ from kvshelf.scrub.findings import Kind
 from tests.scrub.shelves import chunks, everything, found, scrubbed
 
 REPOSITORY = Path(__file__).parents[2]
-SCRUBS = 40  # of the whole shelf, in this process; an eighth as many in processes of their own
+ROUNDS = 200  # of each racer, at least
+# Scrubs of the whole shelf: in each turn so many here, and one in a process of its own.
+TURNS, SCRUBS = 5, 8
 
 
 def start(root: Path, seed: int, damage: str) -> subprocess.Popen[str]:
-    line = [sys.executable, "-m", "tests.scrub.racer", str(root), str(seed), damage]
+    line = [sys.executable, "-m", "tests.scrub.racer", str(root), str(seed), str(ROUNDS), damage]
     pipe = subprocess.PIPE
     return subprocess.Popen(line, stdin=pipe, stdout=pipe, text=True, cwd=REPOSITORY)
 
@@ -36,10 +38,10 @@ def test_scrubs_race_engines(tmp_path: Path, damage: str) -> None:
     line += ["--megabytes-per-second", "0", "--files-per-second", "0"]
     kinds: set[str] = set()
     files = 0
-    for _ in range(SCRUBS // 8):
+    for _ in range(TURNS):
         # Two at a time: one here, one in a process of its own.
         with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as other:
-            for _ in range(8):
+            for _ in range(SCRUBS):
                 findings, run = scrubbed(shelf)
                 kinds |= {str(finding.kind) for finding in findings}
                 files += run.totals.files
@@ -48,8 +50,8 @@ def test_scrubs_race_engines(tmp_path: Path, damage: str) -> None:
     assert all(racer.poll() is None for racer in racers)  # they raced to the end
     for racer in racers:
         right, rounds = map(int, racer.communicate(timeout=60)[0].split())
-        assert racer.returncode == 0 and right > rounds // 4
-    assert files > SCRUBS  # there was something to race for
+        assert racer.returncode == 0 and right > rounds // 4 >= ROUNDS // 4
+    assert files > TURNS * SCRUBS  # there was something to race for
     # Healthy chunks that come and go are never found to be anything else.
     allowed = {Kind.CORRUPT, Kind.MISPLACED, Kind.UNSTEADY} if damage == "damage" else set()
     assert kinds <= {str(kind) for kind in allowed}

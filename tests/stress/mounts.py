@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.faults.shared_mounts import SYSTEMS, knfs_script, mounted, why_no_nfs
+from tests.stress.many import TRIED_SECONDS
 
 Run = subprocess.CompletedProcess[str]
 
@@ -41,7 +42,7 @@ def _run(command: list[str], seconds: float, **environment: str) -> Run:
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=seconds + 270,  # with the longest wait of many.py
+        timeout=seconds + TRIED_SECONDS + 150,
         check=False,
     )
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.stress.many import TRIED_SECONDS
 from tests.stress.mounts import PLACES, Absent, stress
 
 SECONDS = float(os.environ.get("KVSHELF_TEST_STRESS_SECONDS", "30"))
@@ -34,7 +35,7 @@ def check(name: str, folder: Path, seconds: float) -> None:
         assert totals["io_errors"] == totals["timed_out"] == totals["dropped"] == 0, totals
 
 
-@pytest.mark.timeout(SECONDS / 2 + 420)
+@pytest.mark.timeout(SECONDS / 2 + TRIED_SECONDS + 300)
 @pytest.mark.parametrize("name", PLACES)
 def test_what_is_loaded_is_what_the_key_says(name: str, tmp_path: Path) -> None:
     check(name, tmp_path, SECONDS * PLACES[name].share)
