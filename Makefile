@@ -107,7 +107,7 @@ build/deploy-tools/.done: $(VENV)/.deploy requirements/deploy-tools.txt scripts/
 	@$(BIN)/python scripts/deploy_tools.py $(@D) && touch $@ || test "$$CI" != true
 
 # pytest comes last, so that its closing line is the last one. PYTEST_ARGS='-m "not e2e"' leaves
-# out the engines: a minute instead of ten.
+# out most engines.
 test: $(VENV)/.kvshelf test-native build/deploy-tools/.done
 	python -m pytest $(PYTEST_ARGS)
 
