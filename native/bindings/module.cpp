@@ -135,20 +135,33 @@ void SubmitBatch(OwnedEngine& engine, JobId id, std::vector<std::string> paths, 
   (engine.*kSubmit)(id, batch);
 }
 
+// Keys as chunk files have them: the hash of each, which all but its last four bytes are, with the
+// first bytes of the mask added bit by bit (kvshelf.keys.masked).
+std::vector<std::string> MaskedKeys(const nb::sequence& keys, const nb::bytes& mask) {
+  constexpr std::size_t kGroupBytes = 4;
+  std::vector<std::string> masked;
+  masked.reserve(nb::len(keys));
+  const std::string_view bits = View(mask);
+  for (const nb::handle key : keys) {
+    std::string& copy = masked.emplace_back(View(nb::cast<nb::bytes>(key)));
+    if (bits.empty() || copy.size() < kGroupBytes) continue;
+    const std::size_t hash_bytes = copy.size() - kGroupBytes;
+    if (bits.size() < hash_bytes) throw std::invalid_argument("mask is shorter than a key's hash");
+    for (std::size_t i = 0; i < hash_bytes; ++i) copy[i] = static_cast<char>(copy[i] ^ bits[i]);
+  }
+  return masked;
+}
+
 void SubmitLookupKeys(OwnedEngine& engine, JobId id, std::vector<std::string> folders,
-                      const nb::sequence& keys, std::vector<std::uint32_t> runs) {
-  std::vector<std::string> copies;
-  copies.reserve(nb::len(keys));
-  for (const nb::handle key : keys) copies.emplace_back(View(nb::cast<nb::bytes>(key)));
-  engine.SubmitLookupKeys(id, std::move(folders), std::move(copies), std::move(runs));
+                      const nb::sequence& keys, std::vector<std::uint32_t> runs,
+                      const nb::bytes& mask) {
+  engine.SubmitLookupKeys(id, std::move(folders), MaskedKeys(keys, mask), std::move(runs));
 }
 
 void TouchKeys(OwnedEngine& engine, const std::vector<std::string>& folders,
-               const nb::sequence& keys, const std::vector<std::int64_t>& times_ns, bool always) {
-  std::vector<std::string> copies;
-  copies.reserve(nb::len(keys));
-  for (const nb::handle key : keys) copies.emplace_back(View(nb::cast<nb::bytes>(key)));
-  engine.TouchKeys(folders, copies, times_ns, always);
+               const nb::sequence& keys, const std::vector<std::int64_t>& times_ns, bool always,
+               const nb::bytes& mask) {
+  engine.TouchKeys(folders, MaskedKeys(keys, mask), times_ns, always);
 }
 
 // Reports as (job id, kind, phase, statuses as bytes, errnos or None, payload bytes, seconds).
@@ -260,10 +273,12 @@ NB_MODULE(_native, m) {
       .def("submit_load", SubmitBatch<&Engine::SubmitLoad>, "job_id"_a, "paths"_a, "keys"_a,
            "groups"_a, "first_blocks"_a, "block_counts"_a, "block_ids"_a, "stream"_a)
       .def("submit_lookup", &Engine::SubmitLookup, "job_id"_a, "paths"_a)
-      .def("submit_lookup_keys", SubmitLookupKeys, "job_id"_a, "folders"_a, "keys"_a, "runs"_a)
+      .def("submit_lookup_keys", SubmitLookupKeys, "job_id"_a, "folders"_a, "keys"_a, "runs"_a,
+           "mask"_a)
       .def("submit_probe", &Engine::SubmitProbe, "job_id"_a, "paths"_a, "bytes_max"_a)
       .def("touch", &Engine::Touch, "paths"_a)
-      .def("touch_keys", TouchKeys, "folders"_a, "keys"_a, "times_ns"_a, "always"_a)
+      .def("touch_keys", TouchKeys, "folders"_a, "keys"_a, "times_ns"_a, "always"_a,
+           "mask"_a)
       .def("poll", Poll, nb::sig("def poll(self) -> list | None"))
       .def("wait", Wait, "job_ids"_a, "phase"_a, "timeout_seconds"_a)
       .def("release", Release, "job_ids"_a)

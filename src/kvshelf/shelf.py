@@ -243,12 +243,18 @@ class Shelf:
         """Queue a load; see ``Engine.submit_load``."""
         self._engine.submit_load(job_id, self._batch(chunks), stream)
 
-    def submit_lookup(self, job_id: JobId, keys: Sequence[bytes], runs: Sequence[int] = ()) -> None:
+    def submit_lookup(
+        self,
+        job_id: JobId,
+        keys: Sequence[bytes],
+        runs: Sequence[int] = (),
+        mask: bytes = b"",
+    ) -> None:
         """Queue a lookup; its result has one status a key, OK only if every rank has the chunk.
 
-        ``runs``: see ``Engine.submit_lookup_keys``.
+        ``runs``, ``mask``: see ``Engine.submit_lookup_keys``.
         """
-        self._engine.submit_lookup_keys(job_id, self._rank_folders, keys, runs)
+        self._engine.submit_lookup_keys(job_id, self._rank_folders, keys, runs, mask)
 
     def submit_probe(self, job_id: JobId, keys: Sequence[bytes], bytes_max: int) -> None:
         """Queue a measurement: up to ``bytes_max`` of each chunk's files, all ranks', are read."""
@@ -269,10 +275,15 @@ class Shelf:
         )
 
     def touch_at(
-        self, keys: Sequence[bytes], times_ns: Sequence[int], *, always: bool = False
+        self,
+        keys: Sequence[bytes],
+        times_ns: Sequence[int],
+        *,
+        always: bool = False,
+        mask: bytes = b"",
     ) -> None:
         """Mark chunks as used at these times; see ``Engine.touch_keys``."""
-        self._engine.touch_keys(self._touched_folders, keys, times_ns, always=always)
+        self._engine.touch_keys(self._touched_folders, keys, times_ns, always=always, mask=mask)
 
     def renew_use(self, root: str) -> None:
         """As ``opening.Uses.renew``, in one of ``roots``. Threads: any; it waits for storage."""

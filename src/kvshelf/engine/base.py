@@ -263,11 +263,13 @@ class Engine(Protocol):
         folders: Sequence[str],
         keys: Sequence[bytes],
         runs: Sequence[int] = (),
+        mask: bytes = b"",
     ) -> None:
         """The same for the chunk of each key in each rank's folder, key after key.
 
         ``runs`` are lengths of runs of keys, from the first key on, of which only those before the
         first missing one are of use: what comes after it may be CANCELLED, not looked at.
+        ``mask``: the chunks are those of the masked keys (``kvshelf.keys.masked``).
 
         Names are those of ``kvshelf.layout.chunk_path_in``; made in the background, so that a
         lookup of 4,096 keys takes a fraction of a millisecond of the caller's thread.
@@ -292,10 +294,12 @@ class Engine(Protocol):
         times_ns: Sequence[int],
         *,
         always: bool = False,
+        mask: bytes = b"",
     ) -> None:
         """Give the chunk of each key, in each rank's folder, an access time of its own.
 
-        In the background and without a report, as ``touch``; names as in ``submit_lookup_keys``.
+        In the background and without a report, as ``touch``; names and ``mask`` as in
+        ``submit_lookup_keys``.
 
         Args:
             times_ns: one a key, nanoseconds since 1970, above 0.

@@ -8,7 +8,7 @@ import numpy as np
 
 from kvshelf.engine.base import Batch, GroupMemory
 from kvshelf.format import KEY_BYTES_MIN, PIECES_MAX
-from kvshelf.keys import KEY_BYTES_MAX
+from kvshelf.keys import GROUP_BYTES, KEY_BYTES_MAX
 
 # What Linux allows for one name and for a whole path with its end.
 _NAME_BYTES_MAX = 255
@@ -40,7 +40,18 @@ def check_keys(keys: Sequence[bytes]) -> None:
         raise ValueError(f"keys must have {KEY_BYTES_MIN} to {KEY_BYTES_MAX} bytes")
 
 
-def check_lookup_keys(folders: Sequence[str], keys: Sequence[bytes], runs: Sequence[int]) -> None:
+def check_mask(keys: Sequence[bytes], mask: bytes) -> None:
+    """
+    Raises:
+        ValueError: it is shorter than a key's hash.
+    """
+    if mask and any(len(mask) < length - GROUP_BYTES for length in set(map(len, keys))):
+        raise ValueError("a mask must be as long as the hashes of the keys, or empty")
+
+
+def check_lookup_keys(
+    folders: Sequence[str], keys: Sequence[bytes], runs: Sequence[int], mask: bytes = b""
+) -> None:
     """
     Raises:
         ValueError: see ``Engine.submit_lookup_keys``.
@@ -49,12 +60,13 @@ def check_lookup_keys(folders: Sequence[str], keys: Sequence[bytes], runs: Seque
         raise ValueError("a lookup needs at least one folder and one key")
     check_paths(folders)
     check_keys(keys)
+    check_mask(keys, mask)
     if any(run < 1 for run in runs) or sum(runs) > len(keys):
         raise ValueError("runs: each at least 1, together at most as many as keys")
 
 
 def check_touch_keys(
-    folders: Sequence[str], keys: Sequence[bytes], times_ns: Sequence[int]
+    folders: Sequence[str], keys: Sequence[bytes], times_ns: Sequence[int], mask: bytes = b""
 ) -> None:
     """
     Raises:
@@ -62,6 +74,7 @@ def check_touch_keys(
     """
     check_paths(folders)
     check_keys(keys)
+    check_mask(keys, mask)
     if len(keys) != len(times_ns) or any(time <= 0 for time in times_ns):
         raise ValueError("times_ns: one a key, above 0")
 

@@ -32,6 +32,7 @@ from kvshelf.engine.check import (
     check_touch_keys,
 )
 from kvshelf.errors import EngineClosedError
+from kvshelf.keys import masked_all
 from kvshelf.layout import chunk_path_in
 
 
@@ -139,10 +140,12 @@ class MemoryEngine:
         folders: Sequence[str],
         keys: Sequence[bytes],
         runs: Sequence[int] = (),
+        mask: bytes = b"",
     ) -> None:
         """See ``Engine.submit_lookup_keys``. Nothing is left out here: it costs nothing."""
-        check_lookup_keys(folders, keys, runs)
-        self.submit_lookup(job_id, [chunk_path_in(f, key) for key in keys for f in folders])
+        check_lookup_keys(folders, keys, runs, mask)
+        stored = masked_all(keys, mask)
+        self.submit_lookup(job_id, [chunk_path_in(f, key) for key in stored for f in folders])
 
     def submit_probe(self, job_id: JobId, paths: Sequence[str], bytes_max: int) -> None:
         """See ``Engine.submit_probe``. A file has the bytes of its blocks."""
@@ -170,10 +173,11 @@ class MemoryEngine:
         times_ns: Sequence[int],
         *,
         always: bool = False,
+        mask: bytes = b"",
     ) -> None:
         """See ``Engine.touch_keys``. Likewise."""
         del always
-        check_touch_keys(folders, keys, times_ns)
+        check_touch_keys(folders, keys, times_ns, mask)
         self.touch(folders)
 
     def poll(self) -> list[JobResult]:

@@ -116,10 +116,11 @@ class NativeEngine:
         folders: Sequence[str],
         keys: Sequence[bytes],
         runs: Sequence[int] = (),
+        mask: bytes = b"",
     ) -> None:
         """See ``Engine.submit_lookup_keys``."""
         try:
-            self._engine.submit_lookup_keys(job_id, folders, keys, runs)
+            self._engine.submit_lookup_keys(job_id, folders, keys, runs, mask)
         except _native.EngineClosed as error:
             raise EngineClosedError(str(error)) from None
 
@@ -144,10 +145,11 @@ class NativeEngine:
         times_ns: Sequence[int],
         *,
         always: bool = False,
+        mask: bytes = b"",
     ) -> None:
         """See ``Engine.touch_keys``."""
         try:
-            self._engine.touch_keys(folders, keys, times_ns, always)
+            self._engine.touch_keys(folders, keys, times_ns, always, mask)
         except _native.EngineClosed as error:
             raise EngineClosedError(str(error)) from None
 

@@ -38,6 +38,7 @@ from kvshelf.engine.check import (
     check_touch_keys,
 )
 from kvshelf.errors import EngineClosedError
+from kvshelf.keys import masked_all
 from kvshelf.rendezvous import Rendezvous
 
 Rows = NDArray[np.intp]
@@ -128,9 +129,11 @@ class SpreadEngine:
         folders: Sequence[str],
         keys: Sequence[bytes],
         runs: Sequence[int] = (),
+        mask: bytes = b"",
     ) -> None:
         """See ``Engine.submit_lookup_keys``. Each root stops behind its own first missing key."""
-        check_lookup_keys(folders, keys, runs)
+        check_lookup_keys(folders, keys, runs, mask)
+        keys = masked_all(keys, mask)  # which root has a chunk goes by its own key
         parts: dict[int, Rows] = {}
         calls: dict[int, Submit] = {}
         each = np.arange(len(folders))
@@ -165,10 +168,12 @@ class SpreadEngine:
         times_ns: Sequence[int],
         *,
         always: bool = False,
+        mask: bytes = b"",
     ) -> None:
         """See ``Engine.touch_keys``."""
-        check_touch_keys(folders, keys, times_ns)
+        check_touch_keys(folders, keys, times_ns, mask)
         self._check_open()
+        keys = masked_all(keys, mask)
         for share in self._route.shares(keys):
             times = [times_ns[row] for row in share.rows]
             self._engines[share.root].touch_keys(folders, share.keys, times, always=always)

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Mapping, Sequence
 
 from kvshelf.engine import Batch, Engine, EngineStats, FileStatus, JobId, JobKind, JobResult, Phase
+from kvshelf.keys import masked_all
 from kvshelf.layout import chunk_path_in
 
 Faults = Mapping[tuple[JobKind, str], tuple[FileStatus, int]]
@@ -52,10 +53,13 @@ class FaultyEngine:
         folders: Sequence[str],
         keys: Sequence[bytes],
         runs: Sequence[int] = (),
+        mask: bytes = b"",
     ) -> None:
         with self._lock:
-            self._inner.submit_lookup_keys(job_id, folders, keys, runs)
-            self._paths[job_id] = tuple(chunk_path_in(f, key) for key in keys for f in folders)
+            self._inner.submit_lookup_keys(job_id, folders, keys, runs, mask)
+            self._paths[job_id] = tuple(
+                chunk_path_in(f, key) for key in masked_all(keys, mask) for f in folders
+            )
 
     def submit_probe(self, job_id: JobId, paths: Sequence[str], bytes_max: int) -> None:
         with self._lock:
@@ -72,8 +76,9 @@ class FaultyEngine:
         times_ns: Sequence[int],
         *,
         always: bool = False,
+        mask: bytes = b"",
     ) -> None:
-        self._inner.touch_keys(folders, keys, times_ns, always=always)
+        self._inner.touch_keys(folders, keys, times_ns, always=always, mask=mask)
 
     def poll(self) -> list[JobResult]:
         with self._lock:

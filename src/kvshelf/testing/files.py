@@ -13,6 +13,7 @@ import pytest
 
 from kvshelf.engine import Direct, Durability, FileStatus, Phase
 from kvshelf.format import HEADER_BYTES, bad_pieces, decode, file_bytes, geometry_digest
+from kvshelf.keys import make_mask, masked_all
 from kvshelf.layout import chunk_path_in
 from kvshelf.testing.engines import EngineTests
 from kvshelf.testing.memory import NAMESPACE, Setup
@@ -295,6 +296,15 @@ class FileEngineTests(EngineTests):
         assert [path.stat().st_atime_ns for path in paths] == wanted
         assert [path.stat().st_mtime_ns for path in paths] == [12_345] * 3
         assert setup.engine.stats().touched == 4
+        mask = make_mask("an epoch")
+        later = [time_ns + 1 for time_ns in wanted]
+        setup.engine.touch_keys(folders, keys, later, always=True, mask=mask)
+        assert setup.engine.drain(10)
+        assert [path.stat().st_atime_ns for path in paths] == wanted  # other chunks
+        asked = masked_all(keys, mask)
+        setup.engine.touch_keys(folders, asked, later, always=True, mask=mask)
+        assert setup.engine.drain(10)
+        assert [path.stat().st_atime_ns for path in paths] == later
 
     def test_a_load_leaves_the_access_time_alone(self, setup: Setup) -> None:
         """Touches keep chunks in their order; a mount may set times when it reads."""
