@@ -72,6 +72,12 @@ ROWS: tuple[tuple[str, str, tuple[Panel, ...]], ...] = (
                 ((rate("kvshelf:refused_hit_tokens_total"), "tokens"),),
                 "Computing was sooner than loading, or the hit too short.",
             ),
+            Panel(
+                "Requests left alone",
+                "ops",
+                ((rate("kvshelf:requests_left_alone_total", "reason"), "{{reason}}"),),
+                "Neither loaded nor stored, by reason.",
+            ),
         ),
     ),
     (

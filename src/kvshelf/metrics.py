@@ -43,6 +43,7 @@ HUNG_THREADS = "kvshelf:hung_threads"
 BREAKER_STATE = "kvshelf:breaker_state"
 BREAKER_OPENINGS = "kvshelf:breaker_openings"
 REFUSED_HIT_TOKENS = "kvshelf:refused_hit_tokens"
+REQUESTS_LEFT_ALONE = "kvshelf:requests_left_alone"
 EVICT_LEASE_HELD = "kvshelf:evict_lease_held"
 EVICT_DURATION = "kvshelf:evict_pass_seconds"
 GONE_KEYS = "kvshelf:gone_keys"
@@ -190,6 +191,13 @@ METRICS: tuple[Metric, ...] = (
         Kind.COUNTER,
         "tokens",
         "Tokens on the shelf that were computed all the same: sooner than loaded, or too few.",
+    ),
+    Metric(
+        REQUESTS_LEFT_ALONE,
+        Kind.COUNTER,
+        "requests",
+        "Requests that kvshelf neither loads nor stores, by reason (docs/sharing.md).",
+        ("reason",),
     ),
     *_EVICTED,
     Metric(

@@ -178,6 +178,16 @@ def request_keys(scheduler_side: Any, request: Any) -> list[KeyRun]:
     return runs
 
 
+def asked_about_requests(scheduler_side: Any) -> list[Any]:
+    """Who of ours vLLM asks about a request's chunks: the manager, or tiers below vLLM's manager.
+
+    Both have ``leave_alone(req_id, reason)``.
+    """
+    manager = scheduler_side.manager
+    asked = [manager, *getattr(manager, "secondary_tiers", ())]
+    return [each for each in asked if hasattr(each, "leave_alone")]
+
+
 def hit_ranges(scheduler_side: Any, computed_tokens: int, tokens: int) -> list[range]:
     """Of each group, the indices of the chunks that vLLM loads for these tokens of a request, at
     most: with a sliding window those in it, and of a state the last one."""

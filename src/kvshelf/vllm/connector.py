@@ -24,6 +24,7 @@ from kvshelf.vllm.identity import build_identity
 from kvshelf.vllm.manager import KvshelfManager
 from kvshelf.vllm.pace import Pace
 from kvshelf.vllm.report import KvshelfWorkerMetadata
+from kvshelf.vllm.requests import Hashing, reason_to_leave_alone
 from kvshelf.vllm.spec import IDENTITY_KEY
 from kvshelf.vllm.worker import KvshelfWorker, blocks_of
 
@@ -52,6 +53,7 @@ class KvshelfConnector(OffloadingConnector):
             salt = str(extra.get("identity_salt", ""))
             extra[IDENTITY_KEY] = build_identity(vllm_config, kv_cache_config, salt)
         super().__init__(vllm_config, role, kv_cache_config)
+        self._hashing = Hashing()
         self._pace = Pace(
             steps_max=vllm_config.max_concurrent_batches,
             tells_all=vllm_config.parallel_config.world_size > 1,
@@ -75,10 +77,18 @@ class KvshelfConnector(OffloadingConnector):
         side = self.connector_worker
         return side.worker if self._ours and side is not None else None
 
+    def leave_alone(self, req_id: str, reason: str) -> None:
+        """Have our manager, or our tiers below vLLM's, load and store nothing of a request."""
+        for each in compat.asked_about_requests(self.connector_scheduler):
+            each.leave_alone(req_id, reason)
+
     @override
     def on_new_request(self, request: Any) -> None:
         super().on_new_request(request)
-        if self._ours and not request.skip_reading_prefix_cache:
+        reason = reason_to_leave_alone(self._hashing, request)
+        if reason is not None:
+            self.leave_alone(request.request_id, reason)
+        elif self._ours and not request.skip_reading_prefix_cache:
             self._manager.prefetch(compat.request_keys(self.connector_scheduler, request))
 
     @override

@@ -44,6 +44,7 @@ from kvshelf.vllm.faultlog import FaultLog
 from kvshelf.vllm.lookups import Lookups
 from kvshelf.vllm.presence import Answer, Presence
 from kvshelf.vllm.report import WorkerReport
+from kvshelf.vllm.requests import LeftAlone
 from kvshelf.vllm.specs import ChunkKeysSpec
 from kvshelf.vllm.stats import StatsSink
 from kvshelf.vllm.touches import Touches
@@ -139,13 +140,32 @@ class KvshelfManager(OffloadingManager):
         self._measuring_since = _NEVER
         self._is_split = False  # workers use another namespace: of no use to store
         self._refused: set[str] = set()  # requests that compute what they could load
+        self._left_alone = LeftAlone()
+        self._reasons: set[str] = set()  # logged so far
         self._all_roots = frozenset(range(len(shelf.roots)))
         self._shut: frozenset[int] = frozenset()  # roots closed to the request that looks up
         self._eviction = Eviction(duties, shelf, self._stats, logger)
 
+    def leave_alone(self, req_id: str, reason: str) -> None:
+        """Load and store nothing of this request from now on. Call it after ``on_new_request``."""
+        if not self._left_alone.add(req_id):
+            return
+        self._stats.count(metrics.REQUESTS_LEFT_ALONE, reason)
+        if reason not in self._reasons:
+            self._reasons.add(reason)
+            logger.warning(
+                "kvshelf leaves requests alone: %s. vLLM computes request %s and all later ones "
+                "of this kind; nothing of them is loaded or stored (docs/sharing.md).",
+                reason,
+                req_id,
+            )
+
+    def is_left_alone(self, req_id: str) -> bool:
+        return req_id in self._left_alone
+
     def begin_scan(self, req_id: str) -> None:
         """The lookups that follow are this request's."""
-        is_refused = req_id in self._refused
+        is_refused = req_id in self._refused or req_id in self._left_alone
         self._shut = self._all_roots if is_refused else self._breakers.shut_to(req_id)
 
     @override
@@ -201,6 +221,8 @@ class KvshelfManager(OffloadingManager):
 
     @override
     def touch(self, keys: Collection[OffloadKey], req_context: ReqContext) -> None:
+        if req_context.req_id in self._left_alone:
+            return
         used = self._breakers.readable(tuple(keys))
         if used:
             self._touches.used(used, req_context)
@@ -210,6 +232,10 @@ class KvshelfManager(OffloadingManager):
         self, keys: Collection[OffloadKey], req_context: ReqContext
     ) -> PrepareStoreOutput:
         """Offer what is not known to be stored. Never None: a full buffer drops in the worker."""
+        if req_context.req_id in self._left_alone:
+            return PrepareStoreOutput(
+                keys_to_store=[], store_spec=ChunkKeysSpec(()), evicted_keys=[]
+            )
         is_stored = self._presence.is_stored
         wanted = [] if self._is_split else [key for key in keys if not is_stored(key)]
         if len(wanted) < len(keys):
@@ -229,6 +255,7 @@ class KvshelfManager(OffloadingManager):
 
     @override
     def on_new_request(self, req_context: ReqContext) -> RequestOffloadingContext:
+        self._left_alone.begins(req_context.req_id)
         now = time.monotonic()
         if now - self._last_step > PAUSE_SECONDS:
             self._tidy(now)
@@ -238,6 +265,7 @@ class KvshelfManager(OffloadingManager):
     @override
     def on_request_finished(self, req_context: ReqContext) -> None:
         self._refused.discard(req_context.req_id)
+        self._left_alone.ends(req_context.req_id)
         self._touches.finished(req_context.req_id)
 
     @override

@@ -114,6 +114,10 @@ class KvshelfTier(SecondaryTierManager):
             duties=duties_of(settings, self._shelf),
         )
 
+    def leave_alone(self, req_id: str, reason: str) -> None:
+        """Load and store nothing of this request, as ``KvshelfManager.leave_alone``."""
+        self._manager.leave_alone(req_id, reason)
+
     @override
     def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
         self._manager.begin_scan(req_context.req_id)
