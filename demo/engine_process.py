@@ -6,7 +6,9 @@ The argument holds keyword arguments of ``vllm.LLM``. Each line on stdin is a re
 ``{"op": ..., ...}``, each line on stdout its answer, ``{"ok": ...}`` or ``{"error": text}``:
 
     generate  prompts (lists of token ids), tokens, logprobs -> an answer a prompt, in order
-    reset     empty vLLM's own prefix cache, as a restart would
+    reset     empty vLLM's own prefix cache, as a restart would; with ``connector`` the connector's
+    rpc       call ``function`` ("module:name") in every worker with ``arguments`` by name
+    call      call ``method`` of vLLM's LLM with ``arguments`` by name
     metrics   the series on vLLM's registry whose names begin with ``prefix``
     stop      end
 
@@ -15,6 +17,7 @@ Everything that vLLM prints goes to stderr.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -84,7 +87,15 @@ def _answer(llm: Any, request: dict[str, Any]) -> Any:
     if operation == "generate":
         return _generate(llm, request)
     if operation == "reset":
-        return llm.reset_prefix_cache()
+        return llm.reset_prefix_cache(
+            reset_running_requests=request["running"], reset_connector=request["connector"]
+        )
+    if operation == "rpc":
+        module, _, name = request["function"].partition(":")
+        function = getattr(importlib.import_module(module), name)
+        return llm.collective_rpc(function, kwargs=request["arguments"])
+    if operation == "call":
+        return getattr(llm, request["method"])(**request["arguments"])
     if operation == "metrics":
         return _metrics(request["prefix"])
     raise ValueError(f"unknown operation {operation!r}")

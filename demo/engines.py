@@ -168,10 +168,18 @@ class EngineProcess:
             for row in rows
         ]
 
-    def reset_prefix_cache(self) -> None:
+    def rpc(self, function: str, **arguments: object) -> Any:
+        """Call a function, "module:name", in every worker; what it returns must be JSON's."""
+        return self._ask({"op": "rpc", "function": function, "arguments": arguments})
+
+    def call(self, method: str, **arguments: object) -> Any:
+        """Call a method of vLLM's LLM."""
+        return self._ask({"op": "call", "method": method, "arguments": arguments})
+
+    def reset_prefix_cache(self, *, connector: bool = False, running: bool = False) -> None:
         """Empty vLLM's own prefix cache; blocks that stores still hold make it try again."""
         deadline = time.monotonic() + ANSWER_SECONDS
-        while not self._ask({"op": "reset"}):
+        while not self._ask({"op": "reset", "connector": connector, "running": running}):
             if time.monotonic() > deadline:
                 raise EngineFailedError(f"{self.name}: the prefix cache could not be reset")
             time.sleep(0.1)

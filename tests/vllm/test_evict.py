@@ -88,7 +88,7 @@ def evict(replica: Replica, *keys: bytes) -> None:
 
 def long_ago(replica: Replica) -> None:
     """Whatever was published was so before any journal that is read now."""
-    replica.manager._published.clear()
+    replica.manager._publications.lately.clear()
 
 
 def read_once(replica: Replica) -> None:

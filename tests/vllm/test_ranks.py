@@ -15,6 +15,7 @@ pytestmark = pytest.mark.vllm
 from kvshelf import Chunk, EngineConfig, Shelf  # noqa: E402
 from kvshelf.engine import Phase  # noqa: E402
 from kvshelf.vllm import manager as manager_module  # noqa: E402
+from kvshelf.vllm import publications  # noqa: E402
 from kvshelf.vllm.faultlog import FaultLog  # noqa: E402
 from kvshelf.vllm.manager import KvshelfManager  # noqa: E402
 from kvshelf.vllm.outcomes import Outcomes  # noqa: E402
@@ -83,14 +84,14 @@ def test_what_never_comes_is_not_remembered_for_ever(
     manager: KvshelfManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Chunks that one rank never publishes, and chunks that failed to load and nobody stores."""
-    monkeypatch.setattr(manager_module, "PUBLISHING_KEYS_MAX", 4)
-    monkeypatch.setattr(manager_module, "TO_HEAL_KEYS_MAX", 6)
+    monkeypatch.setattr(publications, "PUBLISHING_KEYS_MAX", 4)
+    monkeypatch.setattr(publications, "TO_HEAL_KEYS_MAX", 6)
     keys = [key(i) for i in range(10)]
     manager.absorb(WorkerReport(published=dict.fromkeys(keys, FIRST)))
     for each in keys:
         manager.absorb(WorkerReport(failed={each}))
-    assert list(manager._publishing) == keys[-4:]
-    assert list(manager._to_heal) == keys[-6:]
+    assert list(manager._publications.publishing) == keys[-4:]
+    assert list(manager._publications.to_heal) == keys[-6:]
 
 
 def test_workers_of_another_namespace_are_an_error_and_store_nothing(

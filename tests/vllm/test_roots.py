@@ -41,7 +41,7 @@ class Pair(Scheduler):
     def __init__(self, folder: Path, **settings: Any) -> None:
         self.roots = [folder / "good", folder / "bad"]
         super().__init__(self.roots, **settings)
-        engines: list[Storage] = self.manager._shelf._engine._engines  # type: ignore[attr-defined]
+        engines: list[Storage] = self.manager._shelf._shelf._engine._engines  # type: ignore[attr-defined]
         self.good, self.bad = engines
         self.good.answers_with = OK
         self.a, self.b = self.keys_of(0, 40), self.keys_of(1, 40)
@@ -218,7 +218,7 @@ def test_both_roots_are_shown_with_every_report(pair: Pair) -> None:
 
 
 def test_a_worker_reports_each_root_of_a_job_by_itself(pair: Pair) -> None:
-    outcomes = Outcomes(FaultLog(logger), pair.manager._shelf)
+    outcomes = Outcomes(FaultLog(logger), pair.manager._shelf._shelf)
     keys = [pair.a[0], pair.b[0], pair.a[1], pair.b[1]]
 
     def report(job: int, statuses: list[FileStatus], errnos: list[int]) -> set[Any]:
@@ -227,7 +227,7 @@ def test_a_worker_reports_each_root_of_a_job_by_itself(pair: Pair) -> None:
             job, JobKind.LOAD, Phase.FINISHED, tuple(statuses), tuple(errnos), 0, 0.1
         )
         outcomes.load_ended(keys, result)
-        taken = outcomes.take(pair.manager._shelf.stats())
+        taken = outcomes.take(pair.manager._shelf._shelf.stats())
         assert taken is not None
         return {
             (kind, cause, pair.manager._shelf.root_of(key)) for kind, cause, key in taken.outcomes

@@ -48,7 +48,9 @@ class Storage(MemoryEngine):
         self.answers_with: FileStatus | None = None  # at once
         self.hung_threads = 0
 
-    def submit_lookup_keys(self, job_id: int, folders: Any, keys: Any, runs: Any = ()) -> None:
+    def submit_lookup_keys(
+        self, job_id: int, folders: Any, keys: Any, runs: Any = (), mask: bytes = b""
+    ) -> None:
         self.runs.append(tuple(runs))
         self._ask(job_id, JobKind.LOOKUP, len(keys))
 

@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 
 from kvshelf.engine import FileStatus, JobKind, JobResult, Phase
-from kvshelf.keys import make_key, make_mask, masked_all
+from kvshelf.keys import make_key
 from kvshelf.layout import chunk_path_in
+from kvshelf.testing.masks import MaskTests
 from kvshelf.testing.memory import Blocks, Setup
 from kvshelf.testing.refusals import RefusalTests
 
@@ -27,7 +28,7 @@ OK, NOT_FOUND = FileStatus.OK, FileStatus.NOT_FOUND
 CANCELLED, DROPPED = FileStatus.CANCELLED, FileStatus.DROPPED
 
 
-class EngineTests(RefusalTests):
+class EngineTests(RefusalTests, MaskTests):
     """Promises of ``kvshelf.engine.base.Engine`` that need no files to be seen."""
 
     def test_what_is_stored_is_loaded_elsewhere(self, setup: Setup) -> None:
@@ -233,25 +234,6 @@ class EngineTests(RefusalTests):
         for folders, wrong in ((["ns/r0"], [b"short"]), (["../x"], keys), ([], keys), (["n"], [])):
             with pytest.raises(ValueError, match=r"."):
                 setup.engine.submit_lookup_keys(901, folders, wrong)
-
-    def test_lookups_of_masked_keys_find_the_masked_chunks(self, setup: Setup) -> None:
-        keys = [make_key(bytes([i]) * 32, i % 3) for i in range(20)]
-        mask = make_mask("an epoch")
-        stored = masked_all(keys[:9], mask)
-        batch = setup.batch(*((i, [i % 8], 0) for i in range(len(stored))))
-        paths = [chunk_path_in("ns/r0", key) for key in stored]
-        batch = dataclasses.replace(batch, paths=paths, keys=stored)
-        assert set(setup.statuses("store", batch)) == {OK}
-        for job_id, asked, used in ((900, keys, mask), (901, keys, b""), (902, stored, b"")):
-            setup.engine.submit_lookup_keys(job_id, ["ns/r0"], asked, (), used)
-            assert setup.engine.wait([job_id], Phase.FINISHED, 20)
-            (report,) = setup.engine.poll()
-            found = sum(status is OK for status in report.statuses)
-            assert found == (0 if job_id == 901 else len(stored))
-            assert list(report.statuses[:found]) == [OK] * found
-        for wrong in (mask[:31], b"x"):
-            with pytest.raises(ValueError, match="mask"):
-                setup.engine.submit_lookup_keys(903, ["ns/r0"], keys, (), wrong)
 
     def test_what_follows_a_missing_key_of_a_run_may_be_left_out(self, setup: Setup) -> None:
         keys = [make_key(bytes([i]) * 32, 0) for i in range(60)]

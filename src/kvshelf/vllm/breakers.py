@@ -16,9 +16,9 @@ from functools import partial
 from kvshelf import metrics
 from kvshelf.config import Settings
 from kvshelf.engine import FileStatus, JobResult
-from kvshelf.shelf import Shelf
 from kvshelf.vllm.breaker import Breaker, State
 from kvshelf.vllm.compat import KeyRun
+from kvshelf.vllm.masked import MaskedShelf
 from kvshelf.vllm.report import STORAGE_FAULTS, Outcome
 from kvshelf.vllm.stats import StatsSink
 
@@ -34,7 +34,7 @@ class Breakers:
     """
 
     def __init__(
-        self, shelf: Shelf, settings: Settings, stats: StatsSink, logger: logging.Logger
+        self, shelf: MaskedShelf, settings: Settings, stats: StatsSink, logger: logging.Logger
     ) -> None:
         self._shelf = shelf
         self._stats = stats

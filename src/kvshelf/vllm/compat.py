@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import vllm
 from numpy.typing import NDArray
+from vllm import envs
 from vllm.distributed.kv_transfer.kv_connector.v1 import base as connector_base
 from vllm.logger import init_logger
 from vllm.v1.core import kv_cache_utils
@@ -78,6 +79,17 @@ def can_recover(num_groups: int) -> bool:
     return num_groups == 1 or TransferResults is not None
 
 
+def hash_seed(algorithm: str) -> str:
+    """The seed of all block hashes, as it is once ``fix_hash_seed`` was called. Changes nothing."""
+    seed = os.environ.get("PYTHONHASHSEED")
+    if seed is not None:
+        return seed
+    fixed: str | None = getattr(kv_cache_utils, "DEFAULT_NONE_HASH_SEED", None)
+    if fixed is not None and not algorithm.startswith("xxhash"):
+        return fixed
+    return DEFAULT_HASH_SEED
+
+
 def fix_hash_seed(algorithm: str) -> str:
     """Make block hashes the same in every process, and return the seed they start from.
 
@@ -87,14 +99,15 @@ def fix_hash_seed(algorithm: str) -> str:
     process; a value that the user set is left alone. Must run before ``init_none_hash``, which the
     engine calls after it made the connector (v1/engine/core.py).
     """
-    seed = os.environ.get("PYTHONHASHSEED")
-    if seed is not None:
-        return seed
-    fixed: str | None = getattr(kv_cache_utils, "DEFAULT_NONE_HASH_SEED", None)
-    if fixed is not None and not algorithm.startswith("xxhash"):
-        return fixed
-    os.environ["PYTHONHASHSEED"] = DEFAULT_HASH_SEED
-    return DEFAULT_HASH_SEED
+    seed = hash_seed(algorithm)
+    if seed != getattr(kv_cache_utils, "DEFAULT_NONE_HASH_SEED", None):
+        os.environ.setdefault("PYTHONHASHSEED", seed)
+    return seed
+
+
+def environment_names() -> frozenset[str]:
+    """The environment variables that this vLLM reads."""
+    return frozenset(envs.environment_variables)
 
 
 def untouched_hf_config(model: Any) -> Any:
@@ -305,3 +318,50 @@ def stored_event(keys: Sequence[bytes]) -> Any:
 def removed_event(keys: Sequence[bytes]) -> Any:
     """A KV event that says that these chunks can no longer be loaded from storage."""
     return offload_base.OffloadingEvent(keys=list(keys), medium=storage_medium(), removed=True)
+
+
+def worker_connectors() -> list[Any]:
+    """The connectors of a worker's process: the one that vLLM keeps, or its children."""
+    from vllm.distributed.kv_transfer import kv_transfer_state  # noqa: PLC0415 - workers only
+
+    if not kv_transfer_state.has_kv_transfer_group():
+        return []
+    return flat_connectors(kv_transfer_state.get_kv_transfer_group())
+
+
+def flat_connectors(connector: Any) -> list[Any]:
+    """A connector, or the children of a MultiConnector, which vLLM keeps under this name."""
+    if connector is None:
+        return []
+    children = getattr(connector, "_connectors", None)
+    return (
+        [connector] if children is None else [c for each in children for c in flat_connectors(each)]
+    )
+
+
+def engine_core_classes() -> list[Any]:
+    """vLLM's EngineCore, and those of its subclasses that have a loop or a queue of their own."""
+    from vllm.v1.engine import core  # noqa: PLC0415 - the scheduler's process only
+
+    return [core.EngineCore, core.EngineCoreProc, core.DPEngineCoreProc]
+
+
+def scheduler_class() -> Any:
+    """vLLM's Scheduler; others of its own inherit from it."""
+    from vllm.v1.core.sched.scheduler import Scheduler  # noqa: PLC0415 - likewise
+
+    return Scheduler
+
+
+def lora_manager_class() -> Any:
+    """vLLM's WorkerLoRAManager, which loads adapters."""
+    from vllm.lora.worker_manager import WorkerLoRAManager  # noqa: PLC0415 - workers only
+
+    return WorkerLoRAManager
+
+
+def worker_classes() -> list[Any]:
+    """The workers of vLLM with a ``sleep`` of their own."""
+    from vllm.v1.worker.gpu_worker import Worker  # noqa: PLC0415 - workers only
+
+    return [Worker, *Worker.__subclasses__()]

@@ -19,7 +19,9 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import (
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
 
 from kvshelf.errors import ConfigError
-from kvshelf.vllm import compat
+from kvshelf.vllm import compat, patches
+from kvshelf.vllm.engine_weights import EngineWeights
+from kvshelf.vllm.epochs import Epochs
 from kvshelf.vllm.identity import build_identity
 from kvshelf.vllm.manager import KvshelfManager
 from kvshelf.vllm.pace import Pace
@@ -50,10 +52,15 @@ class KvshelfConnector(OffloadingConnector):
         self._ours = adopt_config(vllm_config.kv_transfer_config)
         extra = vllm_config.kv_transfer_config.kv_connector_extra_config
         if self._ours or has_tier(extra):
-            salt = str(extra.get("identity_salt", ""))
+            salt = extra.get("identity_salt", "")
             extra[IDENTITY_KEY] = build_identity(vllm_config, kv_cache_config, salt)
+            compat.fix_hash_seed(str(vllm_config.cache_config.prefix_caching_hash_algo))
         super().__init__(vllm_config, role, kv_cache_config)
         self._hashing = Hashing()
+        # Of the scheduler's side, for ``kvshelf.vllm.patches``.
+        self.weights: EngineWeights | None = None
+        if self._ours or has_tier(extra):
+            self._watch_weights(role)
         self._pace = Pace(
             steps_max=vllm_config.max_concurrent_batches,
             tells_all=vllm_config.parallel_config.world_size > 1,
@@ -65,6 +72,20 @@ class KvshelfConnector(OffloadingConnector):
         self._failed_requests: set[str] = set()
         # Worker's side: load job -> request, for models whose blocks cannot be named one by one.
         self._load_requests: dict[int, str] = {}
+
+    def _watch_weights(self, role: KVConnectorRole) -> None:
+        if role is KVConnectorRole.WORKER:
+            patches.watch_worker()
+            return
+        patches.watch_engine()
+        self.weights = EngineWeights(Epochs(has_other_caches=not self._ours))
+        for each in compat.asked_about_requests(self.connector_scheduler):
+            each.follow(self.weights.epochs)
+
+    @property
+    def kvshelf_worker(self) -> KvshelfWorker | None:
+        """Our worker's side in a worker's process."""
+        return self._worker
 
     @property
     def _manager(self) -> KvshelfManager:
@@ -85,11 +106,32 @@ class KvshelfConnector(OffloadingConnector):
     @override
     def on_new_request(self, request: Any) -> None:
         super().on_new_request(request)
-        reason = reason_to_leave_alone(self._hashing, request)
+        reason = reason_to_leave_alone(self._hashing, request) or self._take_adapter(request)
         if reason is not None:
             self.leave_alone(request.request_id, reason)
         elif self._ours and not request.skip_reading_prefix_cache:
-            self._manager.prefetch(compat.request_keys(self.connector_scheduler, request))
+            runs = compat.request_keys(self.connector_scheduler, request)
+            self._manager.prefetch(runs, request.request_id)
+
+    def _take_adapter(self, request: Any) -> str | None:
+        """Tell the request's epoch and adapter; why it must be left alone, if it must."""
+        if self.weights is None:
+            return None
+        self.weights.epochs.started(request.request_id)
+        if request.lora_request is None:
+            return None
+        adapter = self.weights.adapter_of(request)
+        if adapter is None:
+            return "its LoRA adapter's content is unknown, or changed without a reset of the cache"
+        for each in compat.asked_about_requests(self.connector_scheduler):
+            each.use_adapter(request.request_id, adapter)
+        return None
+
+    @override
+    def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
+        if self.weights is not None:
+            self.weights.epochs.computes()
+        super().update_state_after_alloc(request, blocks, num_external_tokens)
 
     @override
     def get_num_new_matched_tokens(
@@ -198,6 +240,11 @@ class KvshelfConnector(OffloadingConnector):
         if self._ours and isinstance(meta, KvshelfWorkerMetadata):
             # First, so that a lookup after this step already knows what failed.
             self._manager.absorb(meta.report)
+            if self.weights is not None:
+                self.weights.saw_changes(
+                    of_weights=meta.report.has_changed_weights,
+                    of_adapters=meta.report.has_changed_adapters,
+                )
         super().update_connector_output(connector_output)
 
     @override

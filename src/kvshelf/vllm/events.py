@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from kvshelf.vllm import compat
+from kvshelf.vllm.bounded import drop_oldest
 
 # Keys that were said to be gone, so that none is said twice; some 100 bytes each.
 _GONE_KEYS_MAX = 32_768
+# Keys of requests with adapters; some 200 bytes each. An event for an older one names no chunk.
+_ALIASES_MAX = 65_536
 
 
 class Events:
@@ -23,6 +26,14 @@ class Events:
         self._are_wanted = are_wanted
         self._runs: list[tuple[bool, list[bytes]]] = []  # (whether gone, keys)
         self._gone: OrderedDict[bytes, None] = OrderedDict()
+        self._aliases: OrderedDict[bytes, bytes] = OrderedDict()  # ours -> vLLM's, if another
+
+    def alias(self, keys: Sequence[bytes], named: Sequence[bytes]) -> None:
+        """vLLM has other names for these keys: their requests have an adapter."""
+        if not self._are_wanted or keys == named:
+            return
+        self._aliases.update(zip(keys, named, strict=True))
+        drop_oldest(self._aliases, _ALIASES_MAX)
 
     def stored(self, key: bytes) -> None:
         if self._are_wanted:
@@ -50,4 +61,4 @@ class Events:
     def _add(self, key: bytes, *, is_gone: bool) -> None:
         if not self._runs or self._runs[-1][0] != is_gone:
             self._runs.append((is_gone, []))
-        self._runs[-1][1].append(key)
+        self._runs[-1][1].append(self._aliases.get(key, key))

@@ -17,6 +17,7 @@ from kvshelf.evict import Limits
 from kvshelf.evict.duty import EvictionDuty, News
 from kvshelf.shelf import Shelf
 from kvshelf.vllm.faultlog import FaultLog
+from kvshelf.vllm.masked import MaskedShelf
 from kvshelf.vllm.stats import StatsSink
 
 
@@ -60,7 +61,7 @@ class Eviction:
     def __init__(
         self,
         duties: Sequence[EvictionDuty],
-        shelf: Shelf,
+        shelf: MaskedShelf,
         stats: StatsSink,
         logger: logging.Logger,
     ) -> None:

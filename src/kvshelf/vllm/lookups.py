@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 from kvshelf import metrics
 from kvshelf.engine import FileStatus, JobKind, JobResult, Phase
-from kvshelf.shelf import Shelf
 from kvshelf.vllm.breaker import State
 from kvshelf.vllm.breakers import Breakers
 from kvshelf.vllm.compat import KeyRun
 from kvshelf.vllm.faultlog import FaultLog
+from kvshelf.vllm.masked import MaskedShelf
 from kvshelf.vllm.presence import Answer, Presence
 from kvshelf.vllm.stats import StatsSink
 
@@ -66,7 +66,7 @@ class Lookups:
 
     def __init__(
         self,
-        shelf: Shelf,
+        shelf: MaskedShelf,
         presence: Presence,
         stats: StatsSink,
         breakers: Breakers,

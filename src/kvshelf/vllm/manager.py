@@ -14,8 +14,9 @@ lookup threads at its end, and answered RETRY meanwhile. No file-system call is 
 from __future__ import annotations
 
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from typing_extensions import override
@@ -31,18 +32,22 @@ from vllm.v1.kv_offload.base import (
 
 from kvshelf import metrics
 from kvshelf.config import Settings
-from kvshelf.engine import FileStatus, JobResult
 from kvshelf.evict.duty import EvictionDuty
+from kvshelf.keys import masked, masked_all
 from kvshelf.shelf import Shelf
 from kvshelf.vllm import compat
-from kvshelf.vllm.admission import MEASURED_CHUNKS, Admission, Verdict, spread
-from kvshelf.vllm.bounded import drop_oldest
+from kvshelf.vllm.adapters import Adapter
+from kvshelf.vllm.admission import Admission
 from kvshelf.vllm.breakers import Breakers
+from kvshelf.vllm.epochs import Epochs
 from kvshelf.vllm.events import Events
 from kvshelf.vllm.evict import Eviction
 from kvshelf.vllm.faultlog import FaultLog
 from kvshelf.vllm.lookups import Lookups
+from kvshelf.vllm.masked import MaskedShelf, RequestKeys
+from kvshelf.vllm.measuring import Measuring
 from kvshelf.vllm.presence import Answer, Presence
+from kvshelf.vllm.publications import Publications
 from kvshelf.vllm.report import WorkerReport
 from kvshelf.vllm.requests import LeftAlone
 from kvshelf.vllm.specs import ChunkKeysSpec
@@ -55,22 +60,15 @@ logger = compat.logger_of(__name__)
 _HIT, _MISS, _PENDING = Answer.HIT, Answer.MISS, Answer.PENDING
 _FOUND, _ABSENT, _LATER = LookupResult.HIT, LookupResult.MISS, LookupResult.RETRY
 
-# A measurement reads so much of each of MEASURED_CHUNKS files. A request waits for it for a share
-# of the time that computing it takes, within bounds: a few steps, and what a user notices.
-MEASURED_BYTES = 8 << 20
-MEASURE_WAIT_SHARE = 0.1
-MEASURE_WAIT_SECONDS = (0.025, 0.05)
-# An eviction may be heard of so late: an NFS client may believe an old folder for a minute.
-JOURNAL_SECONDS = 90.0
 # A step forgets so many evicted keys: a millisecond or two of the scheduler's thread.
 EVICTED_KEYS_A_STEP = 1024
 # An engine without requests makes no steps. After so long without one, what is known may be old.
 PAUSE_SECONDS = 0.1
-# Keys that some workers have published and others not yet, or never.
-PUBLISHING_KEYS_MAX = 65_536
-# Keys that failed to load; others may store them anew, or nobody.
-TO_HEAL_KEYS_MAX = 65_536
 _NEVER = float("-inf")
+
+
+def _nothing_to_store() -> PrepareStoreOutput:
+    return PrepareStoreOutput(keys_to_store=[], store_spec=ChunkKeysSpec(()), evicted_keys=[])
 
 
 class KvshelfManager(OffloadingManager):
@@ -99,35 +97,32 @@ class KvshelfManager(OffloadingManager):
         emit_events: bool,
         duties: Sequence[EvictionDuty] = (),
     ) -> None:
-        self._shelf = shelf
+        self._shelf = masked_shelf = MaskedShelf(shelf)
         self._presence = presence
         self._answers = presence.answers  # the hot path's own reference
         self._retry_seconds = settings.breaker_retry_seconds
         self._num_workers = num_workers
-        self._every_rank = (1 << num_workers) - 1
-        self._publishing: dict[bytes, int] = {}  # key -> ranks that have published it, a bit each
-        self._published: OrderedDict[bytes, float] = OrderedDict()  # lately, and when
+        self._publications = Publications(num_workers)
         self._evicted: deque[tuple[int, bytes]] = deque()  # (root, key) to be forgotten
-        self._to_heal: dict[bytes, None] = {}  # failed to load and are not stored anew yet
         self._stats = StatsSink()
         self._faults = FaultLog(logger)
-        self._breakers = Breakers(shelf, settings, self._stats, logger)
+        self._breakers = Breakers(masked_shelf, settings, self._stats, logger)
         self._events = Events(are_wanted=emit_events)
         self._touches = Touches(
-            shelf,
+            masked_shelf,
             self._faults,
             chunk_tokens=chunk_tokens,
             interval_seconds=settings.touch_interval_seconds,
             keys_max=settings.presence_keys_max,
         )
         self._lookups = Lookups(
-            shelf,
+            masked_shelf,
             presence,
             self._stats,
             self._breakers,
             self._faults,
             gone=self._events.gone,
-            published=self._published,
+            published=self._publications.lately,
             wait_seconds=settings.lookup_wait_seconds,
         )
         self._wanted = self._lookups.wanted  # likewise
@@ -137,14 +132,18 @@ class KvshelfManager(OffloadingManager):
             chunk_bytes=chunk_bytes,
         )
         self._last_step = _NEVER
-        self._measuring_since = _NEVER
+        self._measuring = Measuring(self.admission, self._lookups, self._breakers)
         self._is_split = False  # workers use another namespace: of no use to store
         self._refused: set[str] = set()  # requests that compute what they could load
         self._left_alone = LeftAlone()
         self._reasons: set[str] = set()  # logged so far
+        self._epochs = Epochs()
+        self._keys = RequestKeys(masked_shelf)
+        self._scanned = b""  # mask of the adapter of the request that looks up
         self._all_roots = frozenset(range(len(shelf.roots)))
         self._shut: frozenset[int] = frozenset()  # roots closed to the request that looks up
-        self._eviction = Eviction(duties, shelf, self._stats, logger)
+        self._is_plain = True  # none is, and the request has no adapter
+        self._eviction = Eviction(duties, masked_shelf, self._stats, logger)
 
     def leave_alone(self, req_id: str, reason: str) -> None:
         """Load and store nothing of this request from now on. Call it after ``on_new_request``."""
@@ -160,18 +159,33 @@ class KvshelfManager(OffloadingManager):
                 req_id,
             )
 
+    def follow(self, epochs: Epochs) -> None:
+        """Load and store what belongs to the weights of this epoch, as long as they are known."""
+        self._epochs = epochs
+        epochs.listen(self._turn)
+        self._turn()
+
+    def use_adapter(self, req_id: str, adapter: Adapter) -> None:
+        """This request's KV depends on an adapter. Call it after ``on_new_request``."""
+        self._keys.use_adapter(req_id, adapter)
+
     def is_left_alone(self, req_id: str) -> bool:
         return req_id in self._left_alone
 
     def begin_scan(self, req_id: str) -> None:
         """The lookups that follow are this request's."""
         is_refused = req_id in self._refused or req_id in self._left_alone
+        is_refused = is_refused or not self._epochs.is_on
         self._shut = self._all_roots if is_refused else self._breakers.shut_to(req_id)
+        self._scanned = self._keys.mask_of(req_id)
+        self._is_plain = not self._shut and not self._scanned
 
     @override
     def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
-        if self._shut and (self._shut == self._all_roots or self._shelf.root_of(key) in self._shut):
-            return _ABSENT
+        if not self._is_plain:
+            key = masked(key, self._scanned)
+            if self._shut == self._all_roots or self._shelf.root_of(key) in self._shut:
+                return _ABSENT
         answer = self._answers.get(key)
         if answer is _PENDING:
             self._lookups.fetch()
@@ -185,8 +199,12 @@ class KvshelfManager(OffloadingManager):
             self._wanted.append(key)
         return _LATER
 
-    def prefetch(self, runs: Iterable[compat.KeyRun]) -> None:
+    def prefetch(self, runs: Iterable[compat.KeyRun], req_id: str = "") -> None:
         """Ask for a new request's keys before the scheduler does."""
+        if not self._epochs.is_on:
+            return
+        if mask := self._keys.mask_of(req_id):
+            runs = [replace(run, keys=list(masked_all(run.keys, mask))) for run in runs]
         self._lookups.prefetch(self._breakers.askable(runs))
 
     def admit(
@@ -197,65 +215,65 @@ class KvshelfManager(OffloadingManager):
         ``keys`` gives the chunks' keys if they must be measured. After False, ``lookup`` says MISS
         to this request.
         """
-        now = time.monotonic()
-        verdict = self.admission.decide(tokens, chunks, now)
-        if verdict is Verdict.MEASURE:
-            self._measure(keys, now)
-            wait_seconds = MEASURE_WAIT_SHARE * self.admission.compute_seconds(tokens)
-            low, high = MEASURE_WAIT_SECONDS
-            if now - self._measuring_since < min(max(low, wait_seconds), high):
-                return None
-            # Storage that takes so long to say how fast it is would not be worth it.
-            verdict = Verdict.COMPUTE
-        if verdict is not Verdict.COMPUTE:
-            return True
-        self._refused.add(req_id)
-        self._stats.count(metrics.REFUSED_HIT_TOKENS, by=tokens)
-        return False
+        admitted = self._measuring.admits(
+            tokens, chunks, lambda: self._keys.ours(list(keys()), req_id)
+        )
+        if admitted is False:
+            self._refused.add(req_id)
+            self._stats.count(metrics.REFUSED_HIT_TOKENS, by=tokens)
+        return admitted
 
     @override
     def prepare_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> ChunkKeysSpec:
         self.admission.load_begins(len(keys))
         self.touch(keys, req_context)
-        return ChunkKeysSpec(tuple(keys))
+        req_id = req_context.req_id
+        return self._keys.spec(self._keys.ours(list(keys), req_id), req_id)
 
     @override
     def touch(self, keys: Collection[OffloadKey], req_context: ReqContext) -> None:
         if req_context.req_id in self._left_alone:
             return
-        used = self._breakers.readable(tuple(keys))
+        used = self._breakers.readable(self._keys.ours(tuple(keys), req_context.req_id))
         if used:
-            self._touches.used(used, req_context)
+            self._touches.used(used, self._keys.context_of(req_context))
 
     @override
     def prepare_store(
         self, keys: Collection[OffloadKey], req_context: ReqContext
     ) -> PrepareStoreOutput:
         """Offer what is not known to be stored. Never None: a full buffer drops in the worker."""
-        if req_context.req_id in self._left_alone:
-            return PrepareStoreOutput(
-                keys_to_store=[], store_spec=ChunkKeysSpec(()), evicted_keys=[]
-            )
-        is_stored = self._presence.is_stored
-        wanted = [] if self._is_split else [key for key in keys if not is_stored(key)]
-        if len(wanted) < len(keys):
-            self.touch([key for key in keys if is_stored(key)] if wanted else keys, req_context)
+        req_id = req_context.req_id
+        if req_id in self._left_alone:
+            return _nothing_to_store()
+        if not self._epochs.may_store(req_id):
+            self._stats.count(metrics.STORE_OUTCOMES, "weights", by=len(keys))
+            return _nothing_to_store()
+        mask, is_stored = self._keys.mask_of(req_id), self._presence.is_stored
+        ours = masked_all(list(keys), mask)
+        wanted = [] if self._is_split else [key for key in ours if not is_stored(key)]
+        if len(wanted) < len(ours):
+            used = [key for key in ours if is_stored(key)] if wanted else ours
+            self.touch(masked_all(used, mask), req_context)
         unstored = len(wanted)
-        wanted = self._breakers.writable(wanted, req_context.req_id)
+        wanted = self._breakers.writable(wanted, req_id)
         if len(wanted) < unstored:
             self._stats.count(metrics.STORE_OUTCOMES, "breaker", by=unstored - len(wanted))
         if wanted:
-            self._touches.stores(wanted, req_context)
+            self._touches.stores(wanted, self._keys.context_of(req_context))
         for key in wanted:
             self._presence.storing(key)
-            self._publishing.pop(key, None)
+            self._publications.begins(key)
+        named = list(masked_all(wanted, mask))
+        self._events.alias(wanted, named)
         return PrepareStoreOutput(
-            keys_to_store=wanted, store_spec=ChunkKeysSpec(wanted), evicted_keys=[]
+            keys_to_store=named, store_spec=self._keys.spec(wanted, req_id), evicted_keys=[]
         )
 
     @override
     def on_new_request(self, req_context: ReqContext) -> RequestOffloadingContext:
         self._left_alone.begins(req_context.req_id)
+        self._keys.begins(req_context.req_id)
         now = time.monotonic()
         if now - self._last_step > PAUSE_SECONDS:
             self._tidy(now)
@@ -284,6 +302,8 @@ class KvshelfManager(OffloadingManager):
     def absorb(self, report: WorkerReport) -> None:
         """Take in what the workers report, before vLLM hears of the finished jobs."""
         now = time.monotonic()
+        report = self._publications.of_this_epoch(report)
+        report = report.renamed(self._shelf.names) if self._shelf.mask else report
         if not report.namespaces <= {self._shelf.folder}:
             self._is_split = True
             logger.error(
@@ -296,8 +316,7 @@ class KvshelfManager(OffloadingManager):
             if self._presence.was_stored(key):
                 self._events.gone(key)
             self._presence.failed(key, now)
-            self._to_heal[key] = None
-        drop_oldest(self._to_heal, TO_HEAL_KEYS_MAX)
+        self._publications.failed(report.failed)
         for key in report.unread:
             self._presence.unread(key, now, self._retry_seconds)
         for chunks, loaded, busy_seconds in report.loads:
@@ -307,24 +326,15 @@ class KvshelfManager(OffloadingManager):
         self._touches.not_stored(report.not_stored)
         for key in report.not_stored:
             self._presence.not_stored(key)
-            self._publishing.pop(key, None)
-        published: list[bytes] = []
-        for key, news in report.published.items():
-            ranks = news | self._publishing.pop(key, 0)
-            if ranks != self._every_rank:
-                self._publishing[key] = ranks
-                continue
+            self._publications.begins(key)
+        published = self._publications.published(report.published)
+        for key in published:
             self._presence.found(key, now)
-            if key in self._to_heal:
-                del self._to_heal[key]
-                self._stats.count(metrics.HEALED_CHUNKS)
             self._events.stored(key)
-            published.append(key)
-        drop_oldest(self._publishing, PUBLISHING_KEYS_MAX)
+        if healed := self._publications.healed(published):
+            self._stats.count(metrics.HEALED_CHUNKS, by=healed)
         self._touches.stored(published)
-        for key in published:  # a key that is there already becomes the last
-            self._published.pop(key, None)
-            self._published[key] = now
+        self._publications.note(published, now)
         self._stats.absorb(report)
 
     @override
@@ -333,15 +343,25 @@ class KvshelfManager(OffloadingManager):
 
     @override
     def reset_cache(self) -> None:
-        """Forget what is known, not what is stored: the shelf belongs to other engines too."""
+        """Forget what is known, not what is stored: the shelf belongs to other engines too.
+
+        vLLM says so when weights changed, or may have. What follows is ``Epochs``' matter.
+        """
+        self._forget()
+
+    def _turn(self) -> None:
+        """Other weights: other chunks."""
+        self._publications.turns(self._shelf.names(self._presence.storing_keys()))
+        self._shelf.mask = self._epochs.mask
+        self._forget()
+
+    def _forget(self) -> None:
         self._presence.forget()
         self._lookups.forget()
-        self._publishing.clear()
-        self._published.clear()
+        self._publications.forget()
         self._evicted.clear()
         self._events.forget()
         self._touches.forget()
-        self._to_heal.clear()
 
     @override
     def get_stats(self) -> Any:
@@ -361,12 +381,13 @@ class KvshelfManager(OffloadingManager):
         if not self._evicted:  # until then the duties keep a bounded number
             self._evicted.extend(self._eviction.take())
         for _ in range(min(len(self._evicted), EVICTED_KEYS_A_STEP)):
-            root, key = self._evicted.popleft()
+            root, name = self._evicted.popleft()
+            key = masked(name, self._shelf.mask)
             if self._shelf.root_of(key) != root:
                 continue
             if self._presence.is_storing(key):
                 continue  # it was gone before, and soon is there again
-            if key not in self._published:
+            if key not in self._publications.lately:
                 if key in self._answers or self._presence.was_stored(key):
                     self._presence.missed(key, now)
                 self._events.gone(key)
@@ -374,22 +395,4 @@ class KvshelfManager(OffloadingManager):
                 # It went before we stored it, or after: ask.
                 self._presence.pending((key,))
                 self._wanted.append(key)
-        published = self._published
-        while published and next(iter(published.values())) < now - JOURNAL_SECONDS:
-            published.popitem(last=False)
-
-    def _measure(self, keys: Callable[[], Sequence[bytes]], now: float) -> None:
-        """Begin to measure the storage by some of these chunks, unless that is under way."""
-        if self._measuring_since > _NEVER:
-            return
-
-        chosen = spread(keys(), MEASURED_CHUNKS)
-
-        def done(result: JobResult) -> None:
-            self._measuring_since = _NEVER
-            end, statuses = time.monotonic(), result.statuses
-            if self._breakers.measured(chosen, statuses, end) and FileStatus.OK in statuses:
-                self.admission.measured(result.payload_bytes, result.seconds, end)
-
-        if self._lookups.probe(chosen, MEASURED_BYTES, done):
-            self._measuring_since = now
+        self._publications.expire(now)

@@ -44,6 +44,9 @@ class KvshelfMultiConnector(MultiConnector):
         if any(map(_is_ours, _children(vllm_config))):
             recompute_failed_loads(vllm_config.kv_transfer_config)
         super().__init__(vllm_config, role, kv_cache_config)
+        for child in self._connectors:
+            if isinstance(child, KvshelfConnector) and child.weights is not None:
+                child.weights.epochs.has_other_caches = True  # those of the children beside it
 
     @override
     def update_connector_output(self, connector_output: Any) -> None:

@@ -75,6 +75,11 @@ class Outcomes:
         self._report.count(metrics.STORE_OUTCOMES, cause)
         self._faults.fault(f"store failed ({cause})", _describe(key, error))
 
+    def saw_changes(self, *, of_weights: bool = False, of_adapters: bool = False) -> None:
+        """This worker computes with other weights than it last told, or with another adapter."""
+        self._report.has_changed_weights |= of_weights
+        self._report.has_changed_adapters |= of_adapters
+
     def take(self, stats: EngineStats) -> WorkerReport | None:
         """What happened since the last call, with the engine's gauges; None if nothing did."""
         if self._report.is_empty():

@@ -137,6 +137,10 @@ class Presence:
         """Whether a store by this engine is under way."""
         return bool(self._stored.get(key))
 
+    def storing_keys(self) -> list[bytes]:
+        """Those whose stores by this engine are under way."""
+        return [key for key, under_way in self._stored.items() if under_way]
+
     def is_stored(self, key: bytes) -> bool:
         return self._stored.get(key) is not None
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorWorkerMetadata
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import (
@@ -33,6 +34,8 @@ class WorkerReport:
         published: key -> ranks whose file of it is on the shelf now, a bit each (``1 << rank``).
         not_stored: keys whose store was dropped or failed on a worker.
         namespaces: folders in which workers store; each says it once.
+        has_changed_weights: a worker saw other weights than it last read.
+        has_changed_adapters: a worker loaded another adapter under an id that it knew.
         counters: increments.
         gauges: current values; those of several workers are added up.
         samples: observations for histograms.
@@ -45,6 +48,8 @@ class WorkerReport:
     published: dict[bytes, int] = field(default_factory=dict)
     not_stored: set[bytes] = field(default_factory=set)
     namespaces: set[str] = field(default_factory=set)
+    has_changed_weights: bool = False
+    has_changed_adapters: bool = False
     counters: dict[Series, float] = field(default_factory=dict)
     gauges: dict[Series, float] = field(default_factory=dict)
     samples: dict[Series, list[float]] = field(default_factory=dict)
@@ -65,8 +70,23 @@ class WorkerReport:
             or self.published
             or self.not_stored
             or self.namespaces
+            or self.has_changed_weights
+            or self.has_changed_adapters
             or self.counters
             or self.samples
+        )
+
+    def renamed(self, names: Callable[[Sequence[bytes]], Sequence[bytes]]) -> WorkerReport:
+        """The same with other keys for the same chunks."""
+        outcomes = [(kind, cause, names([key])[0]) for kind, cause, key in self.outcomes]
+        published = zip(names(list(self.published)), self.published.values(), strict=True)
+        return replace(
+            self,
+            failed=set(names(list(self.failed))),
+            unread=set(names(list(self.unread))),
+            not_stored=set(names(list(self.not_stored))),
+            outcomes=outcomes,
+            published=dict(published),
         )
 
     def merge(self, other: WorkerReport) -> WorkerReport:
@@ -78,6 +98,8 @@ class WorkerReport:
         )
         merged.not_stored = self.not_stored | other.not_stored
         merged.namespaces = self.namespaces | other.namespaces
+        merged.has_changed_weights = self.has_changed_weights or other.has_changed_weights
+        merged.has_changed_adapters = self.has_changed_adapters or other.has_changed_adapters
         merged.published = dict(self.published)
         for key, ranks in other.published.items():
             merged.published[key] = merged.published.get(key, 0) | ranks

@@ -11,16 +11,21 @@ from vllm.v1.kv_offload.base import GPULoadStoreSpec, LoadStoreSpec
 
 from kvshelf.keys import group_of
 from kvshelf.shelf import Chunk
+from kvshelf.vllm.adapters import Adapter
 
 
 class ChunkKeysSpec(LoadStoreSpec):
-    """The keys of one job, in the order of groups and within a group in the order of tokens.
+    """The keys of one job's chunk files, in the order of groups and within a group of tokens.
 
     Pickled from the scheduler's process to the workers'.
+
+    Attributes:
+        adapter: with which the KV was or will be computed.
     """
 
-    def __init__(self, keys: Sequence[bytes]) -> None:
+    def __init__(self, keys: Sequence[bytes], adapter: Adapter | None = None) -> None:
         self.keys = tuple(keys)
+        self.adapter = adapter
 
     def __repr__(self) -> str:
         return f"ChunkKeysSpec({len(self.keys)} keys)"

@@ -31,6 +31,8 @@ from kvshelf.errors import ConfigError
 from kvshelf.namespace import Identity
 from kvshelf.shelf import Chunk, Shelf, engine_config
 from kvshelf.vllm import compat
+from kvshelf.vllm.adapters import Adapter
+from kvshelf.vllm.epochs import Epochs
 from kvshelf.vllm.evict import duties_of
 from kvshelf.vllm.faultlog import FaultLog
 from kvshelf.vllm.manager import KvshelfManager
@@ -90,7 +92,8 @@ class KvshelfTier(SecondaryTierManager):
             settings.load_timeout_seconds,
             settings.max_write_queued_seconds + settings.store_timeout_seconds,
         )
-        self._jobs: dict[int, tuple[bytes, ...]] = {}  # under way in the shelf
+        # Under way in the shelf: vLLM's keys, and those of the chunk files.
+        self._jobs: dict[int, tuple[tuple[bytes, ...], tuple[bytes, ...]]] = {}
         self._done: list[TierResult] = []  # ended at submission
         ids = compat.group_ids(config)
         # Rows are pinned until a store is finished, so it writes straight from them.
@@ -118,6 +121,14 @@ class KvshelfTier(SecondaryTierManager):
         """Load and store nothing of this request, as ``KvshelfManager.leave_alone``."""
         self._manager.leave_alone(req_id, reason)
 
+    def follow(self, epochs: Epochs) -> None:
+        """See ``KvshelfManager.follow``."""
+        self._manager.follow(epochs)
+
+    def use_adapter(self, req_id: str, adapter: Adapter) -> None:
+        """See ``KvshelfManager.use_adapter``."""
+        self._manager.use_adapter(req_id, adapter)
+
     @override
     def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
         self._manager.begin_scan(req_context.req_id)
@@ -128,13 +139,15 @@ class KvshelfTier(SecondaryTierManager):
         job_id, rows = job_metadata.job_id, compat.tier_rows(job_metadata)
         offered = self._manager.prepare_store(job_metadata.keys, job_metadata.req_context)
         assert offered is not None  # ours is never
-        wanted = set(offered.keys_to_store)
+        row_of = {key: rows[i : i + 1] for i, key in enumerate(job_metadata.keys)}
+        keys = tuple(offered.keys_to_store)
         chunks = [
-            Chunk(key, rows[i : i + 1]) for i, key in enumerate(job_metadata.keys) if key in wanted
+            Chunk(name, row_of[key])
+            for key, name in zip(keys, offered.store_spec.keys, strict=True)
         ]
         if not chunks:  # all of them are on the shelf
             self._done.append(compat.tier_result(job_id, ok=True))
-        elif not self._submitted(JobKind.STORE, job_id, chunks):
+        elif not self._submitted(JobKind.STORE, job_id, keys, chunks):
             for chunk in chunks:
                 self._outcomes.store_outcome(chunk.key, FileStatus.DROPPED, 0)
             self._done.append(compat.tier_result(job_id, ok=False))
@@ -143,12 +156,12 @@ class KvshelfTier(SecondaryTierManager):
     def submit_load(self, job_metadata: Any) -> None:
         job_id, rows = job_metadata.job_id, compat.tier_rows(job_metadata)
         keys = tuple(job_metadata.keys)
-        chunks = [Chunk(key, rows[i : i + 1]) for i, key in enumerate(keys)]
-        self._manager.prepare_load(keys, job_metadata.req_context)
-        if self._submitted(JobKind.LOAD, job_id, chunks):
+        names = self._manager.prepare_load(keys, job_metadata.req_context).keys
+        chunks = [Chunk(name, rows[i : i + 1]) for i, name in enumerate(names)]
+        if self._submitted(JobKind.LOAD, job_id, keys, chunks):
             self._outcomes.load_begins(job_id)
             return
-        self._outcomes.load_refused(keys)
+        self._outcomes.load_refused(names)
         self._done.append(compat.tier_result(job_id, ok=False))
 
     @override
@@ -210,7 +223,9 @@ class KvshelfTier(SecondaryTierManager):
     def get_stats(self) -> Any:
         return self._manager.get_stats()
 
-    def _submitted(self, kind: JobKind, job_id: int, chunks: list[Chunk]) -> bool:
+    def _submitted(
+        self, kind: JobKind, job_id: int, keys: tuple[bytes, ...], chunks: list[Chunk]
+    ) -> bool:
         """Submit; an engine that refuses is a fault like any other, not a crash of vLLM."""
         submit = self._shelf.submit_store if kind is JobKind.STORE else self._shelf.submit_load
         try:
@@ -218,15 +233,15 @@ class KvshelfTier(SecondaryTierManager):
         except Exception as error:
             logger.warning("kvshelf: a %s was refused: %s", kind.name.lower(), error)
             return False
-        self._jobs[job_id] = tuple(chunk.key for chunk in chunks)
+        self._jobs[job_id] = keys, tuple(chunk.key for chunk in chunks)
         return True
 
     def _finished(self, result: JobResult) -> TierResult:
-        keys = self._jobs.pop(result.job_id)
+        keys, names = self._jobs.pop(result.job_id)
         if result.kind is JobKind.LOAD:
-            self._outcomes.load_ended(keys, result)
+            self._outcomes.load_ended(names, result)
         else:
-            self._outcomes.store_ended(keys, result)
+            self._outcomes.store_ended(names, result)
         pairs = zip(keys, result.statuses, strict=True)
         good = [key for key, status in pairs if status is FileStatus.OK]
         return compat.tier_result(

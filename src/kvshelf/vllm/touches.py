@@ -16,10 +16,10 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kvshelf.shelf import Shelf
 from kvshelf.vllm import compat
 from kvshelf.vllm.bounded import drop_oldest
 from kvshelf.vllm.faultlog import FaultLog
+from kvshelf.vllm.masked import MaskedShelf
 
 _NS_PER_CHUNK = 1_000_000
 # More than run at once: vLLM 0.26 stores the last chunk of a request that has finished.
@@ -45,7 +45,7 @@ class Touches:
 
     def __init__(
         self,
-        shelf: Shelf,
+        shelf: MaskedShelf,
         faults: FaultLog,
         *,
         chunk_tokens: int,

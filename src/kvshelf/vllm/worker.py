@@ -27,6 +27,7 @@ from kvshelf.vllm.faultlog import FaultLog
 from kvshelf.vllm.outcomes import Outcomes
 from kvshelf.vllm.report import WorkerReport
 from kvshelf.vllm.specs import ChunkKeysSpec, ChunkPlan, plan_chunks
+from kvshelf.vllm.worker_weights import WorkerWeights
 
 logger = compat.logger_of(__name__)
 
@@ -76,8 +77,10 @@ class KvshelfWorker(OffloadingWorker):
         self._loads: dict[int, ChunkPlan] = {}
         self._done: list[TransferResult] = []  # jobs that ended at submission
         self._failed_loads: list[FailedLoad] = []
+        self._doomed: set[int] = set()  # loads of KV that may come from other weights
         self._faults = FaultLog(logger)
         self._outcomes = Outcomes(self._faults, shelf)
+        self.weights = WorkerWeights(shelf.rank)
 
     @override
     def submit_store(
@@ -86,7 +89,8 @@ class KvshelfWorker(OffloadingWorker):
         plan = self._plan(dst_spec, src_spec, is_store=True)
         for key in plan.unmapped:
             self._outcomes.store_outcome(key, FileStatus.DROPPED, 0)
-        if plan.chunks and self._submitted(JobKind.STORE, job_id, plan.chunks):
+        is_known = self._knows_weights(dst_spec)
+        if is_known and plan.chunks and self._submitted(JobKind.STORE, job_id, plan.chunks):
             self._stores[job_id] = plan
         else:
             for chunk in plan.chunks:
@@ -122,6 +126,8 @@ class KvshelfWorker(OffloadingWorker):
     @override
     def get_finished(self) -> list[TransferResult]:
         results, self._done = self._done, []
+        if self.weights.is_due():
+            self._look_at_weights()
         for result in self._shelf.poll():
             if result.kind is JobKind.LOAD:
                 results.append(self._finish_load(result))
@@ -143,6 +149,18 @@ class KvshelfWorker(OffloadingWorker):
         if loads:
             self._shelf.wait(loads, Phase.FINISHED, self._load_timeout_seconds + 1.0)
 
+    def give_up(self) -> None:
+        """The weights may change: what is being loaded is to be computed, and what is to be stored
+        and still lies in the KV cache is dropped."""
+        self._doomed.update(self._loads)
+        if self._stores:
+            self._shelf.release(list(self._stores))
+
+    def quiesce(self) -> None:
+        """Touch the KV cache no more: its memory is about to go."""
+        self.give_up()
+        self.wait({*self._stores, *self._loads})
+
     @override
     def shutdown(self) -> None:
         if not self._shelf.drain(self._close_timeout_seconds):
@@ -157,6 +175,23 @@ class KvshelfWorker(OffloadingWorker):
     def take_report(self) -> WorkerReport | None:
         """What happened since the last call, or None if nothing did."""
         return self._outcomes.take(self._shelf.stats())
+
+    def _knows_weights(self, spec: LoadStoreSpec) -> bool:
+        """Whether what was computed comes from the weights that the scheduler knows of."""
+        assert isinstance(spec, ChunkKeysSpec)
+        if not self._look_at_weights():
+            return False
+        if self.weights.has(spec.adapter):
+            return True
+        self._outcomes.saw_changes(of_adapters=True)
+        return False
+
+    def _look_at_weights(self) -> bool:
+        if not self.weights.have_changed():
+            return True
+        self._outcomes.saw_changes(of_weights=True)
+        self.give_up()
+        return False
 
     def _plan(self, keys: LoadStoreSpec, blocks: GPULoadStoreSpec, *, is_store: bool) -> ChunkPlan:
         assert isinstance(keys, ChunkKeysSpec)
@@ -180,13 +215,15 @@ class KvshelfWorker(OffloadingWorker):
 
     def _finish_load(self, result: JobResult) -> TransferResult:
         plan = self._loads.pop(result.job_id)
+        is_doomed = result.job_id in self._doomed
+        self._doomed.discard(result.job_id)
         failed_groups: set[int] = set()
         bad_blocks: set[int] = set()
         for chunk, status in zip(plan.chunks, result.statuses, strict=True):
             group = group_of(chunk.key)
             if status is not FileStatus.OK:
                 failed_groups.add(group)
-            if group in failed_groups:
+            if is_doomed or group in failed_groups:
                 bad_blocks.update(map(int, chunk.block_ids))
         self._outcomes.load_ended([chunk.key for chunk in plan.chunks], result)
         if bad_blocks:

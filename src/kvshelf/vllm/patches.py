@@ -1,0 +1,152 @@
+"""What kvshelf changes in vLLM's classes, all of it: calls that say when weights may have changed.
+
+Applied by the first connector of ours in a process, never by importing or registering; each once.
+Every wrapper calls what it wraps with the same arguments and returns or raises the same.
+
+| class, method | in the process of | why |
+|---|---|---|
+| EngineCore.add_request, run_busy_loop | scheduler | weights are read before the first request |
+| EngineCore.collective_rpc, wake_up | scheduler | reload, weight transfer, a trainer's own RPC |
+| EngineCore.add_lora | scheduler | an adapter may be another one now |
+| Scheduler.reset_prefix_cache | scheduler | only after it succeeded do loads and stores go on |
+| WorkerLoRAManager._load_adapter | worker | an adapter is known by its content |
+| Worker.sleep | worker | KV memory is unmapped: no copy may run then |
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from kvshelf.vllm import compat
+from kvshelf.vllm.adapters import digest_of
+from kvshelf.vllm.engine_weights import EngineWeights
+from kvshelf.vllm.worker_weights import DIGESTS_NAME, quiesce
+
+_MARK = "_kvshelf_wraps"
+
+
+def watch_engine() -> None:
+    """Wrap the classes of the scheduler's process. May be called again."""
+    core, scheduler = compat.engine_core_classes(), compat.scheduler_class()
+    for cls in core:
+        _wrap(cls, "run_busy_loop", _run_busy_loop)
+        if "add_request" in vars(cls):
+            _wrap(cls, "add_request", _add_request)
+    for name in ("collective_rpc", "wake_up"):
+        _wrap(core[0], name, functools.partial(_rpc, name))
+    _wrap(core[0], "add_lora", _add_lora)
+    _wrap(scheduler, "reset_prefix_cache", _reset_prefix_cache)
+
+
+def watch_worker() -> None:
+    """Wrap the classes of a worker's process. May be called again."""
+    _wrap(compat.lora_manager_class(), "_load_adapter", _load_adapter)
+    for cls in compat.worker_classes():
+        _wrap(cls, "sleep", _sleep)
+
+
+def _wrap(cls: Any, name: str, wrapper: Callable[..., Any]) -> None:
+    """``wrapper`` is called with the wrapped function before its arguments."""
+    wrapped = vars(cls).get(name)
+    if wrapped is None or hasattr(wrapped, _MARK):
+        return
+
+    @functools.wraps(wrapped)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return wrapper(wrapped, *args, **kwargs)
+
+    setattr(call, _MARK, True)
+    setattr(cls, name, call)
+
+
+def _weights_of(scheduler: Any) -> Iterator[EngineWeights]:
+    for connector in compat.flat_connectors(getattr(scheduler, "connector", None)):
+        weights = getattr(connector, "weights", None)
+        if isinstance(weights, EngineWeights):
+            yield weights
+
+
+def _alive(scheduler: Any) -> list[str]:
+    """Requests that have no KV: nothing is computed, and no block is theirs."""
+    return [
+        req_id
+        for req_id, request in scheduler.requests.items()
+        if request.num_computed_tokens == 0 and not request.is_finished()
+    ]
+
+
+def _run_busy_loop(wrapped: Callable[..., Any], core: Any, *args: Any, **kwargs: Any) -> Any:
+    for weights in _weights_of(core.scheduler):
+        weights.begin(core.model_executor)
+    return wrapped(core, *args, **kwargs)
+
+
+def _add_request(
+    wrapped: Callable[..., Any], core: Any, request: Any, *args: Any, **kwargs: Any
+) -> Any:
+    for weights in _weights_of(core.scheduler):
+        weights.begin(core.model_executor)
+        weights.before_request(
+            request,
+            is_asleep=bool(core.model_executor.is_sleeping),
+            alive=functools.partial(_alive, core.scheduler),
+        )
+    return wrapped(core, request, *args, **kwargs)
+
+
+def _rpc(name: str, wrapped: Callable[..., Any], core: Any, *args: Any, **kwargs: Any) -> Any:
+    watching = list(_weights_of(core.scheduler))
+    for weights in watching:
+        weights.begin(core.model_executor)
+        weights.before_rpc(name)
+    try:
+        return wrapped(core, *args, **kwargs)
+    finally:
+        for weights in watching:
+            weights.before_rpc(name)  # should a request have come in between
+            weights.after_rpc()
+
+
+def _add_lora(wrapped: Callable[..., Any], core: Any, *args: Any, **kwargs: Any) -> Any:
+    try:
+        return wrapped(core, *args, **kwargs)
+    finally:
+        for weights in _weights_of(core.scheduler):
+            weights.begin(core.model_executor)
+            weights.read_adapters()
+
+
+def _reset_prefix_cache(
+    wrapped: Callable[..., Any],
+    scheduler: Any,
+    reset_running_requests: bool = False,
+    reset_connector: bool = False,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    succeeded = False
+    try:
+        succeeded = bool(
+            wrapped(scheduler, reset_running_requests, reset_connector, *args, **kwargs)
+        )
+        return succeeded
+    finally:
+        for weights in _weights_of(scheduler):
+            weights.after_reset(
+                succeeded=succeeded, with_connectors=reset_connector, alive=_alive(scheduler)
+            )
+
+
+def _load_adapter(wrapped: Callable[..., Any], manager: Any, *args: Any, **kwargs: Any) -> Any:
+    adapter = wrapped(manager, *args, **kwargs)
+    if not hasattr(manager, DIGESTS_NAME):
+        setattr(manager, DIGESTS_NAME, {})
+    getattr(manager, DIGESTS_NAME)[adapter.id] = digest_of(adapter)
+    return adapter
+
+
+def _sleep(wrapped: Callable[..., Any], worker: Any, *args: Any, **kwargs: Any) -> Any:
+    quiesce()
+    return wrapped(worker, *args, **kwargs)
