@@ -137,6 +137,8 @@ class KvshelfConnector(OffloadingConnector):
     def get_num_new_matched_tokens(
         self, request: Any, num_computed_tokens: int, *args: Any, **kwargs: Any
     ) -> tuple[int | None, bool]:
+        if self.weights is not None:
+            self.weights.settle_if_possible()
         inner = super().get_num_new_matched_tokens
         if not self._ours:
             return inner(request, num_computed_tokens, *args, **kwargs)
@@ -166,6 +168,8 @@ class KvshelfConnector(OffloadingConnector):
 
     @override
     def build_connector_meta(self, scheduler_output: Any) -> Any:
+        if self.weights is not None and scheduler_output.total_num_scheduled_tokens:
+            self.weights.epochs.computes()
         if self._ours:
             self._pace.begins(scheduler_output.total_num_scheduled_tokens, time.monotonic())
         return super().build_connector_meta(scheduler_output)

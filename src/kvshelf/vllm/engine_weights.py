@@ -35,15 +35,21 @@ class EngineWeights:
         self.adapters = Adapters()
         self.changes = 0  # epochs begun since the start
         self._executor: Any = None
+        self._alive: Callable[[], Iterable[str]] = tuple
         self._faults = FaultLog(logger)
         self._read_from = self._read_until = 0.0
         self._adapters_are_old = False
 
-    def begin(self, executor: Any) -> None:
-        """Read what the engine starts with; once, before its first request."""
+    def begin(self, executor: Any, alive: Callable[[], Iterable[str]]) -> None:
+        """Read what the engine starts with; once, before its first request.
+
+        Args:
+            executor: vLLM's.
+            alive: gives the requests that have computed nothing.
+        """
         if self._executor is not None:
             return
-        self._executor = executor
+        self._executor, self._alive = executor, alive
         read = self._read()
         self.epochs.begin(_digests(read))
         if read is not None:
@@ -52,40 +58,49 @@ class EngineWeights:
 
     def before_rpc(self, what: str) -> None:
         """An RPC to the workers begins, which may change weights."""
+        if self.epochs.has_computed_in_doubt:
+            self.settle_if_possible()
         self.epochs.doubt(f"{what} may have changed weights")
-
-    def after_rpc(self) -> None:
         self._ask(give_up)
 
-    def before_request(self, request: Any, *, is_asleep: bool, alive: Callable[[], Any]) -> None:
-        """A request is about to be added. Nothing is read while the weights are not in memory."""
-        if is_asleep:
+    def after_rpc(self, what: str) -> None:
+        """It is over; reading weights waits until they are wanted."""
+        self.epochs.doubt(f"{what} may have changed weights")
+
+    def before_request(self, request: Any) -> None:
+        """A request is about to be added."""
+        if self._are_weights_asleep():
             return
-        if self.epochs.is_in_doubt and self._may_read():
-            self.settle(alive())
         lora = request.lora_request
         if lora is not None and (lora.load_inplace or not self.adapters.knows(lora.lora_int_id)):
             self._load(lora)
         if lora is not None and self._adapters_are_old:
             self.read_adapters()
 
-    def after_reset(self, *, succeeded: bool, with_connectors: bool, alive: Iterable[str]) -> None:
-        """vLLM reset its prefix cache, or tried to.
-
-        Args:
-            alive: requests that have computed nothing.
-        """
+    def after_reset(self, *, succeeded: bool, with_connectors: bool) -> None:
+        """vLLM reset its prefix cache, or tried to."""
         if succeeded:
             self.adapters.local_reset()
-            self.epochs.local_reset(with_connectors=with_connectors, alive=alive)
-        if self.epochs.is_in_doubt:
-            self.settle(alive)
+            self.epochs.local_reset(with_connectors=with_connectors, alive=self._alive())
+        if self._are_weights_asleep():
+            self.epochs.doubt("weights were not in memory")
+        else:
+            # Also if nothing is in doubt: whoever changes weights unseen must reset.
+            self._settle()
 
-    def settle(self, alive: Iterable[str]) -> None:
+    def settle_if_possible(self) -> None:
+        """If the weights are in doubt, read them; a request is about to be scheduled."""
+        if not self.epochs.is_in_doubt or self._are_weights_asleep():
+            return
+        took = self._read_until - self._read_from
+        if self.epochs.is_empty or time.monotonic() - self._read_until >= _REST * took:
+            self._settle()
+
+    def _settle(self) -> None:
         """Read the weights; what follows is told in the log."""
         before, why = self.epochs.generation, self.epochs.reason
         digests = _digests(self._read())
-        self.epochs.settle(digests, alive)
+        self.epochs.settle(digests, self._alive())
         if self.epochs.generation == before:
             return
         self.changes += 1
@@ -101,7 +116,7 @@ class EngineWeights:
 
     def saw_changes(self, *, of_weights: bool, of_adapters: bool) -> None:
         """What a worker says of its own accord."""
-        if of_weights:
+        if of_weights and not self.epochs.is_in_doubt:
             logger.warning(
                 "kvshelf: weights changed while nobody said so. Nothing is loaded or stored until "
                 "vLLM's prefix cache is reset, as after every update of weights."
@@ -128,9 +143,9 @@ class EngineWeights:
             self._faults.fault("adapter", f"{lora.lora_name} cannot be loaded: {error}")
         self.read_adapters()
 
-    def _may_read(self) -> bool:
-        took = self._read_until - self._read_from
-        return time.monotonic() - self._read_until >= _REST * took
+    def _are_weights_asleep(self) -> bool:
+        """Whether the weights' memory is unmapped: to read it would end the worker."""
+        return "weights" in getattr(self._executor, "sleeping_tags", ())
 
     def _read(self) -> list[WeightsRead] | None:
         self._read_from = time.monotonic()

@@ -50,6 +50,8 @@ class Epochs:
         self._doubt = "" if names_weights else "the weights come from no file"
         self._is_stale = False
         self._is_empty = True  # nothing was computed or loaded since the last reset, or the start
+        self._computed_in_doubt = False  # since the last thing that may have changed weights
+        self._is_mixed = False  # something was, before another such thing
         self._born: OrderedDict[str, int] = OrderedDict()  # request -> generation
         self._listeners: list[Callable[[], None]] = []
 
@@ -60,6 +62,16 @@ class Epochs:
     @property
     def is_in_doubt(self) -> bool:
         return bool(self._doubt)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was computed since vLLM's caches were emptied."""
+        return self._is_empty
+
+    @property
+    def has_computed_in_doubt(self) -> bool:
+        """Whether another doubt, before this one is settled, makes what was computed worthless."""
+        return self._computed_in_doubt
 
     @property
     def reason(self) -> str:
@@ -92,6 +104,8 @@ class Epochs:
 
     def doubt(self, reason: str) -> None:
         """Something may have changed the weights, or is about to."""
+        # Weights may go and come back: what was computed in between comes from the others.
+        self._is_mixed |= self._computed_in_doubt
         self._doubt = reason
 
     def settle(self, digests: Sequence[str] | None, alive: Iterable[str] = ()) -> None:
@@ -103,7 +117,9 @@ class Epochs:
         """
         self._doubt = ""
         digest = secrets.token_hex(32) if digests is None else _joined(digests)
-        if digest == self._digest:
+        is_mixed = self._is_mixed
+        self._is_mixed = self._computed_in_doubt = False
+        if digest == self._digest and not is_mixed:
             return
         self._digest = digest
         self.mask = b"" if digest == self._first else make_mask(f"weights {digest}")
@@ -113,8 +129,9 @@ class Epochs:
             self._begin_anew(alive)
 
     def computes(self) -> None:
-        """vLLM gave blocks to a request."""
+        """vLLM gave blocks to a request, or a step computes."""
         self._is_empty = False
+        self._computed_in_doubt = bool(self._doubt)
 
     def local_reset(self, *, with_connectors: bool, alive: Iterable[str] = ()) -> None:
         """vLLM's own prefix cache was emptied.
@@ -126,8 +143,8 @@ class Epochs:
         if self.has_other_caches and not with_connectors:
             return
         self._is_empty = True
-        if self._is_stale:
-            self._is_stale = False
+        if self._is_stale or self._is_mixed or self._computed_in_doubt:
+            self._is_stale = self._is_mixed = self._computed_in_doubt = False
             self._turn()
         self._begin_anew(alive)
 

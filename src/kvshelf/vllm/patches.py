@@ -10,7 +10,7 @@ Every wrapper calls what it wraps with the same arguments and returns or raises 
 | EngineCore.add_lora | scheduler | an adapter may be another one now |
 | Scheduler.reset_prefix_cache | scheduler | only after it succeeded do loads and stores go on |
 | WorkerLoRAManager._load_adapter | worker | an adapter is known by its content |
-| Worker.sleep | worker | KV memory is unmapped: no copy may run then |
+| Worker.sleep, discard | worker | KV memory is unmapped: no copy may run then |
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def watch_worker() -> None:
     """Wrap the classes of a worker's process. May be called again."""
     _wrap(compat.lora_manager_class(), "_load_adapter", _load_adapter)
     for cls in compat.worker_classes():
-        _wrap(cls, "sleep", _sleep)
+        for name in ("sleep", "discard"):
+            _wrap(cls, name, _unmap)
 
 
 def _wrap(cls: Any, name: str, wrapper: Callable[..., Any]) -> None:
@@ -77,9 +78,13 @@ def _alive(scheduler: Any) -> list[str]:
     ]
 
 
+def _begin(weights: EngineWeights, core: Any) -> None:
+    weights.begin(core.model_executor, functools.partial(_alive, core.scheduler))
+
+
 def _run_busy_loop(wrapped: Callable[..., Any], core: Any, *args: Any, **kwargs: Any) -> Any:
     for weights in _weights_of(core.scheduler):
-        weights.begin(core.model_executor)
+        _begin(weights, core)
     return wrapped(core, *args, **kwargs)
 
 
@@ -87,26 +92,21 @@ def _add_request(
     wrapped: Callable[..., Any], core: Any, request: Any, *args: Any, **kwargs: Any
 ) -> Any:
     for weights in _weights_of(core.scheduler):
-        weights.begin(core.model_executor)
-        weights.before_request(
-            request,
-            is_asleep=bool(core.model_executor.is_sleeping),
-            alive=functools.partial(_alive, core.scheduler),
-        )
+        _begin(weights, core)
+        weights.before_request(request)
     return wrapped(core, request, *args, **kwargs)
 
 
 def _rpc(name: str, wrapped: Callable[..., Any], core: Any, *args: Any, **kwargs: Any) -> Any:
     watching = list(_weights_of(core.scheduler))
     for weights in watching:
-        weights.begin(core.model_executor)
+        _begin(weights, core)
         weights.before_rpc(name)
     try:
         return wrapped(core, *args, **kwargs)
     finally:
         for weights in watching:
-            weights.before_rpc(name)  # should a request have come in between
-            weights.after_rpc()
+            weights.after_rpc(name)
 
 
 def _add_lora(wrapped: Callable[..., Any], core: Any, *args: Any, **kwargs: Any) -> Any:
@@ -114,7 +114,7 @@ def _add_lora(wrapped: Callable[..., Any], core: Any, *args: Any, **kwargs: Any)
         return wrapped(core, *args, **kwargs)
     finally:
         for weights in _weights_of(core.scheduler):
-            weights.begin(core.model_executor)
+            _begin(weights, core)
             weights.read_adapters()
 
 
@@ -134,9 +134,7 @@ def _reset_prefix_cache(
         return succeeded
     finally:
         for weights in _weights_of(scheduler):
-            weights.after_reset(
-                succeeded=succeeded, with_connectors=reset_connector, alive=_alive(scheduler)
-            )
+            weights.after_reset(succeeded=succeeded, with_connectors=reset_connector)
 
 
 def _load_adapter(wrapped: Callable[..., Any], manager: Any, *args: Any, **kwargs: Any) -> Any:
@@ -147,6 +145,6 @@ def _load_adapter(wrapped: Callable[..., Any], manager: Any, *args: Any, **kwarg
     return adapter
 
 
-def _sleep(wrapped: Callable[..., Any], worker: Any, *args: Any, **kwargs: Any) -> Any:
+def _unmap(wrapped: Callable[..., Any], worker: Any, *args: Any, **kwargs: Any) -> Any:
     quiesce()
     return wrapped(worker, *args, **kwargs)

@@ -151,8 +151,9 @@ class KvshelfWorker(OffloadingWorker):
 
     def give_up(self) -> None:
         """The weights may change: what is being loaded is to be computed, and what is to be stored
-        and still lies in the KV cache is dropped."""
+        and still lies in the KV cache is dropped. The weights are watched again once read."""
         self._doomed.update(self._loads)
+        self.weights.watch_no_more()
         if self._stores:
             self._shelf.release(list(self._stores))
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 logger = compat.logger_of(__name__)
 
-# The watch costs a millisecond; a store looks each time.
+# How often the watch looks where nothing is stored; a store looks each time.
 WATCH_SECONDS = 1.0
 # Where a patched LoRA manager keeps the digests of what it loaded.
 DIGESTS_NAME = "_kvshelf_digests"
@@ -57,18 +57,27 @@ class WorkerWeights:
         self._watch: Watch | None = None
         self._lora_manager: Any = None
         self._looked = 0.0
+        self._has_changed = False
 
     def attach(self, watch: Watch | None, lora_manager: Any) -> None:
         """Watch the weights as they are now."""
         self._watch, self._lora_manager = watch, lora_manager
+        self._has_changed = False
+
+    def watch_no_more(self) -> None:
+        """Let go of the weights, which may be replaced."""
+        self._watch = None
 
     def is_due(self) -> bool:
         return self._watch is not None and time.monotonic() - self._looked >= WATCH_SECONDS
 
     def have_changed(self) -> bool:
-        """Whether a watched value differs from what it was when the weights were last read."""
+        """Whether a watched value differs from what it was when the weights were last read, or did
+        at any time since."""
         self._looked = time.monotonic()
-        return self._watch is not None and self._watch.has_changed()
+        if self._watch is not None and self._watch.has_changed():
+            self._has_changed = True
+        return self._has_changed
 
     def has(self, adapter: Adapter | None) -> bool:
         """Whether this adapter is in memory, with the content that the scheduler knows of."""
