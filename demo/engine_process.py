@@ -5,7 +5,8 @@
 The argument holds keyword arguments of ``vllm.LLM``. Each line on stdin is a request
 ``{"op": ..., ...}``, each line on stdout its answer, ``{"ok": ...}`` or ``{"error": text}``:
 
-    generate  prompts (lists of token ids), tokens, logprobs -> an answer a prompt, in order
+    generate  prompts (lists of token ids), tokens, logprobs -> an answer a prompt, in order;
+              ``adapter``: keyword arguments of vLLM's LoRARequest
     reset     empty vLLM's own prefix cache, as a restart would; with ``connector`` the connector's
     rpc       call ``function`` ("module:name") in every worker with ``arguments`` by name
     call      call ``method`` of vLLM's LLM with ``arguments`` by name
@@ -43,8 +44,13 @@ def _generate(llm: Any, request: dict[str, Any]) -> list[dict[str, Any]]:
         detokenize=False,
     )
     prompts = [{"prompt_token_ids": ids} for ids in request["prompts"]]
+    adapter = request.get("adapter")
+    if adapter is not None:
+        from vllm.lora.request import LoRARequest
+
+        adapter = LoRARequest(**adapter)
     answers = []
-    for output in llm.generate(prompts, sampling, use_tqdm=False):
+    for output in llm.generate(prompts, sampling, use_tqdm=False, lora_request=adapter):
         first = output.outputs[0]
         answers.append(
             {

@@ -152,12 +152,18 @@ class EngineProcess:
         return self
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], tokens: int = 8, logprobs: int = 5
+        self,
+        prompts: Sequence[Sequence[int]],
+        tokens: int = 8,
+        logprobs: int = 5,
+        adapter: dict[str, object] | None = None,
     ) -> list[Answer]:
-        """Answers in the order of ``prompts``, which run as one batch."""
-        rows = self._ask(
-            {"op": "generate", "prompts": prompts, "tokens": tokens, "logprobs": logprobs}
-        )
+        """Answers in the order of ``prompts``, which run as one batch.
+
+        ``adapter``: of a LoRA adapter, the arguments of vLLM's LoRARequest.
+        """
+        request = {"op": "generate", "prompts": prompts, "tokens": tokens, "logprobs": logprobs}
+        rows = self._ask({**request, "adapter": adapter})
         return [
             Answer(
                 tokens=tuple(row["tokens"]),

@@ -122,7 +122,7 @@ class KvshelfConnector(OffloadingConnector):
             return None
         adapter = self.weights.adapter_of(request)
         if adapter is None:
-            return "its LoRA adapter's content is unknown, or changed without a reset of the cache"
+            return "LoRA adapter of unknown content, or changed without a reset"
         for each in compat.asked_about_requests(self.connector_scheduler):
             each.use_adapter(request.request_id, adapter)
         return None
