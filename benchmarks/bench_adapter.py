@@ -3,7 +3,7 @@
     python benchmarks/bench_adapter.py [--directory DIR] [--out FILE]
 
 The scheduler's thread: a first scan over 4,096 unknown keys with the end of its step, and a scan
-over known keys. The worker's thread: submitting jobs of 64 chunks of
+over known keys; the same in an epoch after a change of weights, whose keys are masked, in turn. The worker's thread: submitting jobs of 64 chunks of
 16 blocks, and a poll without results. Medians of many rounds.
 """
 
@@ -25,6 +25,7 @@ from vllm.v1.kv_offload.base import GPULoadStoreSpec, ReqContext, ScheduleEndCon
 from kvshelf import EngineConfig, Identity, Shelf, make_key
 from kvshelf.config import Settings
 from kvshelf.vllm.compat import KeyRun
+from kvshelf.vllm.epochs import Epochs
 from kvshelf.vllm.manager import KvshelfManager
 from kvshelf.vllm.presence import Presence
 from kvshelf.vllm.specs import ChunkKeysSpec
@@ -52,11 +53,11 @@ def settle(manager: KvshelfManager) -> None:
         time.sleep(0.0002)
 
 
-def scheduler(directory: Path, rounds: int) -> dict[str, list[float]]:
+def make_manager(directory: Path) -> KvshelfManager:
     presence = Presence(
         hit_ttl_seconds=60, miss_ttl_seconds=60, failed_ttl_seconds=60, keys_max=10**6
     )
-    manager = KvshelfManager(
+    return KvshelfManager(
         Shelf(directory, IDENTITY),
         presence,
         Settings(),
@@ -65,7 +66,30 @@ def scheduler(directory: Path, rounds: int) -> dict[str, list[float]]:
         num_workers=1,
         emit_events=False,
     )
+
+
+def scheduler(directory: Path, rounds: int) -> dict[str, list[float]]:
+    """Two managers in turn, round by round, so that both meet the same machine."""
+    plain, masked = make_manager(directory), make_manager(directory)
+    epochs = Epochs()
+    masked.follow(epochs)
+    epochs.begin(["weights"])
+    epochs.settle(["other weights"])
+    assert epochs.mask
     figures: dict[str, list[float]] = {}
+    for round_number in range(rounds):
+        for manager, kind in ((plain, ""), (masked, ", masked")):
+            epochs.started(CONTEXT.req_id)
+            manager.begin_scan(CONTEXT.req_id)
+            for name, milliseconds in one_round(manager, round_number, rounds).items():
+                figures.setdefault(name + kind, []).append(milliseconds)
+    plain.shutdown()
+    masked.shutdown()
+    return figures
+
+
+def one_round(manager: KvshelfManager, round_number: int, rounds: int) -> dict[str, float]:
+    figures: dict[str, float] = {}
 
     def scan(keys: list[bytes]) -> None:
         for each in keys:
@@ -74,27 +98,17 @@ def scheduler(directory: Path, rounds: int) -> dict[str, list[float]]:
     def prefetch(keys: list[bytes]) -> None:
         manager.prefetch([KeyRun(keys, chunk_tokens=256, is_prefix=True)])
 
-    for round_number in range(rounds):
-        others = [key((rounds + round_number) * KEYS + i) for i in range(KEYS)]
-        figures.setdefault("4,096 keys of a new request", []).append(
-            timed(lambda: prefetch(others))  # noqa: B023 - called at once
-        )
-        settle(manager)
-        keys = [key(round_number * KEYS + i) for i in range(KEYS)]
-        first = timed(lambda: scan(keys))  # noqa: B023 - called at once
-        end = timed(lambda: manager.on_schedule_end(STEP_END))
-        figures.setdefault("4,096 unknown keys: scan", []).append(first)
-        figures.setdefault("end of that step", []).append(end)
-        started = time.perf_counter()
-        settle(manager)
-        figures.setdefault("until all are answered", []).append(
-            1e3 * (time.perf_counter() - started) + first + end
-        )
-        figures.setdefault("4,096 known keys: scan", []).append(timed(lambda: scan(keys)))  # noqa: B023
-        figures.setdefault("end of a step without lookups", []).append(
-            timed(lambda: manager.on_schedule_end(STEP_END))
-        )
-    manager.shutdown()
+    others = [key((rounds + round_number) * KEYS + i) for i in range(KEYS)]
+    figures["4,096 keys of a new request"] = timed(lambda: prefetch(others))
+    settle(manager)
+    keys = [key(round_number * KEYS + i) for i in range(KEYS)]
+    figures["4,096 unknown keys: scan"] = first = timed(lambda: scan(keys))
+    figures["end of that step"] = end = timed(lambda: manager.on_schedule_end(STEP_END))
+    started = time.perf_counter()
+    settle(manager)
+    figures["until all are answered"] = 1e3 * (time.perf_counter() - started) + first + end
+    figures["4,096 known keys: scan"] = timed(lambda: scan(keys))
+    figures["end of a step without lookups"] = timed(lambda: manager.on_schedule_end(STEP_END))
     return figures
 
 
@@ -142,12 +156,20 @@ def main() -> None:
         if args.directory is None:
             shutil.rmtree(directory)
     medians = {name: round(statistics.median(values), 4) for name, values in figures.items()}
+    ratios = {
+        name: round(medians[f"{name}, masked"] / value, 3)
+        for name, value in medians.items()
+        if f"{name}, masked" in medians
+    }
+    for name, value in ratios.items():
+        print(f"masked / plain: {name:36s} {value:6.3f}")
     for name, value in medians.items():
         print(f"{name:36s} {value:9.4f} ms   max {max(figures[name]):9.4f}")
     result = {
         "command": " ".join(["python", "benchmarks/bench_adapter.py", *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%d"),
         "milliseconds, medians": medians,
+        "masked / plain": ratios,
         "maxima": {name: round(max(values), 4) for name, values in figures.items()},
     }
     args.out.write_text(json.dumps(result, indent=1) + "\n")

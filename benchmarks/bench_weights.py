@@ -27,7 +27,7 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "demo")]
 
-from engines import (
+from engines import (  # noqa: E402 - found by the path above
     CHUNK_TOKENS,
     LOGPROB_TOLERANCE,
     Answer,
@@ -36,10 +36,11 @@ from engines import (
     engine_arguments,
     make_prompt,
 )
-from tiny_model import make_tiny_model
+from tiny_model import make_tiny_model  # noqa: E402
 
 TRAINER = "tests.e2e.trainer"
 PROMPTS = [make_prompt(seed, 4 * CHUNK_TOKENS + 1) for seed in (500, 501)]
+FIGURES = ("answers", "wrong", "ended", "could hit", "hit")
 WHOLE = 4 * CHUNK_TOKENS
 TENSOR = "model.layers.1.self_attn.q_proj.weight"
 # Weights by name: a set of files, and whether one tensor comes from another, and rows doubled.
@@ -63,9 +64,9 @@ class Replica:
         self.engine = EngineProcess(self.name, arguments, log).launch().ready()
         self.state = (0, None, False)
 
-    def rpc(self, name: str, **arguments: object) -> None:
+    def rpc(self, function: str, /, **arguments: object) -> None:
         assert self.engine is not None
-        self.engine.rpc(f"{TRAINER}:{name}", **arguments)
+        self.engine.rpc(f"{TRAINER}:{function}", **arguments)
 
     def change(self, rng: random.Random) -> str:
         """One change of weights, not followed by a reset."""

@@ -174,11 +174,11 @@ class EngineProcess:
             for row in rows
         ]
 
-    def rpc(self, function: str, **arguments: object) -> Any:
+    def rpc(self, function: str, /, **arguments: object) -> Any:
         """Call a function, "module:name", in every worker; what it returns must be JSON's."""
         return self._ask({"op": "rpc", "function": function, "arguments": arguments})
 
-    def call(self, method: str, **arguments: object) -> Any:
+    def call(self, method: str, /, **arguments: object) -> Any:
         """Call a method of vLLM's LLM."""
         return self._ask({"op": "call", "method": method, "arguments": arguments})
 
