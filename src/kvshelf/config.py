@@ -248,6 +248,25 @@ class Settings:
         "Engines share only if this is equal: for tenants, or adapters of equal names.",
         shown='""',
     )
+    allow_weak_hash: bool = _setting(
+        False,
+        "Whether xxhash may name blocks without a secret PYTHONHASHSEED. Clients can then make "
+        "prompts whose blocks get the names of another client's.",
+        shown="false",
+    )
+    weights_cache_dir: str = _setting(
+        "",
+        "Folder of this user (mode 0700) that keeps the digests of weight files, or off: then "
+        "every start reads all weights.",
+        shown="$XDG_CACHE_HOME/kvshelf",
+    )
+    weights_wait_seconds: float = _setting(
+        120.0,
+        "Seconds that a process waits while another one of its node hashes the same weights; then "
+        "it hashes them itself.",
+        low=0,
+        high=_DAY_SECONDS,
+    )
 
     @classmethod
     def from_mapping(
@@ -303,6 +322,10 @@ class Settings:
             value, limit = getattr(self, name), getattr(self, limit_name)
             if value > limit and name in chosen:  # a default simply never comes into play
                 raise ConfigError(name, value, f"at most {limit_name} ({limit})")
+        if self.weights_cache_dir not in ("", "off") and self.weights_cache_dir[0] != "/":
+            raise ConfigError(
+                "weights_cache_dir", self.weights_cache_dir, "an absolute path, or off"
+            )
         if self.max_staging_memory_gb * 1e9 < len(roots) * self.piece_mib << 20:
             raise ConfigError(
                 "max_staging_memory_gb",

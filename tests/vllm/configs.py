@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from transformers import LlamaConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.v1.kv_cache_interface import (
@@ -28,6 +29,12 @@ def save_config(directory: Path, **overrides: Any) -> None:
         "architectures": ["LlamaForCausalLM"],
     }
     LlamaConfig(**{**fields, **overrides}).save_pretrained(directory)
+
+
+def save_weights(directory: Path, value: float = 1.0) -> None:
+    """A real weight file: transformers asks it for its types."""
+    directory.mkdir(exist_ok=True)
+    save_file({"a": torch.full((4, 4), value)}, directory / "model.safetensors")
 
 
 def vllm_config(directory: Path, *, hf: dict[str, Any] | None = None, **overrides: Any) -> Any:

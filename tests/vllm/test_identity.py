@@ -13,10 +13,11 @@ pytestmark = pytest.mark.vllm
 import torch  # noqa: E402
 
 from kvshelf.doctor.why import known_fields  # noqa: E402
+from kvshelf.errors import ConfigError  # noqa: E402
 from kvshelf.namespace import Identity, diff  # noqa: E402
 from kvshelf.vllm.identity import build_identity  # noqa: E402
 
-from .configs import kv_cache_config, vllm_config  # noqa: E402
+from .configs import kv_cache_config, save_weights, vllm_config  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -43,16 +44,19 @@ def test_the_place_of_the_model_and_of_the_shelf_does_not_count(
 @pytest.mark.parametrize(
     ("kwargs", "fields"),
     [
-        ({"hf": {"rope_theta": 500000.0}}, {"model_config"}),
-        ({"hf": {"num_hidden_layers": 6}}, {"model_config"}),
-        ({"hf": {"head_dim": 64}}, {"model_config"}),
-        ({"hf_overrides": {"rms_norm_eps": 1e-3}}, {"model_config"}),
-        ({"dtype": "bfloat16"}, {"dtype"}),
+        ({"hf": {"rope_theta": 500000.0}}, {"hf_config"}),
+        ({"hf": {"num_hidden_layers": 6}}, {"hf_config"}),
+        ({"hf": {"head_dim": 64}}, {"hf_config"}),
+        ({"hf_overrides": {"rms_norm_eps": 1e-3}}, {"hf_config"}),
+        ({"dtype": "bfloat16"}, {"model_config"}),
         ({"kv_cache_dtype": "fp8_e5m2"}, {"cache_dtype"}),
         ({"prefix_caching_hash_algo": "sha256_cbor"}, {"hash"}),
-        ({"load_format": "dummy"}, {"weights"}),
+        ({"load_format": "dummy"}, {"load"}),
         ({"tensor_parallel_size": 2}, {"parallel"}),
         ({"salt": "team-a"}, {"salt"}),
+        ({"enforce_eager": False}, {"compilation_config"}),
+        ({"attention_backend": "TRITON_ATTN"}, {"attention_config"}),
+        ({"additional_config": {"kernel": "another"}}, {"additional_config"}),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )
@@ -64,10 +68,47 @@ def test_each_field_alone_separates(
     assert fields <= changed_fields(base, other)
 
 
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"gpu_memory_utilization": 0.5},
+        {"max_num_seqs": 3},
+        {"max_num_batched_tokens": 4096},
+        {"max_model_len": 1024},
+        {"seed": 7},
+        {"served_model_name": "another"},
+        {"max_logprobs": 3},
+        {"async_scheduling": False},
+        {"use_tqdm_on_load": False},
+        {"revision": "another"},
+        {"disable_log_stats": True},
+        {"kv_cache_memory_bytes": 1 << 30},
+        {"generation_config": "vllm"},
+    ],
+    ids=lambda kwargs: next(iter(kwargs)),
+)
+def test_what_merely_sizes_or_serves_does_not_count(tmp_path: Path, kwargs: dict[str, Any]) -> None:
+    save_weights(tmp_path / "tiny")
+    assert identity(tmp_path, **kwargs).digest == identity(tmp_path).digest
+
+
+@pytest.mark.parametrize("load_format", ["safetensors", "hf"])
+def test_two_ways_to_load_the_same_files_share(tmp_path: Path, load_format: str) -> None:
+    save_weights(tmp_path / "tiny")
+    assert identity(tmp_path, load_format=load_format).digest == identity(tmp_path).digest
+
+
+def test_a_salt_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="identity_salt=7"):
+        identity(tmp_path, salt=7)  # type: ignore[arg-type]
+
+
 def test_weights_separate(base: Identity, tmp_path: Path) -> None:
-    (tmp_path / "tiny").mkdir()
-    (tmp_path / "tiny" / "model.bin").write_bytes(b"other weights")
-    assert changed_fields(base, identity(tmp_path)) == {"weights"}
+    save_weights(tmp_path / "tiny")
+    first = identity(tmp_path)
+    save_weights(tmp_path / "tiny", 2.0)
+    assert changed_fields(first, identity(tmp_path)) == {"weights"}
+    assert changed_fields(base, first) == {"weights", "load"}
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ import pytest
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm
 
-import torch  # noqa: E402
+from vllm.config import LoRAConfig, SpeculativeConfig  # noqa: E402
 
 from kvshelf import Chunk, Shelf, make_key  # noqa: E402
 from kvshelf.engine import EngineConfig, FileStatus  # noqa: E402
@@ -70,39 +70,57 @@ def other_weights(site: Site) -> None:
 
 
 def lora(site: Site) -> None:
-    set_at("lora_config", SimpleNamespace(max_lora_rank=8))(site)
+    set_at("lora_config", LoRAConfig())(site)
 
 
 def speculative(site: Site) -> None:
-    method = SimpleNamespace(method="ngram", model=None, draft_model_config=None)
+    method = SpeculativeConfig(
+        method="ngram",
+        num_speculative_tokens=2,
+        prompt_lookup_max=3,
+        target_model_config=site.config.model_config,
+        target_parallel_config=site.config.parallel_config,
+    )
     set_at("speculative_config", method)(site)
+
+
+def other_file(site: Site) -> None:
+    (Path(site.config.model_config.model) / "preprocessor_config.json").write_text("{}")
 
 
 # Top-level field -> how an engine comes to differ in it.
 CASES: dict[str, Callable[[Site], None]] = {
-    "format": lambda site: site.fields.update(format=2),
+    "format": lambda site: site.fields.update(format=3),
     "engine": patched(builder.compat, "version_line", "0.99"),
     "model": patched(builder, "model_name", "another"),
     "weights": other_weights,
-    "model_config": lambda site: save_config(site.config.model_config.model, rope_theta=5e5),
+    "load": set_at("load_config.model_loader_extra_config", {"pattern": "another"}),
+    "files": other_file,
+    "hf_config": lambda site: save_config(site.config.model_config.model, rope_theta=5e5),
     "context": patched(builder, "_context_fields", {"max_model_len": 4096}),
-    "dtype": set_at("model_config.dtype", torch.bfloat16),
-    "quantization": set_at("model_config.quantization", "fp8"),
     "cache_dtype": set_at("cache_config.cache_dtype", "fp8_e5m2"),
-    "cache_dtype_skip_layers": set_at("cache_config.kv_cache_dtype_skip_layers", ["0"]),
-    "mamba": set_at("cache_config.mamba_ssm_cache_dtype", "float16"),
-    "calculate_kv_scales": set_at("cache_config.calculate_kv_scales", True),
     "kv_cache_layout": patched(builder.compat, "kv_cache_layout", "another"),
-    "attention": patched(builder, "_attention_backend", "ANOTHER"),
+    "environment": lambda site: site.patch.setenv("VLLM_BATCH_INVARIANT", "1"),
     "device": patched(builder, "_device", "another"),
     "block_tokens": other_block_tokens,
     "chunk": other_chunk,
     "groups": other_kv(groups=2),
     "parallel": set_at("parallel_config.tensor_parallel_size", 2),
     "hash": set_at("cache_config.prefix_caching_hash_algo", "sha256_cbor"),
-    "lora": lora,
-    "speculative": speculative,
     "salt": lambda site: setattr(site, "salt", "team-a"),
+    "additional_config": set_at("additional_config", {"another": 1}),
+    "attention_config": set_at("attention_config.backend", "ANOTHER"),
+    "cache_config": set_at("cache_config.mamba_cache_mode", "align"),
+    "compilation_config": set_at("compilation_config.mode", 3),
+    "diffusion_config": set_at("diffusion_config", "another"),
+    "kernel_config": set_at("kernel_config.moe_backend", "triton"),
+    "load_config": set_at("load_config.ignore_patterns", ["*.bin"]),
+    "lora_config": lora,
+    "mamba_config": set_at("mamba_config.enable_stochastic_rounding", True),
+    "model_config": set_at("model_config.quantization", "fp8"),
+    "parallel_config": set_at("parallel_config.enable_expert_parallel", True),
+    "scheduler_config": set_at("scheduler_config.scheduler_cls", "another"),
+    "speculative_config": speculative,
 }
 # What cannot differ without another.
 TOGETHER = {
@@ -113,6 +131,7 @@ TOGETHER = {
 
 def build(folder: Path, patch: pytest.MonkeyPatch, change: Callable[[Site], None]) -> Identity:
     site = Site(config=vllm_config(folder / "tiny"), kv=kv_cache_config(), salt="", patch=patch)
+    (folder / "tiny" / "model.bin").write_bytes(b"weights")
     site.fields = {}
     change(site)
     made = build_identity(site.config, site.kv, site.salt)

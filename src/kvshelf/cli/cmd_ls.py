@@ -73,7 +73,9 @@ def _texts(row: _Row) -> tuple[str, ...]:
 
 def _dtype(fields: Any) -> str:
     """Of the KV cache: "auto" is that of the model."""
-    dtype, cache = fields.get("dtype"), fields.get("cache_dtype")
+    model, cache = fields.get("model_config"), fields.get("cache_dtype")
+    # Identities of format 1 have it at the top.
+    dtype = model.get("dtype") if isinstance(model, dict) else fields.get("dtype")
     return str((dtype if cache in (None, "auto") else cache) or "-")
 
 

@@ -100,7 +100,10 @@ def fix_hash_seed(algorithm: str) -> str:
     engine calls after it made the connector (v1/engine/core.py).
     """
     seed = hash_seed(algorithm)
-    if seed != getattr(kv_cache_utils, "DEFAULT_NONE_HASH_SEED", None):
+    is_drawn = algorithm.startswith("xxhash") or not hasattr(
+        kv_cache_utils, "DEFAULT_NONE_HASH_SEED"
+    )
+    if is_drawn:
         os.environ.setdefault("PYTHONHASHSEED", seed)
     return seed
 

@@ -1,14 +1,16 @@
 """Everything that decides what a chunk's bytes are, gathered from vLLM's configuration.
 
 Two engines share chunks only if every field here is equal; ``kvshelf namespaces ROOT --diff A B``
-prints the fields that are not. When in doubt a field is in: an identity that is too fine costs
-hits, one that is too coarse costs correct answers.
+prints the fields that are not. Of vLLM's configuration everything is in, but for what
+``identity_fields`` and ``identity_env`` leave out, each with its reason. When in doubt a field is
+in: an identity that is too fine costs hits, one that is too coarse costs correct answers.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,16 @@ from typing import Any
 import torch
 from vllm.platforms import current_platform
 
+from kvshelf.config import Settings
+from kvshelf.errors import ConfigError
 from kvshelf.namespace import Identity
 from kvshelf.vllm import compat
-from kvshelf.vllm.weights import weights_digest
+from kvshelf.vllm.identity_env import environment_fields
+from kvshelf.vllm.identity_fields import fields_in
+from kvshelf.vllm.identity_refusals import refuse
+from kvshelf.vllm.identity_values import plain as _plain
+from kvshelf.vllm.model_files import file_digests
+from kvshelf.vllm.weights import Weights, draft_of, load_format_of, weights_of
 
 logger = compat.logger_of(__name__)
 
@@ -27,67 +36,116 @@ logger = compat.logger_of(__name__)
 _VOLATILE_CONFIG_FIELDS = frozenset(
     {"transformers_version", "_name_or_path", "id2label", "label2id", "torch_dtype", "dtype"}
 )
+# The settings of kvshelf that an identity needs. A tier's own come after the connector's.
+_SETTINGS = ("allow_weak_hash", "weights_cache_dir", "weights_wait_seconds")
+# Options of loaders that say how fast, not what, they read.
+_SPEED_OPTIONS = frozenset(
+    {
+        "concurrency",
+        "distributed",
+        "enable_multithread_load",
+        "enable_weights_track",
+        "memory_limit",
+        "num_threads",
+    }
+)
 
 
 def build_identity(vllm_config: Any, kv_cache_config: Any, salt: str) -> Identity:
-    """The namespace of this engine; equal in the scheduler's and all workers' processes.
+    """Make the namespace of this engine; equal in the scheduler's and all workers' processes.
 
     Args:
         vllm_config: vLLM's VllmConfig.
         kv_cache_config: vLLM's KVCacheConfig as given to the connector.
         salt: the ``identity_salt`` setting; engines that differ in it never share.
+
+    Raises:
+        ConfigError: KV would not be a function of the identity and of tokens, or a file of the
+            model is missing, unreadable or changes meanwhile.
     """
-    model, cache = vllm_config.model_config, vllm_config.cache_config
+    begun = time.monotonic()
+    if not isinstance(salt, str):
+        raise ConfigError("identity_salt", salt, "a text")
+    settings = _settings(vllm_config)
+    refuse(vllm_config, allow_weak_hash=settings.allow_weak_hash)
+    model, load, cache = (
+        vllm_config.model_config,
+        vllm_config.load_config,
+        vllm_config.cache_config,
+    )
     algorithm = str(cache.prefix_caching_hash_algo)
     config = _config_fields(model)
     groups = kv_cache_config.kv_cache_groups
     stages = int(vllm_config.parallel_config.pipeline_parallel_size)
-    return Identity(
-        {
-            "format": 1,
-            "engine": f"vllm-{compat.version_line()}",
-            "model": model_name(str(model.model)),
-            "weights": weights_digest(model, vllm_config.load_config),
-            "model_config": config,
-            "context": _context_fields(model, config),
-            "dtype": _plain(model.dtype),
-            "quantization": _plain(model.quantization),
-            "cache_dtype": _cache_dtype(cache, groups),
-            "cache_dtype_skip_layers": _plain(getattr(cache, "kv_cache_dtype_skip_layers", None)),
-            "mamba": _mamba_fields(cache),
-            "calculate_kv_scales": bool(getattr(cache, "calculate_kv_scales", False)),
-            "kv_cache_layout": compat.kv_cache_layout(vllm_config, kv_cache_config),
-            "attention": _plain(_attention_backend(vllm_config)),
-            "device": _device(),
-            "block_tokens": [_block_tokens(group) for group in groups],
-            "chunk": _chunk_fields(vllm_config),
-            "groups": [_group_fields(group, stages) for group in groups],
-            "parallel": _parallel_fields(vllm_config.parallel_config),
-            "hash": {"algorithm": algorithm, "seed": compat.fix_hash_seed(algorithm)},
-            "lora": _lora_fields(vllm_config.lora_config),
-            "speculative": _speculative_fields(vllm_config),
-            "salt": salt,
-        }
+    weights = weights_of(model, load, settings)
+    fields = {
+        **fields_in(vllm_config),
+        "format": 2,
+        "engine": f"vllm-{compat.version_line()}",
+        "model": model_name(str(model.model)),
+        "weights": weights.name,
+        "load": _load_fields(model, load, weights),
+        "files": file_digests(model, load),
+        "hf_config": config,
+        "context": _context_fields(model, config),
+        "cache_dtype": _cache_dtype(cache, groups),
+        "kv_cache_layout": compat.kv_cache_layout(vllm_config, kv_cache_config),
+        "environment": environment_fields(compat.environment_names()),
+        "device": _device(),
+        "block_tokens": [_block_tokens(group) for group in groups],
+        "chunk": _chunk_fields(vllm_config),
+        "groups": [_group_fields(group, stages) for group in groups],
+        "parallel": _parallel_fields(vllm_config.parallel_config),
+        "hash": {"algorithm": algorithm, "seed": _hash_seed(algorithm)},
+        "salt": salt,
+    }
+    fields["speculative_config"] = _speculative_fields(
+        fields["speculative_config"], vllm_config, settings
     )
+    identity = Identity(fields)
+    logger.info(
+        "kvshelf: identity ready in %.1f s (weights: %s)", time.monotonic() - begun, weights.how
+    )
+    return identity
+
+
+def _hash_seed(algorithm: str) -> str:
+    """The seed of block hashes; of a weak hash not the seed itself, which is to stay secret."""
+    seed = compat.hash_seed(algorithm)
+    if algorithm.startswith("xxhash"):
+        return f"sha256:{hashlib.sha256(seed.encode()).hexdigest()[:16]}"
+    return seed
+
+
+def _settings(vllm_config: Any) -> Settings:
+    extra = vllm_config.kv_transfer_config.kv_connector_extra_config
+    tiers = [tier for tier in extra.get("secondary_tiers") or () if isinstance(tier, dict)]
+    given = {name: each[name] for each in (extra, *tiers) for name in _SETTINGS if name in each}
+    # A root is checked where it is used: a tier's is elsewhere.
+    return Settings.from_mapping({"shared_storage_path": "/", **given})
+
+
+def _load_fields(model: Any, load: Any, weights: Weights) -> Any:
+    """The options of a loader that choose what it loads. Where no file says what is in memory, all
+    that is known of its source."""
+    extra = load.model_loader_extra_config
+    if isinstance(extra, Mapping):
+        extra = {name: extra[name] for name in extra if name not in _SPEED_OPTIONS}
+    fields = {"options": _plain(extra)}
+    if not weights.are_known:
+        fields |= {
+            "format": load_format_of(load),
+            "source": _plain(getattr(model, "model_weights", "")) or None,
+            "revision": _plain(model.revision),
+            "seed": _plain(model.seed),
+        }
+    return fields
 
 
 def model_name(model: str) -> str:
     """The name without the place: a local directory's last part, a hub name as it is."""
     path = Path(model)
     return path.resolve().name if path.is_absolute() or path.exists() else model
-
-
-def _plain(value: Any) -> Any:
-    """A JSON value for any configuration value; unknown types by their text."""
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, set | frozenset):
-        return sorted(str(item) for item in value)
-    return str(value)
 
 
 def _config_fields(model: Any) -> dict[str, Any]:
@@ -138,10 +196,6 @@ def _cache_dtype(cache: Any, groups: Any) -> Any:
     return _plain(cache.cache_dtype)
 
 
-def _attention_backend(vllm_config: Any) -> Any:
-    return getattr(getattr(vllm_config, "attention_config", None), "backend", None)
-
-
 def _device() -> str:
     """Kind of device, as far as it chooses attention kernels and with them the layout of KV."""
     if current_platform.is_cpu():
@@ -190,12 +244,6 @@ def _chunk_fields(vllm_config: Any) -> dict[str, Any]:
     return {name: _plain(extra.get(name)) for name in ("block_size", "blocks_per_chunk")}
 
 
-def _mamba_fields(cache: Any) -> dict[str, Any]:
-    # Block sizes are not read here: the engine settles them after the workers got their copy.
-    names = ("mamba_cache_dtype", "mamba_ssm_cache_dtype", "mamba_cache_mode")
-    return {name: _plain(getattr(cache, name, None)) for name in names}
-
-
 def _parallel_fields(parallel: Any) -> dict[str, int]:
     names = {
         "tensor": "tensor_parallel_size",
@@ -213,18 +261,17 @@ def _parallel_fields(parallel: Any) -> dict[str, int]:
     return sizes
 
 
-def _lora_fields(lora: Any) -> Any:
-    """Adapters are told apart by the name that a request gives, which vLLM hashes into its keys."""
-    return None if lora is None else {"max_rank": _plain(lora.max_lora_rank)}
-
-
-def _speculative_fields(vllm_config: Any) -> Any:
-    config = vllm_config.speculative_config
-    if config is None:
+def _speculative_fields(fields: Any, vllm_config: Any, settings: Settings) -> Any:
+    """vLLM's fields, and what stands for a draft model's name and revision."""
+    if fields is None:
         return None
-    draft = getattr(config, "draft_model_config", None)
-    return {
-        "method": _plain(config.method),
-        "model": model_name(str(config.model)) if config.model else None,
-        "weights": weights_digest(draft, vllm_config.load_config) if draft is not None else None,
-    }
+    drafts = [
+        {
+            "model": model_name(str(draft.model)),
+            "weights": (weights := weights_of(draft, load, settings)).name,
+            "load": _load_fields(draft, load, weights),
+            "files": file_digests(draft, load, is_draft=True),
+        }
+        for draft, load in draft_of(vllm_config)
+    ]
+    return {**fields, "draft": drafts[0] if drafts else None}
