@@ -169,3 +169,54 @@ def test_the_order_of_tokens_among_ranks_counts(tmp_path: Path) -> None:
     old = identity(config)
     object.__setattr__(parallel, "cp_kv_cache_interleave_size", 8)
     assert identity(config) == old != new != plain
+
+
+# What vLLM's workers, models and loaders write to their own copies (found in 0.26 to 0.33).
+WORKERS_WRITE = {
+    "parallel_config.rank": 3,
+    "parallel_config.disable_custom_all_reduce": True,
+    "parallel_config.assigned_physical_gpu_ids": [3],
+    "parallel_config.placement_group": object(),
+    "parallel_config.numa_bind_nodes": [1],
+    "cache_config.num_gpu_blocks": 7,
+    "cache_config.num_gpu_blocks_override": 7,
+    "cache_config.kv_cache_memory_bytes": 7,
+    "cache_config.block_size": 64,
+    "cache_config.hash_block_size": 16,
+    "cache_config.cache_hit_alignment_tokens": 16,
+    "cache_config.enable_prefix_caching": False,
+    "cache_config.sliding_window": None,
+    "model_config.max_model_len": 64,
+    "load_config.safetensors_load_strategy": "torchao",
+    "attention_config.sparse_mla_force_mqa": True,
+    "compilation_config.cudagraph_mode": 1,
+    "compilation_config.compilation_time": 7.0,
+    "compilation_config.local_cache_dir": "/rank3",
+    "compilation_config.static_forward_context": {"layer": object()},
+    "compilation_config.traced_files": {"/a"},
+    "quant_config": object(),
+}
+
+
+@pytest.mark.parametrize("path", WORKERS_WRITE)
+def test_what_workers_write_leaves_the_namespace(tmp_path: Path, path: str) -> None:
+    scheduler = vllm_config(tmp_path / "tiny")
+    worker = pickle.loads(pickle.dumps(scheduler))
+    parent, _, name = path.rpartition(".")
+    target = getattr(worker, parent) if parent else worker
+    if not hasattr(target, name):
+        pytest.skip("this version lacks the field")
+    object.__setattr__(target, name, WORKERS_WRITE[path])
+    assert identity(worker) == identity(scheduler)
+
+
+def test_objects_are_the_same_in_every_process(tmp_path: Path) -> None:
+    """Neither an address nor the order of a set may get in."""
+    configs = [vllm_config(tmp_path / "tiny") for _ in range(2)]
+    for config in configs:
+        object.__setattr__(
+            config,
+            "additional_config",
+            {"function": identity, "object": object(), "set": {"b", "a"}, "nan": float("nan")},
+        )
+    assert identity(configs[0]) == identity(configs[1])

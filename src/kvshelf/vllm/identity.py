@@ -274,4 +274,5 @@ def _speculative_fields(fields: Any, vllm_config: Any, settings: Settings) -> An
         }
         for draft, load in draft_of(vllm_config)
     ]
-    return {**fields, "draft": drafts[0] if drafts else None}
+    known = fields if isinstance(fields, dict) else {"options": fields}
+    return {**known, "draft": drafts[0] if drafts else None}
