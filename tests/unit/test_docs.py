@@ -109,3 +109,21 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert target.startswith("https://") or (page.parent / target).exists(), target
     for path in re.findall(r"`(docs/[a-z_]+\.md)`", text):
         assert (ROOT / path).exists(), path
+
+
+def test_the_tests_that_the_page_on_sharing_names_exist() -> None:
+    page = (DOCS / "sharing.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(tests/[a-z0-9_/]+\.py)::(test_[a-z0-9_]+)`", page))
+    assert len(named) >= 10
+    for path, test in named:
+        assert f"def {test}(" in (ROOT / path).read_text(encoding="utf-8"), (path, test)
+    rows = [line for line in page.splitlines() if line.startswith("| ") and "| test |" not in line]
+    assert all("::test_" in row for row in rows)
+
+
+def test_the_page_on_sharing_names_every_reason() -> None:
+    code = (ROOT / "src/kvshelf/vllm/requests.py").read_text(encoding="utf-8")
+    reasons = set(re.findall(r'^[A-Z_]+ = "([a-z_]+)"$', code, re.MULTILINE))
+    page = (DOCS / "sharing.md").read_text(encoding="utf-8")
+    assert len(reasons) >= 8
+    assert all(f"`{reason}`" in page for reason in reasons)

@@ -47,7 +47,7 @@ from .model import BLOCK, Runner, answer_to, mark, prompt_of, states_of
 __all__ = ["BLOCK", "CHUNK", "Rig", "answer_to", "ours", "prompt_of", "rigs", "states_of"]
 
 CHUNK = 64  # tokens, unless told otherwise
-STEPS_MAX = 5000  # of one call: more is an engine that does not come to an end
+WAIT_SECONDS = 120.0  # an engine that comes to no end in it never will
 _IDS = itertools.count()
 _ENGINE: dict[str, Any] = {
     "max_model_len": 1024,
@@ -193,15 +193,13 @@ class Rig:
         return bool(output.total_num_scheduled_tokens)
 
     def _until(self, done: Callable[[], bool]) -> None:
-        for _ in range(STEPS_MAX):
-            if done():
-                return
+        deadline = time.monotonic() + WAIT_SECONDS
+        while not done():
             if not self.step():
                 time.sleep(0.001)  # only storage is waited for
-        raise AssertionError(f"the engine did not come to an end: {self._states()}")
-
-    def _states(self) -> dict[str, str]:
-        return {name: str(each.status) for name, each in self.scheduler.requests.items()}
+            if time.monotonic() > deadline:
+                states = {name: str(r.status) for name, r in self.scheduler.requests.items()}
+                raise AssertionError(f"the engine does not come to an end: {states}")
 
     def _tell(self) -> None:
         """The scheduler hears of the oldest step."""
@@ -303,8 +301,6 @@ class Rig:
                 ):
                     yield f"{path.name}: slot {position} of {end} tokens"
                     return
-
-    # Our parts in it
 
     def connectors(self) -> Iterator[Any]:
         """Our connectors, of both roles."""

@@ -194,6 +194,13 @@ def request_keys(scheduler_side: Any, request: Any) -> list[KeyRun]:
     return runs
 
 
+def load_source() -> Any:
+    """Where hits on the shelf come from, for vLLM's metrics: it asks since 0.32."""
+    from vllm.v1.metrics.cache_hit_source import CacheHitSource  # noqa: PLC0415 - since 0.32
+
+    return CacheHitSource.DISK
+
+
 def asked_about_requests(scheduler_side: Any) -> list[Any]:
     """Who of ours vLLM asks about a request's chunks: the manager, or tiers below vLLM's manager.
 

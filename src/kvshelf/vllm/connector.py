@@ -19,14 +19,14 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import (
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
 
 from kvshelf.errors import ConfigError
-from kvshelf.vllm import compat, patches
+from kvshelf.vllm import compat, guards, patches
 from kvshelf.vllm.engine_weights import EngineWeights
 from kvshelf.vllm.epochs import Epochs
 from kvshelf.vllm.identity import build_identity
 from kvshelf.vllm.manager import KvshelfManager
 from kvshelf.vllm.pace import Pace
 from kvshelf.vllm.report import KvshelfWorkerMetadata
-from kvshelf.vllm.requests import Hashing, reason_to_leave_alone
+from kvshelf.vllm.requests import OTHER_CONNECTOR, Hashing, reason_to_leave_alone
 from kvshelf.vllm.spec import IDENTITY_KEY
 from kvshelf.vllm.worker import KvshelfWorker, blocks_of
 
@@ -36,6 +36,8 @@ SPEC_NAME = "SharedStorageOffloadingSpec"
 SPEC_MODULE = "kvshelf.vllm.spec"
 CONNECTOR_NAME = "KvshelfConnector"
 TIER_NAME = "KvshelfTier"
+# Role -> whether such an engine loads, and whether it stores.
+ROLES = {"kv_both": (True, True), "kv_consumer": (True, False), "kv_producer": (False, True)}
 # Of self-describing KV events, if a user asks for them: some 300 MB.
 EVENT_PAYLOADS_MAX = 32_768
 
@@ -51,15 +53,24 @@ class KvshelfConnector(OffloadingConnector):
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
         self._ours = adopt_config(vllm_config.kv_transfer_config)
         extra = vllm_config.kv_transfer_config.kv_connector_extra_config
-        if self._ours or has_tier(extra):
+        self._extra = extra
+        # Our chunks are made of what vLLM's connector offers, also by way of its host memory.
+        self._guarded = self._ours or has_tier(extra)
+        if self._guarded:
+            check_role(vllm_config.kv_transfer_config)
             salt = extra.get("identity_salt", "")
             extra[IDENTITY_KEY] = build_identity(vllm_config, kv_cache_config, salt)
             compat.fix_hash_seed(str(vllm_config.cache_config.prefix_caching_hash_algo))
         super().__init__(vllm_config, role, kv_cache_config)
-        self._hashing = Hashing()
+        if self._guarded and role is KVConnectorRole.SCHEDULER:
+            loads, stores = ROLES[vllm_config.kv_transfer_config.kv_role]
+            for each in compat.asked_about_requests(self.connector_scheduler):
+                each.take_role(loads=loads, stores=stores)
+        self._foreign = guards.ForeignBlocks()
+        self._hashing = Hashing.of(vllm_config)
         # Of the scheduler's side, for ``kvshelf.vllm.patches``.
         self.weights: EngineWeights | None = None
-        if self._ours or has_tier(extra):
+        if self._guarded:
             self._watch_weights(role)
         self._pace = Pace(
             steps_max=vllm_config.max_concurrent_batches,
@@ -98,15 +109,26 @@ class KvshelfConnector(OffloadingConnector):
         side = self.connector_worker
         return side.worker if self._ours and side is not None else None
 
+    @property
+    def keeps_own_kv(self) -> bool:
+        """Whether this loads only what kvshelf loads, or this engine's host memory."""
+        return self._ours or guards.is_host_memory(self._extra)
+
     def leave_alone(self, req_id: str, reason: str) -> None:
         """Have our manager, or our tiers below vLLM's, load and store nothing of a request."""
         for each in compat.asked_about_requests(self.connector_scheduler):
             each.leave_alone(req_id, reason)
 
+    def other_loads(self, request: Any) -> None:
+        """Another connector loads KV of a request, computed with weights that are not known."""
+        self._foreign.loaded(self.connector_scheduler, request)
+        self.leave_alone(request.request_id, OTHER_CONNECTOR)
+
     @override
     def on_new_request(self, request: Any) -> None:
         super().on_new_request(request)
-        reason = reason_to_leave_alone(self._hashing, request) or self._take_adapter(request)
+        reason = reason_to_leave_alone(self._hashing, request) if self._guarded else None
+        reason = reason or self._take_adapter(request)
         if reason is not None:
             self.leave_alone(request.request_id, reason)
         elif self._ours and not request.skip_reading_prefix_cache:
@@ -128,18 +150,14 @@ class KvshelfConnector(OffloadingConnector):
         return None
 
     @override
-    def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
-        if self.weights is not None:
-            self.weights.epochs.computes()
-        super().update_state_after_alloc(request, blocks, num_external_tokens)
-
-    @override
     def get_num_new_matched_tokens(
         self, request: Any, num_computed_tokens: int, *args: Any, **kwargs: Any
     ) -> tuple[int | None, bool]:
         if self.weights is not None:
             self.weights.settle_if_possible()
         inner = super().get_num_new_matched_tokens
+        if self._foreign.are_reused(self.connector_scheduler, request, num_computed_tokens):
+            self.leave_alone(request.request_id, OTHER_CONNECTOR)
         if not self._ours:
             return inner(request, num_computed_tokens, *args, **kwargs)
         manager = self._manager
@@ -167,11 +185,34 @@ class KvshelfConnector(OffloadingConnector):
         return inner(request, num_computed_tokens, *args, **kwargs)
 
     @override
+    def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
+        if self.weights is not None:
+            self.weights.epochs.computes()
+        if self._guarded:
+            guards.note_allocated(self.connector_scheduler, blocks)
+        super().update_state_after_alloc(request, blocks, num_external_tokens)
+
+    @override
+    def request_finished(self, request: Any, block_ids: Any) -> Any:
+        if self._guarded:
+            guards.store_only_computed(self.connector_scheduler, request)
+        return super().request_finished(request, block_ids)
+
+    @override
+    def request_finished_all_groups(self, request: Any, block_ids: Any) -> Any:
+        if self._guarded:
+            guards.store_only_computed(self.connector_scheduler, request)
+        return super().request_finished_all_groups(request, block_ids)
+
+    @override
     def build_connector_meta(self, scheduler_output: Any) -> Any:
         if self.weights is not None and scheduler_output.total_num_scheduled_tokens:
             self.weights.epochs.computes()
         if self._ours:
             self._pace.begins(scheduler_output.total_num_scheduled_tokens, time.monotonic())
+        if self._guarded:
+            guards.note_copied(self.connector_scheduler, scheduler_output)
+            scheduler_output = guards.without_reloads(self.connector_scheduler, scheduler_output)
         return super().build_connector_meta(scheduler_output)
 
     @override
@@ -262,6 +303,7 @@ class KvshelfConnector(OffloadingConnector):
     def build_prom_metrics(cls, vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
         """Called in the API server's process, which never makes a connector."""
         adopt_config(vllm_config.kv_transfer_config)
+        guards.forget_series()
         return super().build_prom_metrics(vllm_config, *args, **kwargs)
 
 
@@ -282,8 +324,24 @@ def adopt_config(transfer_config: Any) -> bool:
     # vLLM itself needs a size: without one, a chunk would be a single block and files tiny.
     if "block_size" not in extra and "blocks_per_chunk" not in extra:
         extra["block_size"] = DEFAULT_CHUNK_TOKENS
+    if extra.get("sync_load_budget_bytes"):
+        logger.warning(
+            "kvshelf: sync_load_budget_bytes=%s becomes 0: vLLM computes a step on blocks whose "
+            "load failed within the step. Loads wait between steps instead.",
+            extra["sync_load_budget_bytes"],
+        )
+        extra["sync_load_budget_bytes"] = 0
     recompute_failed_loads(transfer_config)
     return True
+
+
+def check_role(transfer_config: Any) -> None:
+    """
+    Raises:
+        ConfigError: a role that says neither whether to load nor whether to store.
+    """
+    if transfer_config.kv_role not in ROLES:
+        raise ConfigError("kv_role", transfer_config.kv_role, f"one of {', '.join(ROLES)}")
 
 
 def asks_for_kvshelf(connector: str | None, extra: dict[str, Any]) -> bool:

@@ -135,8 +135,7 @@ class KvshelfManager(OffloadingManager):
         self._measuring = Measuring(self.admission, self._lookups, self._breakers)
         self._is_split = False  # workers use another namespace: of no use to store
         self._refused: set[str] = set()  # requests that compute what they could load
-        self._left_alone = LeftAlone()
-        self._reasons: set[str] = set()  # logged so far
+        self._left_alone = LeftAlone(self._stats, logger)
         self._epochs = Epochs()
         self._keys = RequestKeys(masked_shelf)
         self._scanned = b""  # mask of the adapter of the request that looks up
@@ -145,19 +144,13 @@ class KvshelfManager(OffloadingManager):
         self._is_plain = True  # none is, and the request has no adapter
         self._eviction = Eviction(duties, masked_shelf, self._stats, logger)
 
+    def take_role(self, *, loads: bool, stores: bool) -> None:
+        """Load only, store only, or both (vLLM's ``kv_role``)."""
+        self._left_alone.loads, self._left_alone.stores = loads, stores
+
     def leave_alone(self, req_id: str, reason: str) -> None:
         """Load and store nothing of this request from now on. Call it after ``on_new_request``."""
-        if not self._left_alone.add(req_id):
-            return
-        self._stats.count(metrics.REQUESTS_LEFT_ALONE, reason)
-        if reason not in self._reasons:
-            self._reasons.add(reason)
-            logger.warning(
-                "kvshelf leaves requests alone: %s. vLLM computes request %s and all later ones "
-                "of this kind; nothing of them is loaded or stored (docs/sharing.md).",
-                reason,
-                req_id,
-            )
+        self._left_alone.add(req_id, reason)
 
     def follow(self, epochs: Epochs) -> None:
         """Load and store what belongs to the weights of this epoch, as long as they are known."""
@@ -169,12 +162,9 @@ class KvshelfManager(OffloadingManager):
         """This request's KV depends on an adapter. Call it after ``on_new_request``."""
         self._keys.use_adapter(req_id, adapter)
 
-    def is_left_alone(self, req_id: str) -> bool:
-        return req_id in self._left_alone
-
     def begin_scan(self, req_id: str) -> None:
         """The lookups that follow are this request's."""
-        is_refused = req_id in self._refused or req_id in self._left_alone
+        is_refused = req_id in self._refused or not self._left_alone.may_load(req_id)
         is_refused = is_refused or not self._epochs.is_on
         self._shut = self._all_roots if is_refused else self._breakers.shut_to(req_id)
         self._scanned = self._keys.mask_of(req_id)
@@ -201,7 +191,7 @@ class KvshelfManager(OffloadingManager):
 
     def prefetch(self, runs: Iterable[compat.KeyRun], req_id: str = "") -> None:
         """Ask for a new request's keys before the scheduler does."""
-        if not self._epochs.is_on:
+        if not self._epochs.is_on or not self._left_alone.loads:
             return
         if mask := self._keys.mask_of(req_id):
             runs = [replace(run, keys=list(masked_all(run.keys, mask))) for run in runs]
@@ -244,7 +234,7 @@ class KvshelfManager(OffloadingManager):
     ) -> PrepareStoreOutput:
         """Offer what is not known to be stored. Never None: a full buffer drops in the worker."""
         req_id = req_context.req_id
-        if req_id in self._left_alone:
+        if not self._left_alone.may_store(req_id):
             return _nothing_to_store()
         if not self._epochs.may_store(req_id):
             self._stats.count(metrics.STORE_OUTCOMES, "weights", by=len(keys))
@@ -336,6 +326,11 @@ class KvshelfManager(OffloadingManager):
         self._touches.stored(published)
         self._publications.note(published, now)
         self._stats.absorb(report)
+
+    def get_load_source(self, key: OffloadKey, req_context: ReqContext) -> Any:
+        """Where a hit comes from (vLLM since 0.32)."""
+        del key, req_context
+        return compat.load_source()
 
     @override
     def take_events(self) -> Iterable[Any]:

@@ -49,6 +49,18 @@ class KvshelfMultiConnector(MultiConnector):
                 child.weights.epochs.has_other_caches = True  # those of the children beside it
 
     @override
+    def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
+        super().update_state_after_alloc(request, blocks, num_external_tokens)
+        if not num_external_tokens:
+            return
+        chosen = self._requests_to_connector.get(request.request_id, -1)
+        if chosen >= 0 and _keeps_own_kv(self._connectors[chosen]):
+            return
+        for child in self._connectors:
+            if isinstance(child, KvshelfConnector):
+                child.other_loads(request)
+
+    @override
     def update_connector_output(self, connector_output: Any) -> None:
         has_news = not connector_output.is_empty()
         for child in self._connectors:
@@ -86,6 +98,17 @@ class SpecsOfChildren(OffloadingSpec):
                 compat.info_keys(OffloadingSpecFactory.get_spec_cls(extra), extra)
             )
         return tuple(keys)
+
+
+def _keeps_own_kv(connector: Any) -> bool:
+    """Whether what a child loads was computed by this engine, or loaded by kvshelf.
+
+    vLLM's offloading to host memory is one. Others may load what an engine with other weights has
+    computed, and kvshelf would store that under this engine's identity.
+    """
+    if isinstance(connector, KvshelfConnector):
+        return connector.keeps_own_kv
+    return type(connector).__name__ == "SimpleCPUOffloadConnector"
 
 
 def _children(vllm_config: Any) -> list[dict[str, Any]]:

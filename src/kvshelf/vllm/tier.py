@@ -117,6 +117,9 @@ class KvshelfTier(SecondaryTierManager):
             duties=duties_of(settings, self._shelf),
         )
 
+    def take_role(self, *, loads: bool, stores: bool) -> None:
+        self._manager.take_role(loads=loads, stores=stores)
+
     def leave_alone(self, req_id: str, reason: str) -> None:
         """Load and store nothing of this request, as ``KvshelfManager.leave_alone``."""
         self._manager.leave_alone(req_id, reason)
