@@ -35,8 +35,9 @@ VLLM_KEYS = frozenset(
 # a configuration that moves here; with any other, a user expects what would not happen.
 LLMD_NEUTRAL = {"backend": "POSIX", "gds_mode": "disabled"}
 INTERNAL_PREFIX = "kvshelf."
-# They decide who shares with whom, and a worker's environment may be another than the scheduler's.
-_SAME_EVERYWHERE = frozenset({"auth_key_file", "identity_salt"})
+# They decide who shares with whom, or what a worker prepares; and a worker's environment may be
+# another than the scheduler's.
+_SAME_EVERYWHERE = frozenset({"audit_percent", "auth_key_file", "identity_salt"})
 _DAY_SECONDS = 86_400
 
 
@@ -207,6 +208,32 @@ class Settings:
         "Percent of a limit down to which chunks are evicted once it is exceeded.",
         low=1,
         high=100,
+    )
+    audit_percent: float = _setting(
+        0.0,
+        "Percent of requests with a hit that compute it instead of loading it, to compare what "
+        "they computed with the shelf; 0: none.",
+        low=0,
+        high=100,
+    )
+    audit_failures_max: int = _setting(
+        3,
+        "Chunk files that audits find to differ, after which kvshelf is off in this engine.",
+        low=1,
+        high=1_000_000_000,
+    )
+    audit_memory_mib: int = _setting(
+        256,
+        "MiB of host memory of a worker for audits; chunks that find no room are not audited.",
+        low=1,
+        high=1 << 20,
+    )
+    audit_tolerance: float = _setting(
+        0.0,
+        "Largest relative difference of 16 values that an audit takes for rounding; 0: by the "
+        "type of the values.",
+        low=0,
+        high=10,
     )
     close_timeout_seconds: float = _setting(
         10.0, "Seconds that shutdown lets pending stores finish.", low=0, high=3600

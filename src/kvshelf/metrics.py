@@ -44,6 +44,10 @@ BREAKER_STATE = "kvshelf:breaker_state"
 BREAKER_OPENINGS = "kvshelf:breaker_openings"
 REFUSED_HIT_TOKENS = "kvshelf:refused_hit_tokens"
 REQUESTS_LEFT_ALONE = "kvshelf:requests_left_alone"
+AUDIT_CHUNKS = "kvshelf:audit_chunks"
+AUDIT_DISTANCE = "kvshelf:audit_distance"
+AUDIT_TOKENS = "kvshelf:audit_tokens"
+AUDIT_OFF = "kvshelf:audit_off"
 EVICT_LEASE_HELD = "kvshelf:evict_lease_held"
 EVICT_DURATION = "kvshelf:evict_pass_seconds"
 GONE_KEYS = "kvshelf:gone_keys"
@@ -81,6 +85,9 @@ _TRANSFER_BUCKETS = (
     30.0,
     120.0,
 )
+
+# Up to 1 is rounding; files of other content are far above.
+_DISTANCE_BUCKETS = (0.0, 0.001, 0.01, 0.03, 0.1, 0.2, 0.4, 0.7, 1.0, 2.0, 4.0, 10.0)
 
 # Of whoever evicts, an engine or ``kvshelf evict``.
 _EVICTED: tuple[Metric, ...] = (
@@ -198,6 +205,30 @@ METRICS: tuple[Metric, ...] = (
         "requests",
         "Requests that kvshelf neither loads nor stores, by reason (docs/sharing.md).",
         ("reason",),
+    ),
+    Metric(
+        AUDIT_CHUNKS,
+        Kind.COUNTER,
+        "files",
+        "Chunk files compared with what was computed, by result: equal, within_tolerance, "
+        "different, or skipped.",
+        ("result",),
+    ),
+    Metric(
+        AUDIT_DISTANCE,
+        Kind.HISTOGRAM,
+        "tolerances",
+        "How far stored values are from computed ones, at worst in a chunk file, in units of the "
+        "tolerance: above 1 is different.",
+        buckets=_DISTANCE_BUCKETS,
+    ),
+    Metric(AUDIT_TOKENS, Kind.COUNTER, "tokens", "Tokens of hits that were computed for audits."),
+    Metric(
+        AUDIT_OFF,
+        Kind.GAUGE,
+        "state",
+        "1: this engine neither loads nor stores, because audits found audit_failures_max files "
+        "that differ. Reported by engines that audit only.",
     ),
     *_EVICTED,
     Metric(

@@ -25,6 +25,7 @@ from kvshelf.vllm.epochs import Epochs
 from kvshelf.vllm.identity import build_identity
 from kvshelf.vllm.manager import KvshelfManager
 from kvshelf.vllm.pace import Pace
+from kvshelf.vllm.pages import PAGES_KEY, page_kinds
 from kvshelf.vllm.report import KvshelfWorkerMetadata
 from kvshelf.vllm.requests import OTHER_CONNECTOR, Hashing, reason_to_leave_alone
 from kvshelf.vllm.spec import IDENTITY_KEY
@@ -61,6 +62,7 @@ class KvshelfConnector(OffloadingConnector):
             salt = extra.get("identity_salt", "")
             extra[IDENTITY_KEY] = build_identity(vllm_config, kv_cache_config, salt)
             compat.fix_hash_seed(str(vllm_config.cache_config.prefix_caching_hash_algo))
+            extra[PAGES_KEY] = page_kinds(vllm_config, kv_cache_config)
         super().__init__(vllm_config, role, kv_cache_config)
         if self._guarded and role is KVConnectorRole.SCHEDULER:
             loads, stores = ROLES[vllm_config.kv_transfer_config.kv_role]
@@ -161,7 +163,7 @@ class KvshelfConnector(OffloadingConnector):
         if not self._ours:
             return inner(request, num_computed_tokens, *args, **kwargs)
         manager = self._manager
-        manager.begin_scan(request.request_id)
+        manager.begin_scan(request.request_id, num_computed_tokens)
         found = inner(request, num_computed_tokens, *args, **kwargs)
         tokens = found[0]
         if not tokens:
@@ -169,16 +171,24 @@ class KvshelfConnector(OffloadingConnector):
         side = self.connector_scheduler
         ranges = compat.hit_ranges(side, num_computed_tokens, tokens)
 
-        def keys() -> list[bytes]:  # work for a long prompt, and seldom needed
+        def keys() -> dict[bytes, int]:  # work for a long prompt, and seldom needed
+            """Key -> index of its chunk's first token."""
             runs = compat.request_keys(side, request)
-            return [
-                k for run, r in zip(runs, ranges, strict=True) for k in run.keys[r.start : r.stop]
-            ]
+            return {
+                run.keys[i]: i * run.chunk_tokens
+                for run, r in zip(runs, ranges, strict=True)
+                for i in r
+                if i < len(run.keys)
+            }
 
-        admitted = manager.admit(request.request_id, tokens, sum(map(len, ranges)), keys)
+        admitted = manager.admit(
+            request.request_id, tokens, sum(map(len, ranges)), lambda: list(keys())
+        )
         if admitted is None:
             return None, False
-        if admitted:
+        if admitted and not manager.audits.picks(
+            request.request_id, num_computed_tokens, tokens, keys
+        ):
             return found
         # Once more: lookups now say MISS, and vLLM's own state agrees with what it is told.
         manager.begin_scan(request.request_id)

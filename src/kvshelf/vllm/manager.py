@@ -38,6 +38,7 @@ from kvshelf.shelf import Shelf
 from kvshelf.vllm import compat
 from kvshelf.vllm.adapters import Adapter
 from kvshelf.vllm.admission import Admission
+from kvshelf.vllm.audit import Audits
 from kvshelf.vllm.breakers import Breakers
 from kvshelf.vllm.epochs import Epochs
 from kvshelf.vllm.events import Events
@@ -50,7 +51,7 @@ from kvshelf.vllm.presence import Answer, Presence
 from kvshelf.vllm.publications import Publications
 from kvshelf.vllm.report import WorkerReport
 from kvshelf.vllm.requests import LeftAlone
-from kvshelf.vllm.specs import ChunkKeysSpec
+from kvshelf.vllm.specs import ChunkKeysSpec, nothing_to_store
 from kvshelf.vllm.stats import StatsSink
 from kvshelf.vllm.touches import Touches
 
@@ -65,10 +66,6 @@ EVICTED_KEYS_A_STEP = 1024
 # An engine without requests makes no steps. After so long without one, what is known may be old.
 PAUSE_SECONDS = 0.1
 _NEVER = float("-inf")
-
-
-def _nothing_to_store() -> PrepareStoreOutput:
-    return PrepareStoreOutput(keys_to_store=[], store_spec=ChunkKeysSpec(()), evicted_keys=[])
 
 
 class KvshelfManager(OffloadingManager):
@@ -143,6 +140,7 @@ class KvshelfManager(OffloadingManager):
         self._shut: frozenset[int] = frozenset()  # roots closed to the request that looks up
         self._is_plain = True  # none is, and the request has no adapter
         self._eviction = Eviction(duties, masked_shelf, self._stats, logger)
+        self.audits = Audits(settings, self._stats, logger)
 
     def take_role(self, *, loads: bool, stores: bool) -> None:
         """Load only, store only, or both (vLLM's ``kv_role``)."""
@@ -162,10 +160,10 @@ class KvshelfManager(OffloadingManager):
         """This request's KV depends on an adapter. Call it after ``on_new_request``."""
         self._keys.use_adapter(req_id, adapter)
 
-    def begin_scan(self, req_id: str) -> None:
-        """The lookups that follow are this request's."""
-        is_refused = req_id in self._refused or not self._left_alone.may_load(req_id)
-        is_refused = is_refused or not self._epochs.is_on
+    def begin_scan(self, req_id: str, computed_tokens: int = 0) -> None:
+        """The lookups that follow are this request's, behind what vLLM has computed of it."""
+        is_refused = self.audits.refuses(req_id, computed_tokens) or not self._epochs.is_on
+        is_refused |= req_id in self._refused or not self._left_alone.may_load(req_id)
         self._shut = self._all_roots if is_refused else self._breakers.shut_to(req_id)
         self._scanned = self._keys.mask_of(req_id)
         self._is_plain = not self._shut and not self._scanned
@@ -191,7 +189,7 @@ class KvshelfManager(OffloadingManager):
 
     def prefetch(self, runs: Iterable[compat.KeyRun], req_id: str = "") -> None:
         """Ask for a new request's keys before the scheduler does."""
-        if not self._epochs.is_on or not self._left_alone.loads:
+        if self.audits.is_off or not self._epochs.is_on or not self._left_alone.loads:
             return
         if mask := self._keys.mask_of(req_id):
             runs = [replace(run, keys=list(masked_all(run.keys, mask))) for run in runs]
@@ -234,11 +232,11 @@ class KvshelfManager(OffloadingManager):
     ) -> PrepareStoreOutput:
         """Offer what is not known to be stored. Never None: a full buffer drops in the worker."""
         req_id = req_context.req_id
-        if not self._left_alone.may_store(req_id):
-            return _nothing_to_store()
+        if self.audits.is_off or not self._left_alone.may_store(req_id):
+            return nothing_to_store()
         if not self._epochs.may_store(req_id):
             self._stats.count(metrics.STORE_OUTCOMES, "weights", by=len(keys))
-            return _nothing_to_store()
+            return nothing_to_store()
         mask, is_stored = self._keys.mask_of(req_id), self._presence.is_stored
         ours = masked_all(list(keys), mask)
         wanted = [] if self._is_split else [key for key in ours if not is_stored(key)]
@@ -256,9 +254,9 @@ class KvshelfManager(OffloadingManager):
             self._publications.begins(key)
         named = list(masked_all(wanted, mask))
         self._events.alias(wanted, named)
-        return PrepareStoreOutput(
-            keys_to_store=named, store_spec=self._keys.spec(wanted, req_id), evicted_keys=[]
-        )
+        named, audited = self.audits.offered(req_id, keys, named)
+        spec = self._keys.spec(masked_all(named, mask), req_id, audited)
+        return PrepareStoreOutput(keys_to_store=named, store_spec=spec, evicted_keys=[])
 
     @override
     def on_new_request(self, req_context: ReqContext) -> RequestOffloadingContext:
@@ -274,6 +272,7 @@ class KvshelfManager(OffloadingManager):
     def on_request_finished(self, req_context: ReqContext) -> None:
         self._refused.discard(req_context.req_id)
         self._left_alone.ends(req_context.req_id)
+        self.audits.finished(req_context.req_id)
         self._touches.finished(req_context.req_id)
 
     @override
@@ -326,6 +325,7 @@ class KvshelfManager(OffloadingManager):
         self._touches.stored(published)
         self._publications.note(published, now)
         self._stats.absorb(report)
+        self.audits.told(report, self._shelf.folder)
 
     def get_load_source(self, key: OffloadKey, req_context: ReqContext) -> Any:
         """Where a hit comes from (vLLM since 0.32)."""

@@ -127,6 +127,8 @@ class RequestKeys:
         mask = self.mask_of(context.req_id)
         return MaskedContext(context, mask) if mask else context
 
-    def spec(self, ours: Sequence[bytes], req_id: str) -> ChunkKeysSpec:
+    def spec(
+        self, ours: Sequence[bytes], req_id: str, audited: Sequence[int] = ()
+    ) -> ChunkKeysSpec:
         """What a job of the workers is told."""
-        return ChunkKeysSpec(self._shelf.names(ours), self._adapters.get(req_id))
+        return ChunkKeysSpec(self._shelf.names(ours), self._adapters.get(req_id), audited)

@@ -80,6 +80,14 @@ class Outcomes:
         self._report.has_changed_weights |= of_weights
         self._report.has_changed_adapters |= of_adapters
 
+    def audited(self, key: bytes, verdict: str, distance: float) -> None:
+        """A chunk was compared with what was computed; of one that differs nothing is believed."""
+        self._report.count(metrics.AUDIT_CHUNKS, verdict)
+        if verdict != "skipped":
+            self._report.observe(metrics.AUDIT_DISTANCE, distance)
+        if verdict == "different":
+            self._report.failed.add(key)
+
     def take(self, stats: EngineStats) -> WorkerReport | None:
         """What happened since the last call, with the engine's gauges; None if nothing did."""
         if self._report.is_empty():

@@ -23,8 +23,11 @@ from kvshelf.errors import ConfigError
 from kvshelf.namespace import Identity
 from kvshelf.shelf import Shelf, engine_config
 from kvshelf.vllm import compat
+from kvshelf.vllm.auditor import Auditor
+from kvshelf.vllm.auditor import make as make_auditor
 from kvshelf.vllm.evict import duties_of
 from kvshelf.vllm.manager import KvshelfManager
+from kvshelf.vllm.pages import PAGES_KEY
 from kvshelf.vllm.presence import Presence
 from kvshelf.vllm.stats import metric_definitions
 from kvshelf.vllm.worker import KvshelfWorker
@@ -132,6 +135,26 @@ class SharedStorageOffloadingSpec(OffloadingSpec):
             current_stream=partial(_current_stream, device),
             load_timeout_seconds=self._settings.load_timeout_seconds,
             close_timeout_seconds=self._settings.close_timeout_seconds,
+            auditor=self._auditor(kv_caches),
+        )
+
+    def _auditor(self, kv_caches: CanonicalKVCaches) -> Auditor | None:
+        if self._settings.audit_percent <= 0:
+            return None
+        pages = [
+            [kv_caches.tensors[ref.tensor_idx].tensor[:, : ref.page_size_bytes] for ref in refs]
+            for refs in kv_caches.group_data_refs
+        ]
+        return make_auditor(
+            self._settings,
+            self._engine_config,
+            self._identity,
+            self.config.extra_config[PAGES_KEY],
+            pages,
+            rank=self.config.parallel.rank,
+            world_size=self.config.parallel.world_size,
+            group_ids=compat.group_ids(self.config),
+            blocks_per_chunk=self.blocks_per_chunk,
         )
 
 

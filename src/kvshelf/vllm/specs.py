@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from vllm.v1.kv_offload.base import GPULoadStoreSpec, LoadStoreSpec
+from vllm.v1.kv_offload.base import GPULoadStoreSpec, LoadStoreSpec, PrepareStoreOutput
 
 from kvshelf.keys import group_of
 from kvshelf.shelf import Chunk
@@ -21,14 +21,29 @@ class ChunkKeysSpec(LoadStoreSpec):
 
     Attributes:
         adapter: with which the KV was or will be computed.
+        audited: of a store, indices of the keys that are compared with the shelf, not stored.
     """
 
-    def __init__(self, keys: Sequence[bytes], adapter: Adapter | None = None) -> None:
+    def __init__(
+        self, keys: Sequence[bytes], adapter: Adapter | None = None, audited: Sequence[int] = ()
+    ) -> None:
         self.keys = tuple(keys)
         self.adapter = adapter
+        self.audited = tuple(audited)
 
     def __repr__(self) -> str:
         return f"ChunkKeysSpec({len(self.keys)} keys)"
+
+
+def nothing_to_store() -> PrepareStoreOutput:
+    """The answer to an offer of which nothing is wanted."""
+    return PrepareStoreOutput(keys_to_store=[], store_spec=ChunkKeysSpec(()), evicted_keys=[])
+
+
+def audited_keys(spec: LoadStoreSpec) -> frozenset[bytes]:
+    """Keys of a store that are to be audited."""
+    assert isinstance(spec, ChunkKeysSpec)
+    return frozenset(spec.keys[index] for index in spec.audited)
 
 
 @dataclass(slots=True)

@@ -263,6 +263,10 @@ def tier_settings(options: dict[str, Any]) -> Settings:
         ConfigError: one is unknown or malformed, or there are two names for one thing.
     """
     given = dict(options)
+    if "audit_percent" in given:  # the tier never sees what computed a row of host memory
+        raise ConfigError(
+            "audit_percent", given["audit_percent"], "not in a tier: only KvshelfConnector audits"
+        )
     for name in VLLM_KEYS & given.keys():  # they belong beside secondary_tiers
         raise ConfigError(name, given[name], "not in a tier: give it in kv_connector_extra_config")
     if "root_dir" in given:

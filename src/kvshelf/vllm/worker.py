@@ -23,10 +23,11 @@ from kvshelf.engine import FileStatus, JobKind, JobResult, Phase
 from kvshelf.keys import group_of
 from kvshelf.shelf import Chunk, Shelf
 from kvshelf.vllm import compat
+from kvshelf.vllm.auditor import Auditor
 from kvshelf.vllm.faultlog import FaultLog
 from kvshelf.vllm.outcomes import Outcomes
 from kvshelf.vllm.report import WorkerReport
-from kvshelf.vllm.specs import ChunkKeysSpec, ChunkPlan, plan_chunks
+from kvshelf.vllm.specs import ChunkKeysSpec, ChunkPlan, audited_keys, plan_chunks
 from kvshelf.vllm.worker_weights import WorkerWeights
 
 logger = compat.logger_of(__name__)
@@ -55,6 +56,7 @@ class KvshelfWorker(OffloadingWorker):
         current_stream: the device stream that vLLM queues its work on, as a number.
         load_timeout_seconds: bound on waiting for a load that vLLM wants within its step.
         close_timeout_seconds: how long shutdown lets write-behind finish.
+        auditor: compares chunks that the scheduler marks, if audits are on.
     """
 
     def __init__(
@@ -66,8 +68,10 @@ class KvshelfWorker(OffloadingWorker):
         current_stream: Callable[[], int] = lambda: 0,
         load_timeout_seconds: float,
         close_timeout_seconds: float,
+        auditor: Auditor | None = None,
     ) -> None:
         self._shelf = shelf
+        self._auditor = auditor
         self._group_ids = tuple(group_ids)
         self._blocks_per_chunk = blocks_per_chunk
         self._current_stream = current_stream
@@ -87,9 +91,11 @@ class KvshelfWorker(OffloadingWorker):
         self, job_id: int, src_spec: GPULoadStoreSpec, dst_spec: LoadStoreSpec
     ) -> bool:
         plan = self._plan(dst_spec, src_spec, is_store=True)
+        is_known = self._knows_weights(dst_spec)
+        if self._auditor is not None:
+            plan = self._auditor.take(job_id, plan, audited_keys(dst_spec), is_known=is_known)
         for key in plan.unmapped:
             self._outcomes.store_outcome(key, FileStatus.DROPPED, 0)
-        is_known = self._knows_weights(dst_spec)
         if is_known and plan.chunks and self._submitted(JobKind.STORE, job_id, plan.chunks):
             self._stores[job_id] = plan
         else:
@@ -137,6 +143,9 @@ class KvshelfWorker(OffloadingWorker):
                 )
             else:
                 self._finish_store(result)
+        if self._auditor is not None:
+            self._auditor.tell(self._outcomes)
+            results = self._auditor.gate(results)
         return results
 
     @override
@@ -144,6 +153,8 @@ class KvshelfWorker(OffloadingWorker):
         """Let go of these jobs' blocks: stores not yet taken are dropped, loads are waited for."""
         stores = [job for job in job_ids if job in self._stores]
         loads = [job for job in job_ids if job in self._loads]
+        if self._auditor is not None:
+            self._auditor.settle(job_ids)
         if stores:
             self._shelf.release(stores)
         if loads:
@@ -161,9 +172,13 @@ class KvshelfWorker(OffloadingWorker):
         """Touch the KV cache no more: its memory is about to go."""
         self.give_up()
         self.wait({*self._stores, *self._loads})
+        if self._auditor is not None:
+            self._auditor.settle()
 
     @override
     def shutdown(self) -> None:
+        if self._auditor is not None:
+            self._auditor.close(timeout_seconds=1.0)
         if not self._shelf.drain(self._close_timeout_seconds):
             self._faults.fault("shutdown", "stores not yet written are given up")
         self._shelf.close(timeout_seconds=1.0)
