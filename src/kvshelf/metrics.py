@@ -87,7 +87,7 @@ _TRANSFER_BUCKETS = (
 )
 
 # Up to 1 is rounding; files of other content are far above.
-_DISTANCE_BUCKETS = (0.0, 0.001, 0.01, 0.03, 0.1, 0.2, 0.4, 0.7, 1.0, 2.0, 4.0, 10.0)
+_DISTANCE_BUCKETS = (0.001, 0.01, 0.03, 0.1, 0.2, 0.4, 0.7, 1.0, 2.0, 4.0, 10.0)
 
 # Of whoever evicts, an engine or ``kvshelf evict``.
 _EVICTED: tuple[Metric, ...] = (

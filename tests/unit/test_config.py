@@ -75,7 +75,7 @@ def test_each_setting_may_be_text(name: str) -> None:
     assert found == value and type(found).__name__ == FIELDS[name].type
 
 
-SAME_EVERYWHERE = ("auth_key_file", "identity_salt")
+SAME_EVERYWHERE = ("audit_percent", "auth_key_file", "identity_salt")
 
 
 @pytest.mark.parametrize("name", [name for name in FIELDS if name not in SAME_EVERYWHERE])

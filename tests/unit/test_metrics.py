@@ -9,6 +9,7 @@ import pytest
 from kvshelf import metrics
 from kvshelf.engine import EngineStats
 from kvshelf.metrics import (
+    AUDIT_OFF,
     BREAKER_STATE,
     EVICT_DURATION,
     EVICT_LEASE_HELD,
@@ -66,7 +67,7 @@ def test_an_engine_gives_every_gauge() -> None:
         ("kvshelf:removed_bad_chunks", ()): 7,
     }
     # The scheduler's and eviction's.
-    others = {BREAKER_STATE, EVICT_LEASE_HELD, EVICT_DURATION, SHELF_BYTES}
+    others = {AUDIT_OFF, BREAKER_STATE, EVICT_LEASE_HELD, EVICT_DURATION, SHELF_BYTES}
     assert {n for n, _ in gauges} | others == {m.name for m in METRICS if m.kind is Kind.GAUGE}
     assert all(len(labels) == len(BY_NAME[name].labels) for name, labels in gauges)
 
