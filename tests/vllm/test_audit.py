@@ -24,6 +24,7 @@ from vllm.v1.kv_offload.base import (  # noqa: E402
 
 from kvshelf import metrics  # noqa: E402
 from kvshelf.config import Settings  # noqa: E402
+from kvshelf.keys import masked  # noqa: E402
 from kvshelf.testing.forge import forge, payload_of  # noqa: E402
 from kvshelf.vllm import auditor  # noqa: E402
 from kvshelf.vllm.audit import Audits  # noqa: E402
@@ -348,3 +349,32 @@ def test_a_picked_request_is_told_miss_until_it_ends(replica: Audited) -> None:
     assert replica.counted() == {"skipped": 2}  # never offered
     replica.manager.begin_scan(CONTEXT.req_id, 0)
     assert replica.manager.lookup(A, CONTEXT) is HIT
+
+
+def test_kv_of_unknown_weights_is_not_compared(
+    replica: Audited, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker sees that its weights have changed before the scheduler knows."""
+    replica.store([A], HERE[:4])
+    replica.counted()
+    replica.pick(A)
+    replica.compute(THERE[:4], HERE[4:])
+    monkeypatch.setattr(replica.worker, "_knows_weights", lambda _: False)
+    replica.store([A], THERE[:4])
+    assert replica.settled() == {"skipped": 1}
+    assert replica.path(A).exists()
+
+
+def test_chunks_of_a_later_epoch_are_audited_under_their_own_keys(replica: Audited) -> None:
+    mask = bytes(range(32)) + bytes(4)
+    replica.manager._shelf.mask = mask
+    replica.store([A, B], HERE)
+    named = [masked(each, mask) for each in (A, B)]
+    forge(replica.path(named[1]), payload_of(replica.path(named[0])))
+    replica.counted()
+    replica.pick(A, B)
+    replica.compute(THERE, HERE)
+    replica.store([A, B], THERE)
+    assert replica.settled() == {"equal": 1, "different": 1}
+    assert not replica.path(named[1]).exists()
+    assert replica.lookup(A, B) == [HIT, MISS]
