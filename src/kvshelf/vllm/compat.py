@@ -18,11 +18,13 @@ import vllm
 from numpy.typing import NDArray
 from vllm import envs
 from vllm.distributed.kv_transfer.kv_connector.v1 import base as connector_base
+from vllm.distributed.kv_transfer.kv_connector.v1.offloading.config import build_offloading_config
 from vllm.logger import init_logger
 from vllm.v1.core import kv_cache_utils
 from vllm.v1.kv_offload import base as offload_base
 from vllm.v1.kv_offload.config import OffloadingConfig
 
+from kvshelf.errors import ConfigError
 from kvshelf.keys import group_of
 from kvshelf.vllm.bounded import drop_oldest
 
@@ -64,6 +66,31 @@ def request_level_policy() -> Any:
 def group_ids(config: OffloadingConfig) -> tuple[int, ...]:
     """The KV cache group index of each offloaded group, in order. 0.26 offloads every group."""
     return tuple(getattr(group, "group_id", i) for i, group in enumerate(config.groups))
+
+
+def offloaded_block_tokens(vllm_config: Any, kv_cache_config: Any) -> tuple[int, ...]:
+    """Tokens of a block in each group that vLLM offloads, context parallelism included.
+
+    vLLM's own answer, for which groups it offloads and how context parallelism widens their blocks
+    differs: 0.26 to 0.29 widen all groups, later versions those whose tokens it shards.
+
+    Raises:
+        ConfigError: vLLM cannot offload this KV cache.
+    """
+    transfer = copy.copy(vllm_config.kv_transfer_config)
+    sizes = ("block_size", "blocks_per_chunk")
+    extra = transfer.kv_connector_extra_config
+    transfer.kv_connector_extra_config = {k: v for k, v in extra.items() if k not in sizes}
+    config = copy.copy(vllm_config)
+    config.kv_transfer_config = transfer
+    try:
+        groups = build_offloading_config(config, kv_cache_config).groups
+        if not groups:
+            raise ValueError("it has no KV cache group")
+    except (AssertionError, ValueError) as error:
+        problem = f"vLLM cannot offload the KV cache of this model: {error}"
+        raise ConfigError("kv_connector", transfer.kv_connector, problem) from error
+    return tuple(group.tokens_per_block for group in groups)
 
 
 def kv_cache_layout(vllm_config: Any, kv_cache_config: Any) -> str:

@@ -20,6 +20,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import Of
 
 from kvshelf.errors import ConfigError
 from kvshelf.vllm import compat, guards, patches
+from kvshelf.vllm.chunking import default_chunk, settle_chunk
 from kvshelf.vllm.engine_weights import EngineWeights
 from kvshelf.vllm.epochs import Epochs
 from kvshelf.vllm.identity import build_identity
@@ -59,6 +60,8 @@ class KvshelfConnector(OffloadingConnector):
         self._guarded = self._ours or has_tier(extra)
         if self._guarded:
             check_role(vllm_config.kv_transfer_config)
+            tell = role is KVConnectorRole.SCHEDULER
+            settle_chunk(vllm_config, kv_cache_config, tell=tell)
             salt = extra.get("identity_salt", "")
             extra[IDENTITY_KEY] = build_identity(vllm_config, kv_cache_config, salt)
             compat.fix_hash_seed(str(vllm_config.cache_config.prefix_caching_hash_algo))
@@ -332,8 +335,7 @@ def adopt_config(transfer_config: Any) -> bool:
     extra.setdefault("spec_name", SPEC_NAME)
     extra.setdefault("spec_module_path", SPEC_MODULE)
     # vLLM itself needs a size: without one, a chunk would be a single block and files tiny.
-    if "block_size" not in extra and "blocks_per_chunk" not in extra:
-        extra["block_size"] = DEFAULT_CHUNK_TOKENS
+    default_chunk(extra)
     if extra.get("sync_load_budget_bytes"):
         logger.warning(
             "kvshelf: sync_load_budget_bytes=%s becomes 0: vLLM computes a step on blocks whose "
@@ -376,7 +378,3 @@ def has_tier(extra: dict[str, Any]) -> bool:
     """Whether one of vLLM's secondary tiers is ours."""
     tiers = extra.get("secondary_tiers") or ()
     return any(isinstance(tier, dict) and tier.get("type") == TIER_NAME for tier in tiers)
-
-
-# llm-d's default: 256 tokens are 33.6 MB of an 8B model's KV, large enough for full disk speed.
-DEFAULT_CHUNK_TOKENS = 256
