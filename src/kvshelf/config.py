@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from kvshelf.errors import ConfigError
+from kvshelf.foreign import is_foreign
 from kvshelf.rootlist import parse_roots
 from kvshelf.values import allowed_text, convert
 
@@ -31,9 +32,6 @@ VLLM_KEYS = frozenset(
         "sync_load_budget_bytes",
     }
 )
-# Settings of the llm-d FS backend for what kvshelf does not have. Their neutral values may stay in
-# a configuration that moves here; with any other, a user expects what would not happen.
-LLMD_NEUTRAL = {"backend": "POSIX", "gds_mode": "disabled"}
 INTERNAL_PREFIX = "kvshelf."
 # They decide who shares with whom, or what a worker prepares; and a worker's environment may be
 # another than the scheduler's.
@@ -313,9 +311,9 @@ class Settings:
         environment = os.environ if environment is None else environment
         known = {f.name: f for f in fields(cls)}
         for name in given:
-            if name in LLMD_NEUTRAL:
-                _check_neutral(name, given[name])
-            elif not (name in known or name in VLLM_KEYS or name.startswith(INTERNAL_PREFIX)):
+            if name in known or name in VLLM_KEYS or name.startswith(INTERNAL_PREFIX):
+                continue
+            if not is_foreign(name, given[name]):
                 raise _unknown(name, given[name], sorted([*known, *VLLM_KEYS]))
         values: dict[str, Any] = {}
         for name, spec in known.items():
@@ -378,12 +376,6 @@ def _unknown(name: str, value: Any, known: list[str]) -> ConfigError:
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
     return ConfigError(name, value, f"unknown setting; {hint}known are {', '.join(known)}")
-
-
-def _check_neutral(name: str, value: Any) -> None:
-    neutral = LLMD_NEUTRAL[name]
-    if str(value).lower() != neutral.lower():
-        raise ConfigError(name, value, f"kvshelf has no such choice: leave it out, or {neutral}")
 
 
 def settings_table() -> str:

@@ -14,7 +14,7 @@ def convert(name: str, value: Any, spec: Any, shown_as: str | None = None) -> An
     label, meta = shown_as or name, spec.metadata
     kind = str(spec.type)
     if kind == "bool":
-        return _bool(label, value)
+        return parse_bool(label, value)
     if kind == "str":
         value = roots_text(value) if name == SETTING else value
         if not isinstance(value, str) or (meta["choices"] and value not in meta["choices"]):
@@ -44,7 +44,8 @@ def _octal(value: Any) -> int:
     return int(value.strip(), 8)
 
 
-def _bool(name: str, value: Any) -> bool:
+def parse_bool(name: str, value: Any) -> bool:
+    """True or false, also as templates write them."""
     if isinstance(value, bool):
         return value
     text = str(value).strip().lower()

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvshelf.config import LLMD_NEUTRAL, VLLM_KEYS, Settings, settings_table
+from kvshelf.config import VLLM_KEYS, Settings, settings_table
 from kvshelf.engine import Direct, Durability
 from kvshelf.errors import ConfigError
+from kvshelf.foreign import LLMD_NEUTRAL
 from kvshelf.shelf import engine_config
 
 PATH = {"shared_storage_path": "/mnt/kv"}
@@ -247,8 +248,52 @@ def test_a_configuration_of_llmd_is_accepted() -> None:
 
 def test_what_kvshelf_cannot_do_for_llmd_is_refused() -> None:
     assert set(LLMD_NEUTRAL) <= set(LLMD)
-    assert "leave it out" in refusal(gds_mode="read_write").allowed
+    assert "leave it out, or disabled" in refusal(gds_mode="read_write").allowed
     assert "leave it out" in refusal(backend="OBJ").allowed
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "instead"),
+    [
+        ("backend", "OBJ", "OBJ is not supported"),
+        ("bucket", "kv", "OBJ is not supported"),
+        ("endpoint_override", "10.0.0.1:9000", "shared_storage_path"),
+        ("enable_events", "true", "--kv-events-config"),
+        ("storage_events_endpoint", "tcp://*:5559", "--kv-events-config"),
+        ("storage_medium", "SHARED_STORAGE", "--kv-events-config"),
+        ("metadata_cache_max_entries", 100_000, "presence_keys_max"),
+        ("metadata_cache_ttl_secs", 300, "hit_ttl_seconds"),
+        ("use_odirect", True, "direct"),
+        ("root_dir", "/mnt/kv", "shared_storage_path"),
+        ("n_read_threads", 16, "threads_per_gpu"),
+        ("enable_kv_events", True, "--kv-events-config"),
+        ("locality", "REMOTE", "leave it out"),
+        ("backpressure", {}, "max_write_queued_seconds"),
+        ("cpu_bytes_to_use", 1 << 30, "TieringOffloadingSpec"),
+        ("secondary_tiers", [{"type": "KvshelfTier"}], "TieringOffloadingSpec"),
+        ("eviction_policy", "lru", "TieringOffloadingSpec"),
+    ],
+)
+def test_a_setting_of_another_backend_is_refused_by_what_to_use(
+    name: str, value: Any, instead: str
+) -> None:
+    error = refusal(**{name: value})
+    assert error.setting == name and error.value == value and instead in error.allowed
+    assert "unknown" not in error.allowed
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("enable_events", False), ("enable_events", "False"), ("metadata_cache_max_entries", 0)],
+)
+def test_a_setting_of_another_backend_that_is_off_may_stay(name: str, value: Any) -> None:
+    assert Settings.from_mapping({**PATH, name: value}, {}) == settings()
+
+
+@pytest.mark.parametrize("name", ["access_key", "secret_key"])
+def test_a_secret_is_not_repeated(name: str) -> None:
+    error = refusal(**{name: "minioadmin"})
+    assert error.setting == name and "minioadmin" not in str(error)
 
 
 def test_no_limit_for_waiting_stores_as_in_llmd() -> None:

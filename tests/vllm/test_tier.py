@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,17 +12,14 @@ import pytest
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm
 
-from vllm.v1.kv_offload.base import LookupResult, ScheduleEndContext  # noqa: E402
-from vllm.v1.kv_offload.tiering.factory import SecondaryTierFactory  # noqa: E402
+from vllm.v1.kv_offload.base import LookupResult  # noqa: E402
 
-from kvshelf import Identity, metrics  # noqa: E402
+from kvshelf import Identity  # noqa: E402
 from kvshelf.errors import ConfigError  # noqa: E402
-from kvshelf.vllm import plugin  # noqa: E402
 from kvshelf.vllm.connector import has_tier  # noqa: E402
 from kvshelf.vllm.tier import KvshelfTier, tier_identity, tier_settings  # noqa: E402
 
 from .jobs import (  # noqa: E402
-    CONTEXT,
     IDENTITY,
     has_setting,
     key,
@@ -31,51 +27,7 @@ from .jobs import (  # noqa: E402
     tier_spec,
     transfer_job,
 )
-
-ROWS, ROW_BYTES = 32, 20_480
-STEP_END = ScheduleEndContext(new_req_ids=(), preempted_req_ids=())
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _registered() -> None:
-    plugin.register()  # 0.27 knows a tier of others by its registered name alone
-
-
-class Engine:
-    """Host memory and a tier over it, with the calls that vLLM makes of both."""
-
-    def __init__(self, root: Path, **options: Any) -> None:
-        self.memory = np.random.default_rng(3).integers(0, 256, (ROWS, ROW_BYTES), dtype=np.uint8)
-        view = memoryview(self.memory)
-        entry = {"type": "KvshelfTier", "module_path": "kvshelf.vllm.tier", "root_dir": str(root)}
-        self.tier: Any = SecondaryTierFactory.create_secondary_tier(
-            {**entry, "evict": False, **options}, view, tier_spec()
-        )
-        self.jobs = 0
-
-    def lookup(self, *keys: bytes) -> list[LookupResult]:
-        deadline = time.monotonic() + 20
-        while True:
-            answers = [self.tier.lookup(k, CONTEXT) for k in keys]
-            self.tier.on_schedule_end(STEP_END)
-            if LookupResult.RETRY not in answers:
-                return answers
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
-
-    def run(self, kind: str, keys: list[bytes], rows: list[int]) -> Any:
-        self.jobs += 1
-        job = transfer_job(self.jobs, keys, rows, is_load=kind == "load")
-        getattr(self.tier, f"submit_{kind}")(job)
-        deadline = time.monotonic() + 20
-        while True:
-            results = list(self.tier.get_finished_jobs())
-            if results:
-                (result,) = results
-                assert result.job_id == self.jobs
-                return result
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
+from .tiers import ROW_BYTES, ROWS, Engine, files, moved  # noqa: E402
 
 
 @pytest.fixture
@@ -89,10 +41,6 @@ def engines(root: Path) -> Iterator[tuple[Engine, Engine]]:
     yield pair
     for engine in pair:
         engine.tier.shutdown()
-
-
-def files(root: Path) -> list[Path]:
-    return sorted(root.glob("m-*/r0/*/*.kv"))
 
 
 def test_what_one_engine_stores_another_loads(engines: tuple[Engine, Engine], root: Path) -> None:
@@ -113,8 +61,11 @@ def test_what_is_there_is_not_stored_again(engines: tuple[Engine, Engine], root:
     writer, _ = engines
     writer.run("store", [key(1)], [4])
     before = files(root)[0].stat().st_mtime_ns
-    assert writer.run("store", [key(1)], [4]).success
-    assert writer.run("store", [key(1), key(2)], [4, 5]).success
+    again = writer.run("store", [key(1)], [4])
+    # Nothing was written: else vLLM takes storage for fast, and its back-pressure never begins.
+    assert again.success and moved(again) in (0, None)
+    some = writer.run("store", [key(1), key(2)], [4, 5])
+    assert some.success and moved(some) in (ROW_BYTES, None)
     assert len(files(root)) == 2 and files(root)[0].stat().st_mtime_ns == before
 
 
@@ -172,25 +123,6 @@ def test_nothing_loaded_is_no_partial_success(engines: tuple[Engine, Engine]) ->
     assert not result.success and getattr(result, "successful_keys", None) is None
 
 
-def test_events_and_metrics(root: Path) -> None:
-    engine = Engine(root, enable_kv_events=True)
-    try:
-        engine.run("store", [key(1)], [0])
-        (event,) = engine.tier.take_events()
-        assert event.keys == [key(1)] and not event.removed
-        assert event.medium == KvshelfTier.medium
-        stats = engine.tier.get_stats()
-        assert not stats.is_empty()
-        assert metrics.STORE_BYTES in KvshelfTier.build_metric_definitions({})
-    finally:
-        engine.tier.shutdown()
-
-
-def test_no_events_unless_asked_for(engines: tuple[Engine, Engine]) -> None:
-    engines[0].run("store", [key(1)], [0])
-    assert not list(engines[0].tier.take_events())
-
-
 def test_drain_waits_for_every_job(engines: tuple[Engine, Engine]) -> None:
     tier = engines[0].tier
     for job in range(5):
@@ -226,6 +158,8 @@ def test_memory_can_be_given_back_after_shutdown(root: Path) -> None:
         ({"root_dir": "/x", "n_write_threads": "4"}, "n_write_threads"),
         ({"root_dir": "/x", "block_size": 256}, "block_size"),
         ({"root_dir": "/x", "threads": 4}, "threads"),
+        ({"root_dir": "/x", "enable_events": True}, "enable_events"),
+        ({"root_dir": "/x", "bucket": "kv"}, "bucket"),
         ({}, "shared_storage_path"),
     ],
 )

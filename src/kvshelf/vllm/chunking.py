@@ -8,8 +8,11 @@ of them. Hybrid models have neither, so the size is converted here.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
+
+from vllm.distributed.kv_transfer.kv_connector.v1.offloading.config import build_offloading_config
 
 from kvshelf.errors import ConfigError
 from kvshelf.vllm import compat
@@ -49,7 +52,7 @@ def settle_chunk(vllm_config: Any, kv_cache_config: Any, *, tell: bool) -> None:
     if len(given) == 2:
         raise ConfigError(BLOCKS, given[BLOCKS], f"not together with {TOKENS}={given[TOKENS]!r}")
     sizes = {name: _whole_number(name, value) for name, value in given.items()}
-    group_tokens = compat.offloaded_block_tokens(vllm_config, kv_cache_config)
+    group_tokens = offloaded_block_tokens(vllm_config, kv_cache_config)
     blocks = sizes.get(BLOCKS, 1)
     if TOKENS in sizes:
         blocks = max(1, sizes[TOKENS] // max(group_tokens))
@@ -59,6 +62,30 @@ def settle_chunk(vllm_config: Any, kv_cache_config: Any, *, tell: bool) -> None:
     extra[BLOCKS] = blocks
     if tell:
         _tell(extra.get(_ASKED_KEY), blocks, group_tokens, vllm_config.model_config.max_model_len)
+
+
+def offloaded_block_tokens(vllm_config: Any, kv_cache_config: Any) -> tuple[int, ...]:
+    """Tokens of a block in each group that vLLM offloads, context parallelism included.
+
+    vLLM's own answer, for which groups it offloads and how context parallelism widens their blocks
+    differs: 0.26 to 0.29 widen all groups, later versions those whose tokens it shards.
+
+    Raises:
+        ConfigError: vLLM cannot offload this KV cache.
+    """
+    transfer = copy.copy(vllm_config.kv_transfer_config)
+    extra = transfer.kv_connector_extra_config
+    transfer.kv_connector_extra_config = {k: v for k, v in extra.items() if k not in (TOKENS, BLOCKS)}
+    config = copy.copy(vllm_config)
+    config.kv_transfer_config = transfer
+    try:
+        groups = build_offloading_config(config, kv_cache_config).groups
+        if not groups:
+            raise ValueError("it has no KV cache group")
+    except (AssertionError, ValueError) as error:
+        problem = f"vLLM cannot offload the KV cache of this model: {error}"
+        raise ConfigError("kv_connector", transfer.kv_connector, problem) from error
+    return tuple(group.tokens_per_block for group in groups)
 
 
 def _tell(asked: int | None, blocks: int, group_tokens: Sequence[int], longest: int) -> None:

@@ -10,7 +10,7 @@ import functools
 import logging
 import os
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,6 @@ import vllm
 from numpy.typing import NDArray
 from vllm import envs
 from vllm.distributed.kv_transfer.kv_connector.v1 import base as connector_base
-from vllm.distributed.kv_transfer.kv_connector.v1.offloading.config import build_offloading_config
 from vllm.logger import init_logger
 from vllm.v1.core import kv_cache_utils
 from vllm.v1.kv_offload import base as offload_base
@@ -66,31 +65,6 @@ def request_level_policy() -> Any:
 def group_ids(config: OffloadingConfig) -> tuple[int, ...]:
     """The KV cache group index of each offloaded group, in order. 0.26 offloads every group."""
     return tuple(getattr(group, "group_id", i) for i, group in enumerate(config.groups))
-
-
-def offloaded_block_tokens(vllm_config: Any, kv_cache_config: Any) -> tuple[int, ...]:
-    """Tokens of a block in each group that vLLM offloads, context parallelism included.
-
-    vLLM's own answer, for which groups it offloads and how context parallelism widens their blocks
-    differs: 0.26 to 0.29 widen all groups, later versions those whose tokens it shards.
-
-    Raises:
-        ConfigError: vLLM cannot offload this KV cache.
-    """
-    transfer = copy.copy(vllm_config.kv_transfer_config)
-    sizes = ("block_size", "blocks_per_chunk")
-    extra = transfer.kv_connector_extra_config
-    transfer.kv_connector_extra_config = {k: v for k, v in extra.items() if k not in sizes}
-    config = copy.copy(vllm_config)
-    config.kv_transfer_config = transfer
-    try:
-        groups = build_offloading_config(config, kv_cache_config).groups
-        if not groups:
-            raise ValueError("it has no KV cache group")
-    except (AssertionError, ValueError) as error:
-        problem = f"vLLM cannot offload the KV cache of this model: {error}"
-        raise ConfigError("kv_connector", transfer.kv_connector, problem) from error
-    return tuple(group.tokens_per_block for group in groups)
 
 
 def kv_cache_layout(vllm_config: Any, kv_cache_config: Any) -> str:
@@ -311,10 +285,21 @@ def tier_result(
 
 
 def set_tier_options(tier: Any, backpressure_detector: Any, locality: str | None) -> None:
-    """What later versions keep on a tier; 0.26 knows neither."""
+    """What later versions keep on a tier; 0.26 knows neither.
+
+    Raises:
+        ConfigError: ``locality`` is none of vLLM's.
+    """
     tier._bp_detector = backpressure_detector
+    tier.locality = None
     kinds = getattr(offload_base, "Locality", None)
-    tier.locality = kinds(locality) if kinds is not None and locality is not None else None
+    if kinds is None or locality is None:
+        return
+    try:
+        tier.locality = kinds(str(locality).strip().upper())
+    except ValueError:
+        allowed = "one of " + ", ".join(kind.value for kind in kinds)
+        raise ConfigError("locality", locality, allowed) from None
 
 
 def row_layout(config: OffloadingConfig) -> tuple[bool, str]:
@@ -355,6 +340,13 @@ def stored_event(keys: Sequence[bytes]) -> Any:
 def removed_event(keys: Sequence[bytes]) -> Any:
     """A KV event that says that these chunks can no longer be loaded from storage."""
     return offload_base.OffloadingEvent(keys=list(keys), medium=storage_medium(), removed=True)
+
+
+def located(event: Any, locality: Any) -> Any:
+    """An event of a tier, with the tier's locality; a version whose events have none gets none."""
+    if locality is None or not hasattr(event, "locality"):
+        return event
+    return replace(event, locality=locality)
 
 
 def worker_connectors() -> list[Any]:

@@ -258,6 +258,12 @@ class KvshelfManager(OffloadingManager):
         spec = self._keys.spec(masked_all(named, mask), req_id, audited)
         return PrepareStoreOutput(keys_to_store=named, store_spec=spec, evicted_keys=[])
 
+    def stored(self, keys: Collection[OffloadKey], req_context: ReqContext) -> set[OffloadKey]:
+        """Of these keys of a request, those that need not be stored again."""
+        ours = self._keys.ours(list(keys), req_context.req_id)
+        is_stored = self._presence.is_stored
+        return {key for key, own in zip(keys, ours, strict=True) if is_stored(own)}
+
     @override
     def on_new_request(self, req_context: ReqContext) -> RequestOffloadingContext:
         self._left_alone.begins(req_context.req_id)

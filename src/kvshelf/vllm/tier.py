@@ -30,6 +30,7 @@ from kvshelf.engine import FileStatus, GroupMemory, JobKind, JobResult, Pages, P
 from kvshelf.errors import ConfigError
 from kvshelf.namespace import Identity
 from kvshelf.shelf import Chunk, Shelf, engine_config
+from kvshelf.values import parse_bool
 from kvshelf.vllm import compat
 from kvshelf.vllm.adapters import Adapter
 from kvshelf.vllm.epochs import Epochs
@@ -58,7 +59,7 @@ class KvshelfTier(SecondaryTierManager):
         options: the settings of kvshelf, and those of vLLM's ``fs`` tier: ``root_dir`` (our
             ``shared_storage_path``), ``n_read_threads`` and ``n_write_threads`` (their sum is our
             ``threads_per_gpu``; without both: the number of cores, 4 to 32), ``enable_kv_events``,
-            ``locality``.
+            ``locality`` (LOCAL or REMOTE, which KV events repeat).
 
     Raises:
         ConfigError: a setting is unknown or malformed, the root cannot be used, or kvshelf's
@@ -74,7 +75,7 @@ class KvshelfTier(SecondaryTierManager):
         tier_type: str = "KvshelfTier",
         backpressure_detector: Any = None,
         *,
-        enable_kv_events: bool = False,
+        enable_kv_events: bool | str | None = False,
         locality: str | None = None,
         module_path: str | None = None,
         **options: Any,
@@ -84,6 +85,13 @@ class KvshelfTier(SecondaryTierManager):
         compat.set_tier_options(self, backpressure_detector, locality)
         settings = tier_settings(options)
         config = offloading_spec.config
+        wants_events = parse_bool("enable_kv_events", enable_kv_events or False)
+        if wants_events and not config.enable_kv_cache_events:
+            logger.warning(
+                "kvshelf: enable_kv_events of tier %s has no effect, for vLLM publishes no KV "
+                "events: set enable_kv_cache_events in --kv-events-config",
+                tier_type,
+            )
         memory = _row_memory(primary_kv_view)
         identity = tier_identity(_given_identity(offloading_spec), config, memory.block_bytes)
         engine = engine_config(settings)
@@ -94,6 +102,7 @@ class KvshelfTier(SecondaryTierManager):
         )
         # Under way in the shelf: vLLM's keys, and those of the chunk files.
         self._jobs: dict[int, tuple[tuple[bytes, ...], tuple[bytes, ...]]] = {}
+        self._part_refused: set[int] = set()  # jobs of which some chunks are not even tried
         self._done: list[TierResult] = []  # ended at submission
         ids = compat.group_ids(config)
         # Rows are pinned until a store is finished, so it writes straight from them.
@@ -104,7 +113,8 @@ class KvshelfTier(SecondaryTierManager):
             group_ids=ids,
             config=replace(engine, write_behind=False, lookup_threads=1),
         )
-        self._outcomes = Outcomes(FaultLog(logger), self._shelf)
+        self._faults = FaultLog(logger)
+        self._outcomes = Outcomes(self._faults, self._shelf)
         self._manager = KvshelfManager(
             Shelf(settings.roots, identity, config=engine),
             Presence.of(settings),
@@ -113,7 +123,7 @@ class KvshelfTier(SecondaryTierManager):
             chunk_tokens=offloading_spec.blocks_per_chunk
             * min(group.tokens_per_block for group in config.groups),
             num_workers=1,
-            emit_events=enable_kv_events and config.enable_kv_cache_events,
+            emit_events=wants_events and config.enable_kv_cache_events,
             duties=duties_of(settings, self._shelf),
         )
 
@@ -140,6 +150,7 @@ class KvshelfTier(SecondaryTierManager):
     @override
     def submit_store(self, job_metadata: Any) -> None:
         job_id, rows = job_metadata.job_id, compat.tier_rows(job_metadata)
+        there = self._manager.stored(job_metadata.keys, job_metadata.req_context)
         offered = self._manager.prepare_store(job_metadata.keys, job_metadata.req_context)
         assert offered is not None  # ours is never
         row_of = {key: rows[i : i + 1] for i, key in enumerate(job_metadata.keys)}
@@ -148,24 +159,31 @@ class KvshelfTier(SecondaryTierManager):
             Chunk(name, row_of[key])
             for key, name in zip(keys, offered.store_spec.keys, strict=True)
         ]
-        if not chunks:  # all of them are on the shelf
-            self._done.append(compat.tier_result(job_id, ok=True))
+        # What is neither wanted nor there was refused, say because its root is suspended.
+        is_refused = not there.union(keys) >= set(job_metadata.keys)
+        if not chunks:  # without any, vLLM would take all of the job's bytes for written
+            self._done.append(compat.tier_result(job_id, ok=not is_refused, moved_bytes=0))
         elif not self._submitted(JobKind.STORE, job_id, keys, chunks):
             for chunk in chunks:
                 self._outcomes.store_outcome(chunk.key, FileStatus.DROPPED, 0)
-            self._done.append(compat.tier_result(job_id, ok=False))
+            self._done.append(compat.tier_result(job_id, ok=False, moved_bytes=0))
+        elif is_refused:
+            self._part_refused.add(job_id)
 
     @override
     def submit_load(self, job_metadata: Any) -> None:
         job_id, rows = job_metadata.job_id, compat.tier_rows(job_metadata)
         keys = tuple(job_metadata.keys)
+        if not keys:
+            self._done.append(compat.tier_result(job_id, ok=True, moved_bytes=0))
+            return
         names = self._manager.prepare_load(keys, job_metadata.req_context).keys
         chunks = [Chunk(name, rows[i : i + 1]) for i, name in enumerate(names)]
         if self._submitted(JobKind.LOAD, job_id, keys, chunks):
             self._outcomes.load_begins(job_id)
             return
         self._outcomes.load_refused(names)
-        self._done.append(compat.tier_result(job_id, ok=False))
+        self._done.append(compat.tier_result(job_id, ok=False, moved_bytes=0))
 
     @override
     def get_finished_jobs(self) -> Iterable[TierResult]:
@@ -200,7 +218,7 @@ class KvshelfTier(SecondaryTierManager):
 
     @override
     def take_events(self) -> Iterable[Any]:
-        return self._manager.take_events()
+        return (compat.located(each, self.locality) for each in self._manager.take_events())
 
     @override
     def drain_jobs(self) -> None:
@@ -234,7 +252,7 @@ class KvshelfTier(SecondaryTierManager):
         try:
             submit(job_id, chunks)
         except Exception as error:
-            logger.warning("kvshelf: a %s was refused: %s", kind.name.lower(), error)
+            self._faults.fault(f"submit {kind.value}", f"{type(error).__name__}: {error}")
             return False
         self._jobs[job_id] = keys, tuple(chunk.key for chunk in chunks)
         return True
@@ -247,9 +265,11 @@ class KvshelfTier(SecondaryTierManager):
             self._outcomes.store_ended(names, result)
         pairs = zip(keys, result.statuses, strict=True)
         good = [key for key, status in pairs if status is FileStatus.OK]
+        is_whole = result.job_id not in self._part_refused
+        self._part_refused.discard(result.job_id)
         return compat.tier_result(
             result.job_id,
-            ok=len(good) == len(keys),
+            ok=is_whole and len(good) == len(keys),
             loaded=good if result.kind is JobKind.LOAD else (),
             seconds=result.seconds,
             moved_bytes=result.payload_bytes,
