@@ -161,7 +161,7 @@ struct Transfer {
     FileResult result;
     CopyGate gate;
     ChunkWriter writer(root, options, identity, request);
-    if (writer.Begin(&result) != ChunkWriter::Start::kReady) return result;
+    if (writer.Begin(&result, *context) != ChunkWriter::Start::kReady) return result;
     memory.Map(ids, 0, request.payload_bytes(), context->segments);
     result = writer.WriteSegments(context->segments, gate, *context);
     return result.ok() ? writer.Publish(gate, *context) : result;

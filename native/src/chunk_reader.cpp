@@ -44,10 +44,27 @@ FileResult ChunkReader::LoadPart(CopyGate& gate, std::uint64_t begin, std::uint6
   // with parts of one file, the first says what became of it: the others may find it gone.
   if (result.ok()) return result;
   if (!gate.Revoke()) return {FileStatus::kCancelled, 0};
-  const bool bad = result.status == FileStatus::kCorrupt || result.status == FileStatus::kForeign ||
-                   lacks_blocks_;
-  if (bad && ours && options_.remove_bad) *removed = RemoveBad();
+  if (IsBad(result) && ours && options_.remove_bad) *removed = RemoveBad();
   return result;
+}
+
+FileResult ChunkReader::Inspect(bool* removed) {
+  *removed = false;
+  FileResult result = Open();
+  if (!result.ok()) return result;  // what is no regular file is not removed
+  result = CheckHeader(0, 0);
+  if (result.ok()) {
+    const auto& header = *reinterpret_cast<const ChunkHeader*>(context_.page.data());
+    PieceCoder coder(identity_.auth_key, header.salt);
+    if (!HeaderIsAuthentic(header, coder)) result = {FileStatus::kForeign, 0};
+  }
+  if (IsBad(result) && options_.remove_bad) *removed = RemoveBad();
+  return result;
+}
+
+bool ChunkReader::IsBad(const FileResult& result) const {
+  return result.status == FileStatus::kCorrupt || result.status == FileStatus::kForeign ||
+         lacks_blocks_;
 }
 
 FileResult ChunkReader::Open() {

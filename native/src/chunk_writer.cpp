@@ -8,8 +8,6 @@
 namespace kvshelf {
 namespace {
 
-// A file that is shorter cannot hold a header and a block: lookups do not see it.
-constexpr off_t kFileBytesMin = 2 * kPageBytes;
 // Folders may be removed by an evictor between making and using them.
 constexpr int kFolderAttempts = 3;
 // Temp names of two engines in one process collide; each collision takes the next number.
@@ -27,6 +25,7 @@ ChunkWriter::ChunkWriter(RootDir& root, const ChunkIoOptions& options,
                          const ChunkIdentity& identity, const ChunkRequest& request)
     : root_(root),
       options_(options),
+      identity_(identity),
       request_(request),
       header_(MakeHeader(identity, request.first_block, request.block_count(),
                          PieceBytesFor(identity.block_bytes, options.piece_bytes))),
@@ -34,27 +33,35 @@ ChunkWriter::ChunkWriter(RootDir& root, const ChunkIoOptions& options,
 
 ChunkWriter::~ChunkWriter() { RemoveTemp(); }
 
-ChunkWriter::Start ChunkWriter::Begin(FileResult* result) {
+ChunkWriter::Start ChunkWriter::Begin(FileResult* result, ThreadContext& context) {
   struct stat existing{};
   // Most chunks are new: one call says so. What is found must also be there without a link in a
   // folder, as a load sees it.
   int found = root_.ops().StatAt(root_.fd(), request_.path.c_str(), &existing);
   if (found >= 0) found = root_.StatBeneath(request_.path, &existing);
   if (found >= 0) {
-    if (!S_ISREG(existing.st_mode) || existing.st_size >= kFileBytesMin || !options_.remove_bad) {
-      return Start::kExists;
-    }
-    // Lookups call this one missing, so a store must be able to mend it.
-    const auto [folder, name] = SplitPath(request_.path);
-    const UniqueFd folder_fd(root_.OpenFolder(folder));
-    struct stat again{};
-    if (folder_fd && root_.ops().StatAt(folder_fd.get(), name.c_str(), &again) >= 0 &&
-        again.st_ino == existing.st_ino && again.st_size < kFileBytesMin) {
-      root_.ops().UnlinkAt(folder_fd.get(), name.c_str());
+    const FileResult there = Examine(existing, context);
+    if (there.ok()) return Start::kExists;
+    if (there.status != FileStatus::kNotFound) {
+      *result = there;
+      return Start::kFailed;
     }
   }
   *result = CreateTemp();
   return result->ok() ? Start::kReady : Start::kFailed;
+}
+
+// Whether what has the name is the chunk. kNotFound: no more, for it was bad and is removed, or
+// somebody else removed it.
+FileResult ChunkWriter::Examine(const struct stat& found, ThreadContext& context) {
+  // Opening a device may do anything, and none of these is ours to remove.
+  if (!S_ISREG(found.st_mode)) return {FileStatus::kCorrupt, 0};
+  bool removed = false;
+  const FileResult result =
+      ChunkReader(root_, options_, identity_, request_, context).Inspect(&removed);
+  if (!removed) return result;
+  removed_bad_ = true;
+  return {FileStatus::kNotFound, 0};
 }
 
 FileResult ChunkWriter::CreateTemp() {
@@ -207,6 +214,25 @@ FileResult ChunkWriter::Publish(CopyGate& gate, ThreadContext& context) {
   if (!gate.ClaimPublication()) return FileResult::IoError(ECANCELED);
 
   const auto [folder, name] = SplitPath(request_.path);
+  for (bool again = false;; again = true) {
+    bool taken = false;
+    const FileResult named = GiveNameInFolder(folder, name, &taken);
+    if (!named.ok()) return named;
+    if (!taken) break;
+    struct stat existing{};
+    const int found = root_.StatBeneath(request_.path, &existing);
+    if (found < 0 && found != -ENOENT && found != -ESTALE) return FileResult::IoError(-found);
+    const FileResult there =
+        found < 0 ? FileResult{FileStatus::kNotFound, 0} : Examine(existing, context);
+    if (there.ok()) break;  // somebody else stored the same chunk; ours is dropped
+    if (there.status != FileStatus::kNotFound || again) return there;
+  }
+  const int synced = options_.durability == Durability::kFull ? root_.SyncFolders(folder) : 0;
+  return synced < 0 ? FileResult::IoError(-synced) : FileResult{};
+}
+
+FileResult ChunkWriter::GiveNameInFolder(const std::string& folder, const std::string& name,
+                                         bool* taken) {
   int renamed = -ENOENT;
   for (int attempt = 0; attempt < kFolderAttempts && renamed == -ENOENT; ++attempt) {
     const int made = root_.MakeFolder(folder);
@@ -215,11 +241,10 @@ FileResult ChunkWriter::Publish(CopyGate& gate, ThreadContext& context) {
     const UniqueFd folder_fd(made);
     renamed = GiveFinalName(made, name);
   }
-  // A name that is taken: somebody else stored the same chunk; ours is dropped.
-  if (renamed < 0 && renamed != -EEXIST) return FileResult::IoError(-renamed);
-  if (renamed >= 0) temp_name_.clear();
-  const int synced = options_.durability == Durability::kFull ? root_.SyncFolders(folder) : 0;
-  return synced < 0 ? FileResult::IoError(-synced) : FileResult{};
+  *taken = renamed == -EEXIST;
+  if (renamed < 0 && !*taken) return FileResult::IoError(-renamed);
+  if (!*taken) temp_name_.clear();
+  return {};
 }
 
 // Returns 0, or -errno; -EEXIST if the name is taken. After success the temp name is gone.

@@ -148,12 +148,13 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
                        ThreadContext& context);
   void AllTaken(Transfer& file);  // locked
   void WriteBehind(Lock& lock, Transfer& file, ThreadContext& context);
-  bool BeginWriteBehind(Lock& lock, Transfer& file);
+  bool BeginWriteBehind(Lock& lock, Transfer& file, ThreadContext& context);
   void EndWriteBehind(Lock& lock, Transfer& file, FileResult result, std::uint64_t bytes);
 
   // engine_meta.cpp
   void Probe(Lock& lock, const MetaBatch& batch);
-  FileResult ProbeOne(Job& job, std::size_t index, std::uint64_t* bytes) const;
+  FileResult ProbeStored(const Transfer& file);
+  FileResult ProbeOne(Job& job, std::size_t index, std::uint64_t* bytes);
   void AddTouches(std::vector<TouchRequest> touches);
   void TouchSome(Lock& lock, Worker& worker);
 

@@ -98,8 +98,25 @@ void NoteMissing(std::atomic<std::uint32_t>& first, std::uint32_t key) {
 
 }  // namespace
 
-FileResult EngineCore::ProbeOne(Job& job, std::size_t index, std::uint64_t* bytes) const {
-  if (job.kind == JobKind::kStore) return LookUp(root_, job.transfers[index].request.path);
+// Whether a chunk need not be stored. What else has its name is left to the thread that stores.
+FileResult EngineCore::ProbeStored(const Transfer& file) {
+  const FileResult found = LookUp(root_, file.request.path);
+  if (!found.ok()) return found;
+  ChunkIoOptions options = io_options_;
+  options.remove_bad = false;
+  ThreadContext context;
+  try {
+    context.page = AllocateAligned(kPageBytes);
+  } catch (const std::bad_alloc&) {  // of a thread, it would end the process
+    return FileResult::IoError(ENOMEM);
+  }
+  bool removed = false;
+  const ChunkIdentity identity = IdentityOf(file);
+  return ChunkReader(root_, options, identity, file.request, context).Inspect(&removed);
+}
+
+FileResult EngineCore::ProbeOne(Job& job, std::size_t index, std::uint64_t* bytes) {
+  if (job.kind == JobKind::kStore) return ProbeStored(job.transfers[index]);
   if (job.kind == JobKind::kProbe) {
     return ReadSome(root_, job.paths[index], job.probe_bytes, bytes);
   }

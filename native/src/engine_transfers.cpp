@@ -100,16 +100,19 @@ void EngineCore::StoreThrough(Transfer& file, ThreadContext& context) {
   const ChunkIdentity identity = IdentityOf(file);
   FileResult result;
   std::uint64_t bytes = 0;
+  bool removed = false;
   {
     ChunkWriter writer(root_, io_options_, identity, file.request);
-    if (writer.Begin(&result) == ChunkWriter::Start::kReady) {
+    if (writer.Begin(&result, context) == ChunkWriter::Start::kReady) {
       result = AwaitEvent(file, context) ? FileResult{} : FileResult::IoError(EIO);
       if (result.ok()) result = WriteFromBlocks(file, writer, context);
       if (result.ok()) result = writer.Publish(file.gate, context);
       if (result.ok()) bytes = file.request.payload_bytes();
     }
+    removed = writer.removed_bad();
   }  // a temp file that was not published is gone before anybody hears of the failure
   std::lock_guard lock(mutex_);
+  if (removed) ++stats_.removed_bad;
   if (!GivenUp(file)) Settle(*file.job, file.index, result, bytes);
 }
 
@@ -202,11 +205,11 @@ void EngineCore::AllTaken(Transfer& file) {
   MarkTaken(*file.job, file.index);
 }
 
-bool EngineCore::BeginWriteBehind(Lock& lock, Transfer& file) {
+bool EngineCore::BeginWriteBehind(Lock& lock, Transfer& file, ThreadContext& context) {
   lock.unlock();
   FileResult result;
   auto writer = std::make_unique<ChunkWriter>(root_, io_options_, IdentityOf(file), file.request);
-  const ChunkWriter::Start start = writer->Begin(&result);
+  const ChunkWriter::Start start = writer->Begin(&result, context);
   lock.lock();
   file.writer = std::move(writer);
   if (start == ChunkWriter::Start::kReady) return true;
@@ -218,6 +221,7 @@ bool EngineCore::BeginWriteBehind(Lock& lock, Transfer& file) {
 void EngineCore::EndWriteBehind(Lock& lock, Transfer& file, FileResult result,
                                 std::uint64_t bytes) {
   std::unique_ptr<ChunkWriter> writer = std::move(file.writer);
+  if (writer->removed_bad()) ++stats_.removed_bad;
   lock.unlock();
   writer.reset();
   // Settling releases block memory, so a copy that is under way has to end first.
@@ -232,7 +236,7 @@ void EngineCore::EndWriteBehind(Lock& lock, Transfer& file, FileResult result,
 // for a copier: a file that is not complete is left, and queued again with its next part.
 void EngineCore::WriteBehind(Lock& lock, Transfer& file, ThreadContext& context) {
   file.active = true;
-  if (file.writer == nullptr && !BeginWriteBehind(lock, file)) return;
+  if (file.writer == nullptr && !BeginWriteBehind(lock, file, context)) return;
   const std::uint64_t payload = file.request.payload_bytes();
   while (!GivenUp(file)) {
     FileResult result;

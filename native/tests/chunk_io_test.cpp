@@ -8,7 +8,7 @@
 #include <numeric>
 
 #include "check.h"
-#include "support.h"
+#include "chunk_fixture.h"
 
 namespace kvshelf {
 namespace {
@@ -17,59 +17,9 @@ using testing::Blocks;
 using testing::Call;
 using testing::Fail;
 using testing::FaultOps;
+using testing::kPath;
 using testing::TempDir;
-
-const std::string kPath = "ns/r0/abc/abcdef-g0.kv";
-
-// One file of six blocks, written and read without an engine.
-struct Fixture {
-  TempDir dir;
-  std::shared_ptr<FaultOps> ops = std::make_shared<FaultOps>();
-  RootDir root{ops, dir.path(), "host-boot-1-2", 0750};
-  Blocks blocks{3, 3000, 20};
-  GroupMemory memory = blocks.Describe();
-  std::shared_ptr<Device> device = MakeHostDevice();
-  std::shared_ptr<ThreadContext> made = MakeThreadContext(*device, 8192, 8192);
-  ThreadContext& context = *made;
-  ChunkIoOptions options;
-  ChunkIdentity identity;
-  ChunkRequest request;
-  std::vector<std::int32_t> ids = {4, 5, 9, 1, 0, 17};
-  bool removed = false;
-
-  Fixture() {
-    options.step_bytes = 8192;
-    options.piece_bytes = 16384;
-    blocks.FillRandom(1);
-    request = {kPath, "key of a chunk", &memory, 0, ids};
-    identity = {{}, request.key, 0, memory.geometry(), memory.block_bytes()};
-  }
-
-  FileResult Store() {
-    FileResult result;
-    CopyGate gate;
-    ChunkWriter writer(root, options, identity, request);
-    const auto start = writer.Begin(&result);
-    if (start != ChunkWriter::Start::kReady) return result;
-    while (result.ok() && writer.written_bytes() < request.payload_bytes()) {
-      const std::uint64_t begin = writer.written_bytes();
-      const std::uint64_t end = std::min(begin + options.step_bytes, request.payload_bytes());
-      memory.Map(request.block_ids, begin, end, context.segments);
-      result = writer.WriteSegments(context.segments, gate, context);
-    }
-    return result.ok() ? writer.Publish(gate, context) : result;
-  }
-  FileStatus Load() {
-    CopyGate gate;
-    return ChunkReader(root, options, identity, request, context).Load(gate, &removed).status;
-  }
-  std::string Payload() const {
-    std::string bytes;
-    for (const std::int32_t id : request.block_ids)
-      bytes += blocks.Block(static_cast<std::size_t>(id));
-    return bytes;
-  }
-};
+using Fixture = testing::ChunkFixture;
 
 void WhatWasStoredIsLoaded() {
   Fixture f;
@@ -194,36 +144,6 @@ void PathsAreWalkedSafelyWithoutOpenat2() {
   }
 }
 
-void AFileThatExistsIsLeftAlone() {
-  Fixture f;
-  const std::string other(3 * kPageBytes, 'x');
-  f.dir.Write(kPath, other);
-  CHECK(f.Store().ok() && f.dir.Read(kPath) == other);
-  // Lookups say that this one is missing, so it must not be in the way.
-  f.dir.Write(kPath, "short");
-  CHECK(f.Store().ok() && f.Load() == FileStatus::kOk);
-}
-
-void PublicationFallsBackWhereCallsAreMissing() {
-  for (const bool links : {true, false}) {
-    for (const bool taken : {false, true}) {
-      Fixture f;
-      bool planted = false;
-      f.ops->SetHook([&](Call call) {
-        if (call == Call::kRename && taken && !planted) {
-          planted = true;  // somebody publishes the same chunk just before us
-          f.dir.Write(kPath, "theirs");
-        }
-        if (call == Call::kRename) return -EINVAL;
-        return call == Call::kLink && !links ? -EPERM : 0;
-      });
-      CHECK(f.Store().ok());
-      CHECK(f.dir.CountFiles("ns/tmp") == 0);
-      CHECK((f.dir.Read(kPath) == "theirs") == taken);
-    }
-  }
-}
-
 void FailuresAreReportedAndLeaveNothing() {
   const std::pair<Call, int> faults[] = {{Call::kOpen, EACCES},  {Call::kAllocate, EDQUOT},
                                          {Call::kWrite, ENOSPC}, {Call::kSync, EIO},
@@ -258,13 +178,16 @@ void AFileIsClosedBeforeItGetsItsName() {
 
 // Whoever made a folder, or stored the same chunk first, may not have synced yet.
 void FullDurabilitySyncsTheFileAndEveryFolderAbove() {
+  Fixture other;
+  CHECK(other.Store().ok());
+  const std::string theirs = other.dir.Read(kPath);
   for (const bool taken : {false, true}) {
     Fixture f;
     f.options.durability = Durability::kFull;
     int syncs = 0;
     f.ops->SetHook([&](Call call) {
       if (call == Call::kSync) ++syncs;
-      if (call == Call::kRename && taken) f.dir.Write(kPath, "theirs");
+      if (call == Call::kRename && taken) f.dir.Write(kPath, theirs);
       return 0;
     });
     CHECK(f.Store().ok());
@@ -313,7 +236,7 @@ void ARevokedGateStopsCopiesAndPublication() {
   {
     FileResult result;
     ChunkWriter writer(f.root, f.options, f.identity, f.request);
-    CHECK(writer.Begin(&result) == ChunkWriter::Start::kReady);
+    CHECK(writer.Begin(&result, f.context) == ChunkWriter::Start::kReady);
     CHECK(f.dir.CountFiles("ns/tmp") == 1);
     CHECK(!writer.Publish(gate, f.context).ok());
   }
@@ -351,8 +274,6 @@ int main() {
       {"only regular files are read and no link is followed",
        OnlyRegularFilesAreReadAndNoLinkIsFollowed},
       {"paths are walked safely without openat2", PathsAreWalkedSafelyWithoutOpenat2},
-      {"a file that exists is left alone", AFileThatExistsIsLeftAlone},
-      {"publication falls back where calls are missing", PublicationFallsBackWhereCallsAreMissing},
       {"failures are reported and leave nothing", FailuresAreReportedAndLeaveNothing},
       {"a file is closed before it gets its name", AFileIsClosedBeforeItGetsItsName},
       {"full durability syncs the file and every folder above",

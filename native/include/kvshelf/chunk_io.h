@@ -83,9 +83,14 @@ class ChunkReader {
   // begins. Unverified, those bytes alone.
   FileResult LoadPart(CopyGate& gate, std::uint64_t begin, std::uint64_t end, bool* removed);
 
+  // Reads the header alone, one page: whether the file is the chunk that a load of the request
+  // would take. Removes a bad file as a load does.
+  FileResult Inspect(bool* removed);
+
  private:
   FileResult Open();
   FileResult CheckHeader(std::uint64_t begin, std::uint64_t end);
+  bool IsBad(const FileResult& result) const;
   FileResult ReadPieces(CopyGate& gate);
   FileResult ReadPieceAhead(CopyGate& gate, std::uint64_t begin, std::uint64_t end,
                             PieceCoder& coder);
@@ -145,8 +150,9 @@ class ChunkWriter {
   ChunkWriter(const ChunkWriter&) = delete;
   ChunkWriter& operator=(const ChunkWriter&) = delete;
 
-  // Looks whether the file exists, and if not creates the temp file. kFailed sets `*result`.
-  Start Begin(FileResult* result);
+  // Looks whether the chunk is there, and if not creates the temp file. kFailed sets `*result`:
+  // kCorrupt or kForeign if something else has the name and is not ours to remove.
+  Start Begin(FileResult* result, ThreadContext& context);
 
   // Appends staged payload bytes, hashed while hot, in steps. With O_DIRECT `data` must be aligned
   // and have room for padding to a whole page.
@@ -161,17 +167,22 @@ class ChunkWriter {
                            ThreadContext& context);
 
   // Writes the header, syncs as the settings ask, and gives the file its final name unless `gate`
-  // is revoked. A name that is taken is success.
+  // is revoked. A name that the same chunk has taken is success; else fails as Begin does, or with
+  // kNotFound where the name is taken by what cannot be seen.
   FileResult Publish(CopyGate& gate, ThreadContext& context);
 
   std::uint64_t written_bytes() const { return offset_; }
+  // Whether a bad file that had the name was removed.
+  bool removed_bad() const { return removed_bad_; }
 
   // Forgets the temp file and leaves its descriptor open: for storage that hangs, where even
   // close() could.
   void Leak();
 
  private:
+  FileResult Examine(const struct stat& found, ThreadContext& context);
   FileResult CreateTemp();
+  FileResult GiveNameInFolder(const std::string& folder, const std::string& name, bool* taken);
   FileResult WriteFully(std::span<iovec> parts, std::uint64_t offset);
   int GiveFinalName(int folder, const std::string& name);
   int LinkOrRename(int folder, const std::string& name);
@@ -179,6 +190,7 @@ class ChunkWriter {
 
   RootDir& root_;
   const ChunkIoOptions& options_;
+  const ChunkIdentity identity_;
   const ChunkRequest& request_;
   ChunkHeader header_;  // sealed by Publish
   PieceHasher hasher_;
@@ -186,6 +198,7 @@ class ChunkWriter {
   UniqueFd file_;
   std::string temp_name_;
   std::uint64_t offset_ = 0;  // payload bytes written
+  bool removed_bad_ = false;
 };
 
 }  // namespace kvshelf

@@ -75,7 +75,9 @@ def offloaded_block_tokens(vllm_config: Any, kv_cache_config: Any) -> tuple[int,
     """
     transfer = copy.copy(vllm_config.kv_transfer_config)
     extra = transfer.kv_connector_extra_config
-    transfer.kv_connector_extra_config = {k: v for k, v in extra.items() if k not in (TOKENS, BLOCKS)}
+    transfer.kv_connector_extra_config = {
+        k: v for k, v in extra.items() if k not in (TOKENS, BLOCKS)
+    }
     config = copy.copy(vllm_config)
     config.kv_transfer_config = transfer
     try:

@@ -260,9 +260,8 @@ class KvshelfManager(OffloadingManager):
 
     def stored(self, keys: Collection[OffloadKey], req_context: ReqContext) -> set[OffloadKey]:
         """Of these keys of a request, those that need not be stored again."""
-        ours = self._keys.ours(list(keys), req_context.req_id)
-        is_stored = self._presence.is_stored
-        return {key for key, own in zip(keys, ours, strict=True) if is_stored(own)}
+        pairs = zip(keys, self._keys.ours(list(keys), req_context.req_id), strict=True)
+        return {key for key, own in pairs if self._presence.is_stored(own)}
 
     @override
     def on_new_request(self, req_context: ReqContext) -> RequestOffloadingContext:
@@ -344,10 +343,7 @@ class KvshelfManager(OffloadingManager):
 
     @override
     def reset_cache(self) -> None:
-        """Forget what is known, not what is stored: the shelf belongs to other engines too.
-
-        vLLM says so when weights changed, or may have. What follows is ``Epochs``' matter.
-        """
+        """Forget what is known; the shelf is others' too. What follows is ``Epochs``' matter."""
         self._forget()
 
     def _turn(self) -> None:
@@ -384,10 +380,8 @@ class KvshelfManager(OffloadingManager):
         for _ in range(min(len(self._evicted), EVICTED_KEYS_A_STEP)):
             root, name = self._evicted.popleft()
             key = masked(name, self._shelf.mask)
-            if self._shelf.root_of(key) != root:
-                continue
-            if self._presence.is_storing(key):
-                continue  # it was gone before, and soon is there again
+            if self._shelf.root_of(key) != root or self._presence.is_storing(key):
+                continue  # what is being stored was gone before, and soon is there again
             if key not in self._publications.lately:
                 if key in self._answers or self._presence.was_stored(key):
                     self._presence.missed(key, now)
