@@ -3,8 +3,9 @@
     python benchmarks/bench_adapter.py [--directory DIR] [--out FILE]
 
 The scheduler's thread: a first scan over 4,096 unknown keys with the end of its step, and a scan
-over known keys; the same in an epoch after a change of weights, whose keys are masked, in turn. The worker's thread: submitting jobs of 64 chunks of
-16 blocks, and a poll without results. Medians of many rounds.
+over known keys; the same in an epoch after a change of weights, whose keys are masked, in turn. The
+worker's thread: submitting jobs of 64 chunks of 16 blocks, and a poll without results. Medians of
+many rounds.
 """
 
 from __future__ import annotations

@@ -35,7 +35,9 @@ def draft(tokens: list[int]) -> list[int]:
     return [right[0], 1 + right[1] % 400, right[2]]
 
 
-@pytest.mark.parametrize("options", [{}, {"draft": draft}, {"async_scheduling": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"draft": draft}, {"async_scheduling": True}], ids=["plain", "draft", "async"]
+)
 def test_an_answer_that_ends_with_a_chunk_is_stored_as_far_as_computed(
     tmp_path: Path, options: dict[str, Any]
 ) -> None:
@@ -163,7 +165,9 @@ def test_a_queued_store_never_reads_what_another_connector_loads(
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("options", [{}, {"draft": draft}, {"async_scheduling": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"draft": draft}, {"async_scheduling": True}], ids=["plain", "draft", "async"]
+)
 def test_too_many_requests_for_the_memory(
     tmp_path: Path, options: dict[str, Any], seed: int
 ) -> None:

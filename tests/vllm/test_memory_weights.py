@@ -9,10 +9,10 @@ import pytest
 
 pytest.importorskip("vllm")
 
-import torch  # noqa: E402
+import torch
 
-from kvshelf.vllm import memory_weights  # noqa: E402
-from kvshelf.vllm.memory_weights import (  # noqa: E402
+from kvshelf.vllm import memory_weights
+from kvshelf.vllm.memory_weights import (
     UnreadableWeightsError,
     Watch,
     digest_of,
@@ -84,7 +84,7 @@ def test_a_packed_layer_is_asked_for_its_weights() -> None:
 def test_what_cannot_be_read_is_said() -> None:
     model = make_model()
     model.packed.cpu_linear = None
-    with pytest.raises(UnreadableWeightsError, match="packed .*Packed.* no readable weight"):
+    with pytest.raises(UnreadableWeightsError, match=r"packed .*Packed.* no readable weight"):
         digest(model)
     model = make_model()
     model.packed.cpu_linear = lambda *_: 1 / 0

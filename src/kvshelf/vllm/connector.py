@@ -30,6 +30,7 @@ from kvshelf.vllm.pages import PAGES_KEY, page_kinds
 from kvshelf.vllm.report import KvshelfWorkerMetadata
 from kvshelf.vllm.requests import OTHER_CONNECTOR, Hashing, reason_to_leave_alone
 from kvshelf.vllm.spec import IDENTITY_KEY
+from kvshelf.vllm.weights import weights_are_known
 from kvshelf.vllm.worker import KvshelfWorker, blocks_of
 
 logger = compat.logger_of(__name__)
@@ -76,7 +77,7 @@ class KvshelfConnector(OffloadingConnector):
         # Of the scheduler's side, for ``kvshelf.vllm.patches``.
         self.weights: EngineWeights | None = None
         if self._guarded:
-            self._watch_weights(role)
+            self._watch_weights(role, names_weights=weights_are_known(vllm_config))
         self._pace = Pace(
             steps_max=vllm_config.max_concurrent_batches,
             tells_all=vllm_config.parallel_config.world_size > 1,
@@ -89,12 +90,13 @@ class KvshelfConnector(OffloadingConnector):
         # Worker's side: load job -> request, for models whose blocks cannot be named one by one.
         self._load_requests: dict[int, str] = {}
 
-    def _watch_weights(self, role: KVConnectorRole) -> None:
+    def _watch_weights(self, role: KVConnectorRole, *, names_weights: bool) -> None:
         if role is KVConnectorRole.WORKER:
             patches.watch_worker()
             return
         patches.watch_engine()
-        self.weights = EngineWeights(Epochs(has_other_caches=not self._ours))
+        epochs = Epochs(names_weights=names_weights, has_other_caches=not self._ours)
+        self.weights = EngineWeights(epochs)
         for each in compat.asked_about_requests(self.connector_scheduler):
             each.follow(self.weights.epochs)
 
