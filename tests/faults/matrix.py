@@ -238,8 +238,8 @@ def _load_of_damage(cell: Cell) -> Outcome:
 
 def _store(cell: Cell) -> Outcome:
     call, fault = (cell.operation, cell.target), cell.fault
-    if fault in ("swapped", "stale namespace"):  # a name that is taken is not looked into
-        return Outcome("OK", later="FOREIGN")
+    if fault in ("swapped", "stale namespace"):  # what has the name is looked into
+        return Outcome("OK", removed=True)
     if call == ("stat", "chunk ahead"):  # a hint that saves work, no more
         return Outcome("OK", retried=fault == "EINTR")
     if cell.target == "failed temp file":
@@ -274,7 +274,9 @@ def _store_error(cell: Cell) -> Outcome:
     if call == ("fsync", "folder"):
         return Outcome("IO_ERROR", _number(fault))
     if fault == "EEXIST" and cell.operation in ("rename", "link"):
-        return Outcome("OK", later="NOT_FOUND")  # whoever had the name may have removed it since
+        if cell.times == "once":  # whoever had the name has removed it since
+            return Outcome("OK", retried=True)
+        return Outcome("NOT_FOUND", retried=True, later="NOT_FOUND")
     if call == ("stat", "chunk again") and fault == "ENOENT":
         return Outcome("OK")
     if fault in ("ENOENT", "EEXIST") and call not in {

@@ -28,12 +28,13 @@ _STATUSES = {
 
 def describe(cell: Cell, outcome: Outcome) -> str:
     """What a reader of the table is told."""
-    words = [_STATUSES[outcome.status]]
+    store = cell.job.startswith("store")
+    missing = store and outcome.status == "NOT_FOUND"
+    words = ["fails (NOT_FOUND)" if missing else _STATUSES[outcome.status]]
     if outcome.retried:
         words.append("after another try" if outcome.status == "OK" else "after other tries")
     if outcome.removed:
         words.append("the file is removed")
-    store = cell.job.startswith("store")
     if store and outcome.status != "OK" and outcome.later == "OK":
         words.append("the file may be there, whole")
     elif store and outcome.status == "OK" and outcome.later == "NOT_FOUND":

@@ -229,7 +229,12 @@ class Engine(Protocol):
     """
 
     def submit_store(self, job_id: JobId, batch: Batch, stream: int = 0) -> None:
-        """Queue a store of ``batch`` from block memory. A path that exists already is OK, unread.
+        """Queue a store of ``batch`` from block memory.
+
+        A chunk that is there already is OK, and only its header is read. What else has its path is
+        CORRUPT or FOREIGN, as for a load; if it is a regular file and ``remove_bad`` says so, it is
+        removed instead and the chunk is stored. NOT_FOUND: what has the path cannot be seen, or is
+        a chunk that lacks the blocks and is not removed.
 
         On a GPU, copies begin after what is queued on ``stream`` (a CUstream as a number, 0 for
         the default stream) at the time of the call: the kernels that write the blocks.

@@ -100,14 +100,16 @@ class MemoryEngine:
         rows = self._rows(batch)
         with self._lock:
             self._begin(job_id)
-            moved = 0
-            for path, identity, memory, first_block, block_ids in rows:
-                if path not in self._files:  # what is there is never replaced
-                    blocks = tuple(_read(memory, block) for block in block_ids)
-                    self._files[path] = _Stored(identity, first_block, blocks)
-                    moved += len(block_ids) * memory.block_bytes
+            statuses, moved = [], 0
+            for row in rows:
+                statuses.append(self._there(row))
+                if row.path not in self._files:  # a chunk that is there is never replaced
+                    blocks = tuple(_read(row.memory, block) for block in row.block_ids)
+                    self._files[row.path] = _Stored(row.identity, row.first_block, blocks)
+                    statuses[-1] = FileStatus.OK
+                    moved += len(row.block_ids) * row.memory.block_bytes
             for phase in (Phase.RELEASED, Phase.FINISHED):
-                self._report(job_id, JobKind.STORE, phase, [FileStatus.OK] * len(rows), moved)
+                self._report(job_id, JobKind.STORE, phase, statuses, moved)
 
     def submit_load(self, job_id: JobId, batch: Batch, stream: int = 0) -> None:
         """See ``Engine.submit_load``."""
@@ -221,23 +223,30 @@ class MemoryEngine:
 
     def _load(self, row: _Row) -> FileStatus:
         """What a reader finds, in the order of docs/format.md."""
+        status = self._there(row)
+        if status is FileStatus.OK:
+            stored = self._files[row.path]
+            assert isinstance(stored, _Stored)
+            wanted = stored.blocks[row.first_block - stored.first_block :]
+            for block, data in zip(row.block_ids, wanted, strict=False):
+                _write(row.memory, block, data)
+        return status
+
+    def _there(self, row: _Row) -> FileStatus:
+        """Whether the wanted chunk has the path. A bad file is removed, to be stored anew."""
         stored = self._files.get(row.path)
         if stored is None:
             return FileStatus.NOT_FOUND
-        status = FileStatus.OK
         if not isinstance(stored, _Stored):
             status = FileStatus.CORRUPT
         elif stored.identity != row.identity:
             status = FileStatus.FOREIGN
         else:
             start = row.first_block - stored.first_block
-            wanted = stored.blocks[start : start + len(row.block_ids)] if start >= 0 else ()
-            if len(wanted) == len(row.block_ids):
-                for block, data in zip(row.block_ids, wanted, strict=True):
-                    _write(row.memory, block, data)
+            if start >= 0 and start + len(row.block_ids) <= len(stored.blocks):
                 return FileStatus.OK
             status = FileStatus.NOT_FOUND
-        if self._config.remove_bad:  # so that the chunk can be stored again
+        if self._config.remove_bad:
             del self._files[row.path]
             self._removed_bad += 1
         return status

@@ -15,8 +15,8 @@ from kvshelf.engine import Direct, Durability, FileStatus, Phase
 from kvshelf.format import HEADER_BYTES, bad_pieces, decode, file_bytes, geometry_digest
 from kvshelf.keys import make_mask, masked_all
 from kvshelf.layout import chunk_path_in
-from kvshelf.testing.engines import EngineTests
 from kvshelf.testing.memory import NAMESPACE, Setup
+from kvshelf.testing.taken import TakenNameTests
 
 OK, NOT_FOUND = FileStatus.OK, FileStatus.NOT_FOUND
 FOREIGN, CORRUPT = FileStatus.FOREIGN, FileStatus.CORRUPT
@@ -38,12 +38,8 @@ def flip(path: Path, offset: int) -> None:
         file.write(bytes([byte ^ 0x10]))
 
 
-class FileEngineTests(EngineTests):
+class FileEngineTests(TakenNameTests):
     """Adds what can only be seen in files. The root is ``setup.root``."""
-
-    def stored(self, setup: Setup, index: int = 1) -> Path:
-        assert setup.statuses("store", setup.batch((index, [1, 2, 3], 0))) == [OK]
-        return setup.root / setup.path(index)
 
     @pytest.mark.parametrize("first", [0, 7])
     def test_a_file_is_what_the_format_says(self, setup: Setup, first: int) -> None:
@@ -182,7 +178,8 @@ class FileEngineTests(EngineTests):
         damaged = path.read_bytes()
         keeping = setup.open(config=dataclasses.replace(self.config, remove_bad=False))
         assert setup.statuses("load", setup.batch((1, [20, 21, 22], 0)), keeping) == [CORRUPT]
-        assert setup.statuses("store", setup.batch((1, [1, 2, 3], 0)), keeping) == [OK]
+        stored = OK if offset >= HEADER_BYTES else CORRUPT  # a store reads the header alone
+        assert setup.statuses("store", setup.batch((1, [1, 2, 3], 0)), keeping) == [stored]
         assert keeping.stats().removed_bad == 0
         assert keeping.close()
         assert path.read_bytes() == damaged
@@ -222,11 +219,12 @@ class FileEngineTests(EngineTests):
 
     def test_a_chunk_that_somebody_publishes_meanwhile_stays(self, setup: Setup) -> None:
         """Its readers may have it open: a store that comes second drops its own file."""
-        theirs = self.stored(setup, 99)
         temp = setup.root / "ns" / "tmp"
         planted = 0
-        for index in range(50):
+        for index in range(25):
             path = setup.root / setup.path(index)
+            assert setup.statuses("store", setup.batch((index, [2] * 250, 0))) == [OK]
+            theirs = path.rename(path.with_suffix(".theirs"))
             job = 1000 + index
             setup.engine.submit_store(job, setup.batch((index, [1] * 250, 0)))  # takes a while
             while not any(temp.iterdir()) and not setup.engine.wait([job], Phase.FINISHED, 0):
