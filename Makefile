@@ -16,7 +16,7 @@ CMAKE := cmake -S . -G Ninja
 CTEST := ctest --output-on-failure --no-tests=error --test-dir
 
 .DELETE_ON_ERROR:
-.PHONY: FORCE setup tools lint test test-native test-asan test-tsan fuzz coverage stress reliability test-window test-matrix demo bench clean
+.PHONY: FORCE setup tools lint test test-native test-asan test-tsan fuzz coverage stress reliability test-window test-matrix test-peer demo bench clean
 
 # A registry's hiccup is not a broken set-up: one second try.
 define retry
@@ -122,6 +122,11 @@ test-window: $(VENV)/.kvshelf
 MATRIX := 0.27.1 0.28.0 0.29.0 0.30.0 0.31.0
 test-matrix: test-window
 	python scripts/matrix.py build/matrix $(MATRIX)
+
+# vLLM's own offloading tests, of the installed version, with kvshelf's classes put in (an sdist of
+# 40 MB, once, and half a minute).
+test-peer: $(VENV)/.kvshelf
+	python scripts/peer.py build/peer
 
 # Minutes to hours: 10,000 random fault schedules, and whatever else is marked so.
 stress: $(VENV)/.kvshelf

@@ -50,7 +50,7 @@ def test_events_and_metrics(root: Path) -> None:
         engine.tier.shutdown()
 
 
-@pytest.mark.parametrize("locality", ["LOCAL", "remote", None])
+@pytest.mark.parametrize("locality", ["LOCAL", "REMOTE", None])
 def test_events_say_where_the_storage_is(locality: str | None, root: Path) -> None:
     engine = Engine(root, enable_kv_events=True, locality=locality)
     try:
@@ -60,17 +60,17 @@ def test_events_say_where_the_storage_is(locality: str | None, root: Path) -> No
         assert not engine.run("load", [key(1), key(2)], [2, 3]).success
         events = list(engine.tier.take_events())
         assert [event.removed for event in events] == [False, True]
-        expected = None if locality is None else locality.upper()
         for event in events:
             found = getattr(event, "locality", None)
-            assert (found and found.value) == expected and found == engine.tier.locality
+            assert (found and found.value) == locality and found == engine.tier.locality
     finally:
         engine.tier.shutdown()
 
 
-def test_a_place_that_vllm_does_not_know_is_refused(root: Path) -> None:
+@pytest.mark.parametrize("place", ["elsewhere", "local", ""])
+def test_a_place_that_vllm_does_not_know_is_refused(place: str, root: Path) -> None:
     with pytest.raises(ConfigError, match="LOCAL, REMOTE") as caught:
-        Engine(root, locality="elsewhere")
+        Engine(root, locality=place)
     assert caught.value.setting == "locality" and not root.exists()
 
 

@@ -296,9 +296,9 @@ def set_tier_options(tier: Any, backpressure_detector: Any, locality: str | None
     if kinds is None or locality is None:
         return
     try:
-        tier.locality = kinds(str(locality).strip().upper())
+        tier.locality = kinds(locality)
     except ValueError:
-        allowed = "one of " + ", ".join(kind.value for kind in kinds)
+        allowed = "a Locality of vLLM's: " + ", ".join(kind.value for kind in kinds)
         raise ConfigError("locality", locality, allowed) from None
 
 
