@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -12,7 +14,7 @@ from vllm.v1.kv_offload.base import LookupResult, ReqContext
 
 from kvshelf import EngineConfig, metrics
 from kvshelf.config import Settings
-from kvshelf.vllm import auditor
+from kvshelf.vllm import auditor, manager
 from kvshelf.vllm.audit import Audits
 from kvshelf.vllm.compare import Kind, Section
 from kvshelf.vllm.pages import PageKinds
@@ -92,3 +94,19 @@ class Sink(StatsSink):
         for (name, labels), value in report.counters.items():
             if name == metrics.AUDIT_CHUNKS:
                 self.counted[labels[0]] += int(value)
+
+
+@contextmanager
+def captured(handler: logging.Handler) -> Iterator[None]:
+    """What audits log goes to a handler, whatever vLLM has made of its own logger."""
+    loggers = [LOG, auditor.logger, manager.logger]
+    kept = [each.propagate for each in loggers]
+    for each in loggers:
+        each.propagate = False
+        each.addHandler(handler)
+    try:
+        yield
+    finally:
+        for each, propagate in zip(loggers, kept, strict=True):
+            each.propagate = propagate
+            each.removeHandler(handler)

@@ -30,7 +30,7 @@ from kvshelf.vllm import auditor  # noqa: E402
 from kvshelf.vllm.audit import Audits  # noqa: E402
 from kvshelf.vllm.stats import StatsSink  # noqa: E402
 
-from .audited import LOG, SETTINGS, Audited  # noqa: E402
+from .audited import LOG, SETTINGS, Audited, captured  # noqa: E402
 from .test_adapter import CONTEXT, IDENTITY, LAYERS, PER_CHUNK, key  # noqa: E402
 
 MISS, HIT = LookupResult.MISS, LookupResult.HIT
@@ -66,7 +66,7 @@ def test_a_chunk_of_another_prompt_is_found(
     replica.counted()
     replica.pick(A, B)
     replica.compute(THERE, HERE)
-    with caplog.at_level(logging.WARNING, logger="vllm"):
+    with captured(caplog.handler):
         replica.store([A, B], THERE)
         assert replica.settled() == {"equal": 1, "different": 1}
     (line,) = [r for r in caplog.records if r.levelno == logging.ERROR]
@@ -196,7 +196,7 @@ def test_damage_on_the_way_removes_nothing(
         return statuses
 
     monkeypatch.setattr(replica.auditor._shelf, "load", load_damaged)
-    with caplog.at_level(logging.WARNING, logger="vllm"):
+    with captured(caplog.handler):
         replica.store([A], HERE[:4])
         assert replica.settled() == {"equal": 1}
     assert "read again: equal" in caplog.text
@@ -235,7 +235,7 @@ def test_only_the_very_file_is_removed(
         return statuses
 
     monkeypatch.setattr(replica.auditor._shelf, "load", load_and_meddle)
-    with caplog.at_level(logging.WARNING, logger="vllm"):
+    with captured(caplog.handler):
         replica.store([B], HERE[4:])
         assert replica.settled()["different"] == 1
     (line,) = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
@@ -252,7 +252,7 @@ def test_too_many_wrong_chunks_turn_kvshelf_off(
     for each in keys[1:]:
         forge(replica.path(each), payload_of(replica.path(keys[0])))
     replica.pick(*keys)
-    with caplog.at_level(logging.WARNING, logger="vllm"):
+    with captured(caplog.handler):
         replica.store(keys, list(range(16)))
         stats = replica.settled()
     assert stats["different"] == 3

@@ -167,3 +167,27 @@ def test_bytes_are_8_bit_floats_as_torch_reads_them(kind: Kind) -> None:
     codes = torch.arange(256, dtype=torch.uint8)
     theirs = codes.view(DTYPES[kind]).to(torch.float32).numpy()
     np.testing.assert_array_equal(_float8_table(kind), theirs)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", [Kind.FLOAT32, Kind.FLOAT16, Kind.BFLOAT16])
+def test_bytes_that_are_no_kv_are_different(kind: Kind) -> None:
+    """Values whose squares are no float32, and every kind of NaN, are among random bytes."""
+    rng = np.random.default_rng(4)
+    for _ in range(20):
+        one, other = rng.integers(0, 256, (2, *page(kind, values(1)).shape), dtype=np.uint8)
+        assert verdict(kind, one, other) is Verdict.DIFFERENT
+        assert verdict(kind, page(kind, values(1)), one) is Verdict.DIFFERENT
+    huge = np.full((BLOCKS, TOKENS, HEADS, SIZE), 6e4 if kind is Kind.FLOAT16 else 3e38)
+    assert verdict(kind, page(kind, huge), page(kind, -huge)) is Verdict.DIFFERENT
+    assert verdict(kind, page(kind, values(1)), page(kind, huge)) is Verdict.DIFFERENT
+
+
+def test_bytes_behind_the_last_value_do_not_count() -> None:
+    one = np.pad(page(Kind.FLOAT32, values(1)), ((0, 0), (0, 3)))
+    other = one.copy()
+    other[:, -3:] = 255
+    other[0, :4] = np.frombuffer(np.float32(np.nan).tobytes(), np.uint8)
+    assert distance(one, other, Kind.FLOAT32) == np.inf
+    other[0, :4] = one[0, :4]
+    assert distance(one, other, Kind.FLOAT32) == 0

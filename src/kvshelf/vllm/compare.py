@@ -29,7 +29,9 @@ WINDOW_VALUES = 16
 WINDOW_BYTES = 256
 
 Bytes = NDArray[np.uint8]
-Floats = NDArray[np.float32]
+# float64: squares of float32 values of 1e20 and more are no float32, and of bytes that are no KV
+# there may be such values.
+Floats = NDArray[np.float64]
 
 
 class Kind(Enum):
@@ -70,6 +72,9 @@ def tolerances(given: float, model: Kind | None) -> dict[Kind, float]:
         return dict.fromkeys(Kind, given)
     least = TOLERANCES[model] if model is not None else 0.0
     return {kind: max(value, least) for kind, value in TOLERANCES.items()}
+
+
+_SIZES = {Kind.FLOAT32: 4, Kind.FLOAT16: 2, Kind.BFLOAT16: 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +145,10 @@ def distance(one: Bytes, other: Bytes, kind: Kind) -> float:
     if kind is Kind.BYTES:
         windows = _windows(one != other, WINDOW_BYTES)
         return float(windows.mean(axis=-1, dtype=np.float32).max())
+    whole = one.shape[1] // _SIZES.get(kind, 1) * _SIZES.get(kind, 1)
+    one, other = one[:, :whole], other[:, :whole]  # bytes behind the last whole value are no value
     a, b = _floats(one, kind), _floats(other, kind)
-    with np.errstate(invalid="ignore", over="ignore"):
+    with np.errstate(invalid="ignore"):
         difference = np.where(a == b, 0, a - b)  # equal infinities differ by nothing
     if not np.isfinite(difference).all():
         # Not numbers where the other has some, or where bytes differ: no rounding makes those.
@@ -150,8 +157,7 @@ def distance(one: Bytes, other: Bytes, kind: Kind) -> float:
         if not np.isfinite(difference).all():
             return float("inf")
     lengths = np.maximum(_lengths(a), _lengths(b))
-    least = max(_low_quartile(lengths), float(np.finfo(np.float32).tiny))
-    scale = np.maximum(lengths, np.float32(least))
+    scale = np.maximum(lengths, max(_low_quartile(lengths), float(np.finfo(np.float32).tiny)))
     return float((_lengths(difference) / scale).max())
 
 
@@ -186,16 +192,17 @@ def _windows(values: NDArray[Any], size: int) -> NDArray[Any]:
 
 
 def _floats(data: Bytes, kind: Kind) -> Floats:
-    """The values as float32[blocks, values]; bytes behind the last whole value are left out."""
-    size = {Kind.FLOAT32: 4, Kind.FLOAT16: 2, Kind.BFLOAT16: 2}.get(kind, 1)
-    whole = np.ascontiguousarray(data[:, : data.shape[1] // size * size])
-    if kind is Kind.FLOAT32:
-        return whole.view(np.float32)
-    if kind is Kind.FLOAT16:
-        return whole.view(np.float16).astype(np.float32)
-    if kind is Kind.BFLOAT16:
-        return (whole.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-    return _float8_table(kind)[whole]
+    """The values as float64[blocks, values]."""
+    whole = np.ascontiguousarray(data)
+    with np.errstate(invalid="ignore"):  # of signaling NaNs
+        if kind is Kind.FLOAT32:
+            return whole.view(np.float32).astype(np.float64)
+        if kind is Kind.FLOAT16:
+            return whole.view(np.float16).astype(np.float64)
+        if kind is Kind.BFLOAT16:
+            wide = whole.view(np.uint16).astype(np.uint32) << 16
+            return wide.view(np.float32).astype(np.float64)
+        return _float8_table(kind)[whole]
 
 
 def _float8_table(kind: Kind) -> Floats:
@@ -214,4 +221,4 @@ def _float8_table(kind: Kind) -> Floats:
     else:
         last = exponent == (1 << exponent_bits) - 1
         values[last] = np.where(mantissa[last] == 0, sign[last] * np.inf, np.nan)
-    return values.astype(np.float32)
+    return values
