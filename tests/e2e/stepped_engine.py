@@ -31,7 +31,7 @@ PARAMETERS = SamplingParams(
 class Stepped:
     def __init__(self, model: str, transfer: dict[str, Any] | None) -> None:
         arguments = engine_arguments(model, None)  # type: ignore[arg-type]
-        arguments["num_gpu_blocks_override"] = BLOCKS
+        arguments |= {"num_gpu_blocks_override": BLOCKS, "max_model_len": 1024}
         if transfer is not None:
             arguments["kv_transfer_config"] = transfer
         self.engine = LLM(**arguments).llm_engine  # type: ignore[arg-type]

@@ -39,13 +39,12 @@ from vllm.v1.worker import kv_connector_model_runner_mixin as mixin
 
 from kvshelf.format import HEADER_BYTES, decode
 from kvshelf.keys import group_of, hash_of
-from kvshelf.vllm import plugin
+from kvshelf.vllm import patches, plugin
 
 from .configs import kv_cache_config, vllm_config
-from .model import BLOCK, Runner, answer_to, mark, prompt_of, states_of
+from .model import BLOCK, Executor, Runner, answer_to, mark, prompt_of, states_of
 
 __all__ = ["BLOCK", "CHUNK", "Rig", "answer_to", "ours", "prompt_of", "rigs", "states_of"]
-
 CHUNK = 64  # tokens, unless told otherwise
 WAIT_SECONDS = 120.0  # an engine that comes to no end in it never will
 _IDS = itertools.count()
@@ -117,6 +116,10 @@ class Rig:
             )
         with set_current_vllm_config(self.config):
             self.worker.register_kv_caches(self.runner.caches)
+        self.executor = Executor(seed)  # of the engine core, which says what weights there are
+        for one in self.connectors():
+            if one.weights is not None:
+                one.weights.begin(self.executor, lambda: patches._alive(self.scheduler))
         self._held: list[Callable[[], None]] = []
         if hold_stores:
             self._hold_stores()
@@ -390,8 +393,7 @@ def _scheduler(config: Any, cache: Any) -> Any:
     )
 
 
-def _hasher(config: Any) -> Any:
-    """vLLM's own, after our connector has fixed the seed, as in the engine core."""
+def _hasher(config: Any) -> Any:  # after our connector has fixed the seed, as the core does
     hash_function = get_hash_fn_by_name(config.cache_config.prefix_caching_hash_algo)
     kv_cache_utils.init_none_hash(hash_function)
     return kv_cache_utils.get_request_block_hasher(BLOCK, hash_function)
