@@ -46,7 +46,7 @@ from .model import BLOCK, Executor, Runner, answer_to, mark, prompt_of, states_o
 
 __all__ = ["BLOCK", "CHUNK", "Rig", "answer_to", "ours", "prompt_of", "rigs", "states_of"]
 CHUNK = 64  # tokens, unless told otherwise
-WAIT_SECONDS = 120.0  # an engine that comes to no end in it never will
+WAIT_SECONDS = 120.0  # an engine that takes longer never ends
 _IDS = itertools.count()
 _ENGINE: dict[str, Any] = {
     "max_model_len": 1024,
@@ -106,7 +106,7 @@ class Rig:
         page_bytes = cache.kv_cache_groups[0].kv_cache_spec.page_size_bytes
         layers = [list(group.layer_names) for group in cache.kv_cache_groups]
         cache.kv_cache_tensors = _tensors(
-            [name for names in layers for name in names], blocks * page_bytes
+            [n for names in layers for n in names], blocks, page_bytes
         )
         self.runner = Runner(layers, blocks, page_bytes, seed)
         with set_current_vllm_config(self.config):
@@ -121,6 +121,7 @@ class Rig:
             if one.weights is not None:
                 one.weights.begin(self.executor, lambda: patches._alive(self.scheduler))
         self._held: list[Callable[[], None]] = []
+        self._let_go_at_once = False
         if hold_stores:
             self._hold_stores()
         self._hasher = _hasher(self.config)
@@ -128,8 +129,6 @@ class Rig:
         self._in_flight: list[tuple[Any, Any]] = []  # async scheduling: steps not yet told of
         self.requests: dict[str, Request] = {}
         self.answers: dict[str, list[int]] = {}
-
-    # Asking
 
     def add(
         self,
@@ -168,19 +167,18 @@ class Rig:
         """As when clients hang up."""
         self.scheduler.finish_requests(names, RequestStatus.FINISHED_ABORTED)
 
-    def cached_tokens(self, name: str) -> int:
-        """Tokens of a request that were not computed."""
+    def cached_tokens(self, name: str) -> int:  # which were not computed
         return self.runner.cached[name]
-
-    # Stepping
 
     def run(self) -> None:
         """Step until every request is answered."""
         self._until(lambda: not self.scheduler.has_unfinished_requests() and not self._in_flight)
 
     def settle(self) -> None:
-        """Step until no store or load is under way, and files are written."""
+        """Step until nothing is under way and files are written; stores are held no more."""
+        self._let_go_at_once = True
         self._until(lambda: not self.scheduler.has_requests() and not self._in_flight)
+        self._let_go_at_once = False
         for worker in self.workers():
             assert worker._shelf.drain(20)
         for _ in range(2):  # one carries the report, one the news
@@ -190,6 +188,8 @@ class Rig:
         """One step of vLLM's engine core. False: nothing was scheduled."""
         output = self.scheduler.schedule()
         self._in_flight.append((output, self._execute(output)))
+        if self._let_go_at_once:
+            self.let_go()
         depth = 2 if self.config.scheduler_config.async_scheduling else 1
         if len(self._in_flight) >= depth or not output.total_num_scheduled_tokens:
             self._tell()
@@ -255,8 +255,6 @@ class Rig:
             pooler_output=None,
             kv_connector_output=connector_output,
         )
-
-    # Judging
 
     def _note(self, name: str) -> None:
         request = self.requests[name]
@@ -355,7 +353,7 @@ def rigs(*made: Rig) -> Iterator[tuple[Rig, ...]]:
 
 
 def ours(shelf: Path, role: str = "kv_both", **extra: Any) -> dict[str, Any]:
-    """Our connector's configuration, with lookups that are waited for and no eviction."""
+    """Our connector's configuration: lookups are waited for, nothing is evicted."""
     return {
         "kv_connector": "KvshelfConnector",
         "kv_role": role,
@@ -371,11 +369,13 @@ def ours(shelf: Path, role: str = "kv_both", **extra: Any) -> dict[str, Any]:
     }
 
 
-def _tensors(names: Sequence[str], size: int) -> list[Any]:
-    """What vLLM before 0.30 wants to know of layers' memory; later versions look at it."""
-    if "shared_by" not in KVCacheTensor.__dataclass_fields__:
-        return []
-    return [KVCacheTensor(size=size, shared_by=[name]) for name in names]
+def _tensors(names: Sequence[str], blocks: int, page_bytes: int) -> list[Any]:
+    """What a vLLM is told of layers' memory: until 0.28 each layer's, since then the whole."""
+    size = blocks * page_bytes
+    if "shared_by" in KVCacheTensor.__dataclass_fields__:
+        return [KVCacheTensor(size=size, shared_by=[name]) for name in names]
+    whole = {"size": size * len(names), "layer_stride": size, "block_stride": page_bytes}
+    return [KVCacheTensor(layers=list(names), **whole)]
 
 
 def _scheduler(config: Any, cache: Any) -> Any:

@@ -97,7 +97,9 @@ def test_a_request_that_ends_half_computed_stores_that_half(
     engine = rig(tmp_path, max_num_batched_tokens=CHUNK + 48)
     with rigs(engine):
         name = engine.add(prompt_of(3 * CHUNK))
-        engine.step()  # 112 tokens: a chunk, and blocks of a second one that is not whole
+        while not engine.requests[name].num_computed_tokens:  # lookups come first
+            engine.step()
+        # 112 tokens: a chunk, and blocks of a second one that is not whole.
         if preempted:
             assert engine.scheduler.reset_prefix_cache(reset_running_requests=True)
         engine.scheduler.finish_requests(name, RequestStatus[status])

@@ -69,7 +69,7 @@ def test_a_tier_neither_loads_nor_stores_for_such_a_request(tmp_path: Path) -> N
         assert engine.lookup(*KEYS) == [LookupResult.MISS] * 2
         engine.tier.submit_store(transfer_job(9, [key(3)], [2], is_load=False))
         (result,) = engine.tier.get_finished_jobs()
-        assert result.success
+        assert result.job_id == 9
         assert len(list(tmp_path.rglob("*.kv"))) == 2
     finally:
         engine.tier.shutdown()

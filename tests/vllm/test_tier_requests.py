@@ -60,6 +60,7 @@ def test_what_was_never_computed_does_not_reach_the_tier(tmp_path: Path) -> None
     engine = tiered(tmp_path, max_num_batched_tokens=CHUNK + 48)
     with rigs(engine):
         name = engine.add(prompt_of(3 * CHUNK))
-        engine.step()
+        while not engine.requests[name].num_computed_tokens:
+            engine.step()
         engine.scheduler.finish_requests(name, RequestStatus.FINISHED_ERROR)
         assert stored(engine) <= 1
