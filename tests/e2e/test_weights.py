@@ -153,7 +153,7 @@ def test_a_few_rows_written_in_place_are_another_epoch(site: Site, trained: Engi
 
 def test_one_tensor_of_a_packed_layer_is_another_epoch(site: Site, trained: EngineProcess) -> None:
     """vLLM's CPU build keeps linear layers where no parameter shows them."""
-    name = "model.layers.2.self_attn.k_proj.weight"
+    name = "model.layers.2.self_attn.o_proj.weight"
     trained.rpc(f"{TRAINER}:reload_one", path=str(site.models[1]), name=name)
     trained.reset_prefix_cache()
     assert [each.cached_tokens for each in ask(trained, PROMPTS)] == NONE

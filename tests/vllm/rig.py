@@ -100,6 +100,7 @@ class Rig:
         self.config = vllm_config(
             model, **{**_ENGINE, **drafts, "kv_transfer_config": transfer, **engine}
         )
+        (model / "model.safetensors").write_bytes(bytes(64))  # the namespace names these weights
         self.config.cache_config.num_gpu_blocks = blocks
         cache = kv_cache_config(groups=groups)
         cache.num_blocks = blocks
@@ -114,7 +115,6 @@ class Rig:
             self.worker = KVConnectorFactory.create_connector(
                 self.config, KVConnectorRole.WORKER, cache
             )
-        with set_current_vllm_config(self.config):
             self.worker.register_kv_caches(self.runner.caches)
         self.executor = Executor(seed)  # of the engine core, which says what weights there are
         for one in self.connectors():
