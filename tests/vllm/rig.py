@@ -100,7 +100,7 @@ class Rig:
         self.config = vllm_config(
             model, **{**_ENGINE, **drafts, "kv_transfer_config": transfer, **engine}
         )
-        (model / "model.safetensors").write_bytes(bytes(64))  # the namespace names these weights
+        (model / "pytorch_model.bin").write_bytes(bytes(64))  # the namespace names these weights
         self.config.cache_config.num_gpu_blocks = blocks
         cache = kv_cache_config(groups=groups)
         cache.num_blocks = blocks
