@@ -78,6 +78,17 @@ ROWS: tuple[tuple[str, str, tuple[Panel, ...]], ...] = (
                 ((rate("kvshelf:requests_left_alone_total", "reason"), "{{reason}}"),),
                 "Neither loaded nor stored, by reason.",
             ),
+            Panel(
+                "Audits",
+                "ops",
+                (
+                    (rate("kvshelf:audit_chunks_total", "result"), "chunks, {{result}}"),
+                    (rate("kvshelf:audit_tokens_total"), "tokens computed"),
+                    ("max(kvshelf:audit_off{WHERE})", "off"),
+                    *quantiles("kvshelf:audit_distance"),
+                ),
+                "Hits that were computed and compared with the shelf (audit_percent).",
+            ),
         ),
     ),
     (
