@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 
@@ -102,6 +103,27 @@ def check_multi(multi: Any) -> None:
     alone = set(multi.SpecsOfChildren.build_metric_definitions({"kvshelf.specs": [theirs]}))
     assert names == alone | set(metric_definitions()) and alone
     assert isinstance(multi.SpecsOfChildren.config_info_keys(both), tuple)
+    named = {"kv_connector": "KvshelfConnector", "kv_connector_extra_config": {}}
+    ours_by_path = {**named, "kv_connector_module_path": "kvshelf.vllm.connector"}
+    host = {"kv_connector": "OffloadingConnector", "kv_connector_extra_config": theirs}
+    for children in ([ours_by_path, host], [host, ours_by_path], [named, host]):
+        check_one_class(multi, children)
+
+
+def check_one_class(multi: Any, children: list[dict[str, Any]]) -> None:
+    """vLLM makes the series of each class of children once: two would collide."""
+    from vllm.config import KVTransferConfig
+
+    transfer = KVTransferConfig(
+        kv_connector="MultiConnector",
+        kv_role="kv_both",
+        kv_connector_extra_config={
+            "connectors": [{**each, "kv_role": "kv_both"} for each in children]
+        },
+    )
+    changed = multi._with_all_metrics(SimpleNamespace(kv_transfer_config=transfer))
+    found = multi.MultiConnector._get_connector_classes_and_configs(changed)
+    assert len({cls for cls, _ in found}) == 1, found
 
 
 def check_stats() -> None:

@@ -31,6 +31,7 @@ logger = compat.logger_of(__name__)
 
 _OFFLOADING = (CONNECTOR_NAME, "OffloadingConnector")
 _CHILDREN = "connectors"
+_MODULE_PATH = "kv_connector_module_path"
 _SPECS_KEY = "kvshelf.specs"
 
 
@@ -136,8 +137,11 @@ def _with_all_metrics(vllm_config: Any) -> Any:
     if len(offloading) < 2:
         return vllm_config
     specs = [_with_spec(children[i]) for i in offloading]
+    first = {k: v for k, v in children[offloading[0]].items() if k != _MODULE_PATH}
     children[offloading[0]] = {
-        **children[offloading[0]],
+        **first,
+        # By its registered name, not from a module: all of them must be of one class, since vLLM
+        # registers the series of each class, and those of two collide.
         "kv_connector": "OffloadingConnector",
         "kv_connector_extra_config": {
             "spec_name": SpecsOfChildren.__name__,
