@@ -112,7 +112,7 @@ def test_every_wrapped_method_is_there_and_is_wrapped_once() -> None:
         (cores[2], ("run_busy_loop", "add_request")),
         (compat.scheduler_class(), ("reset_prefix_cache",)),
         (compat.lora_manager_class(), ("_load_adapter",)),
-        (compat.worker_classes()[0], ("sleep",)),
+        (compat.worker_classes()[0], ("sleep", "wake_up")),
     ]
     before = [vars(cls)[name] for cls, names in wrapped for name in names]
     assert all(hasattr(each, patches._MARK) for each in before)
@@ -189,6 +189,49 @@ def test_weights_that_are_not_in_memory_are_not_read(core: Core) -> None:
     core.wake_up()
     weights_of(core).settle_if_possible()
     assert weights_of(core).epochs.is_on and not weights_of(core).epochs.mask
+
+
+class Worker:
+    """A worker in outline; the memory of its weights comes and goes."""
+
+    def __init__(self) -> None:
+        self.model_runner = SimpleNamespace(get_model=lambda: 1 / 0)
+
+    def sleep(self, level: int = 1) -> None:
+        pass
+
+    def discard(self, tags: tuple[str, ...]) -> None:
+        pass
+
+    def wake_up(self, tags: list[str] | None = None) -> None:
+        pass
+
+
+for _name, _wrapper in (
+    ("sleep", patches._sleep),
+    ("discard", patches._discard),
+    ("wake_up", patches._wake_up),
+):
+    patches._wrap(Worker, _name, _wrapper)
+
+
+def test_a_worker_that_was_told_alone_to_sleep_is_not_read(core: Core) -> None:
+    """By an RPC, of which vLLM's executor keeps no note: to read unmapped memory would end it."""
+    worker = Worker()
+    worker.sleep()
+    assert read_weights(worker).are_asleep
+    worker.wake_up(["weights"])
+    assert not read_weights(worker).are_asleep
+    worker.discard(("kv_cache",))
+    assert not read_weights(worker).are_asleep
+    worker.sleep(level=2)
+    worker.wake_up()
+    assert "division" in read_weights(worker).fault  # it tries
+    core.add_request(request())
+    asleep = WeightsRead("", 0.0, "", {}, are_asleep=True)
+    core.model_executor.collective_rpc = lambda _: [asleep]  # type: ignore[method-assign]
+    core.scheduler.reset_prefix_cache()
+    assert not weights_of(core).epochs.is_on
 
 
 def test_workers_that_cannot_be_asked_make_an_epoch_that_nobody_shares(core: Core) -> None:

@@ -99,7 +99,11 @@ class EngineWeights:
     def _settle(self) -> None:
         """Read the weights; what follows is told in the log."""
         before, why = self.epochs.generation, self.epochs.reason
-        digests = _digests(self._read())
+        read = self._read()
+        if read is not None and any(each.are_asleep for each in read):
+            self.epochs.doubt("weights were not in memory")
+            return
+        digests = _digests(read)
         self.epochs.settle(digests, self._alive())
         if self.epochs.generation == before:
             return

@@ -10,19 +10,19 @@ Every wrapper calls what it wraps with the same arguments and returns or raises 
 | EngineCore.add_lora | scheduler | an adapter may be another one now |
 | Scheduler.reset_prefix_cache | scheduler | only after it succeeded do loads and stores go on |
 | WorkerLoRAManager._load_adapter | worker | an adapter is known by its content |
-| Worker.sleep, discard | worker | KV memory is unmapped: no copy may run then |
+| Worker.sleep, discard, wake_up | worker | unmapped memory is neither copied nor read |
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from kvshelf.vllm import compat
 from kvshelf.vllm.adapters import digest_of
 from kvshelf.vllm.engine_weights import EngineWeights
-from kvshelf.vllm.worker_weights import DIGESTS_NAME, quiesce
+from kvshelf.vllm.worker_weights import ASLEEP_NAME, DIGESTS_NAME, quiesce
 
 _MARK = "_kvshelf_wraps"
 
@@ -44,8 +44,9 @@ def watch_worker() -> None:
     """Wrap the classes of a worker's process. May be called again."""
     _wrap(compat.lora_manager_class(), "_load_adapter", _load_adapter)
     for cls in compat.worker_classes():
-        for name in ("sleep", "discard"):
-            _wrap(cls, name, _unmap)
+        _wrap(cls, "sleep", _sleep)
+        _wrap(cls, "discard", _discard)
+        _wrap(cls, "wake_up", _wake_up)
 
 
 def _wrap(cls: Any, name: str, wrapper: Callable[..., Any]) -> None:
@@ -145,6 +146,27 @@ def _load_adapter(wrapped: Callable[..., Any], manager: Any, *args: Any, **kwarg
     return adapter
 
 
-def _unmap(wrapped: Callable[..., Any], worker: Any, *args: Any, **kwargs: Any) -> Any:
+def _sleep(wrapped: Callable[..., Any], worker: Any, *args: Any, **kwargs: Any) -> Any:
     quiesce()
+    _asleep(worker).update(("weights", "kv_cache"))
     return wrapped(worker, *args, **kwargs)
+
+
+def _discard(wrapped: Callable[..., Any], worker: Any, tags: Iterable[str]) -> Any:
+    quiesce()
+    _asleep(worker).update(tags)
+    return wrapped(worker, tags)
+
+
+def _wake_up(wrapped: Callable[..., Any], worker: Any, tags: list[str] | None = None) -> Any:
+    result = wrapped(worker, tags)
+    _asleep(worker).difference_update(tags or ("weights", "kv_cache"))
+    return result
+
+
+def _asleep(worker: Any) -> set[str]:
+    """What of a worker's memory is unmapped, also where an RPC told the worker alone to sleep."""
+    if not hasattr(worker, ASLEEP_NAME):
+        setattr(worker, ASLEEP_NAME, set())
+    tags: set[str] = getattr(worker, ASLEEP_NAME)
+    return tags

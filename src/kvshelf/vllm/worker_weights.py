@@ -25,8 +25,9 @@ logger = compat.logger_of(__name__)
 
 # How often the watch looks where nothing is stored; a store looks each time.
 WATCH_SECONDS = 1.0
-# Where a patched LoRA manager keeps the digests of what it loaded.
+# Where a patched LoRA manager keeps the digests of what it loaded, and a worker what is unmapped.
 DIGESTS_NAME = "_kvshelf_digests"
+ASLEEP_NAME = "_kvshelf_asleep"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +38,14 @@ class WeightsRead:
         seconds: it took.
         fault: why they cannot be read.
         adapters: in this rank's memory.
+        are_asleep: their memory is unmapped, so nothing was read.
     """
 
     digest: str
     seconds: float
     fault: str
     adapters: Loaded
+    are_asleep: bool = False
 
 
 class WorkerWeights:
@@ -97,6 +100,8 @@ def loaded_adapters(lora_manager: Any) -> Loaded:
 def read_weights(worker: Any) -> WeightsRead:
     """Read all weights, and watch them from now on. Runs in a worker; see ``digest_of``."""
     worker = getattr(worker, "worker", worker)  # vLLM wraps it
+    if "weights" in getattr(worker, ASLEEP_NAME, ()):
+        return WeightsRead("", 0.0, "", {}, are_asleep=True)
     start = time.monotonic()
     digest, fault, watch = "", "", None
     try:
