@@ -41,6 +41,11 @@ def rate(metric: str, by: str = "") -> str:
     return f"{grouped}(rate({metric}{{WHERE}}[$__rate_interval]))"
 
 
+def or_none(expression: str) -> str:
+    """0 until the first of something that most engines never have, instead of no data."""
+    return f"{expression} or vector(0)"
+
+
 def quantiles(metric: str) -> tuple[tuple[str, str], ...]:
     inner = rate(f"{metric}_bucket", "le")
     shares = ((0.5, "median"), (0.99, "p99"))
@@ -75,14 +80,14 @@ ROWS: tuple[tuple[str, str, tuple[Panel, ...]], ...] = (
             Panel(
                 "Requests left alone",
                 "ops",
-                ((rate("kvshelf:requests_left_alone_total", "reason"), "{{reason}}"),),
+                ((or_none(rate("kvshelf:requests_left_alone_total", "reason")), "{{reason}}"),),
                 "Neither loaded nor stored, by reason.",
             ),
             Panel(
                 "Audits",
                 "ops",
                 (
-                    (rate("kvshelf:audit_chunks_total", "result"), "chunks, {{result}}"),
+                    (or_none(rate("kvshelf:audit_chunks_total", "result")), "chunks, {{result}}"),
                     (rate("kvshelf:audit_tokens_total"), "tokens computed"),
                     ("max(kvshelf:audit_off{WHERE})", "off"),
                     *quantiles("kvshelf:audit_distance"),
