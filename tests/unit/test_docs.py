@@ -121,6 +121,16 @@ def test_the_tests_that_the_page_on_sharing_names_exist() -> None:
     assert all("::test_" in row for row in rows)
 
 
+def test_every_case_of_engines_in_the_field_names_its_test() -> None:
+    page = (DOCS / "reliability.md").read_text(encoding="utf-8")
+    rows = re.findall(
+        r"^\| (E\d+) \|.*`([a-z0-9_/]+\.py)::(test_[a-z0-9_]+)` \|$", page, re.MULTILINE
+    )
+    assert {case for case, _, _ in rows} == {f"E{number}" for number in range(1, 25)}
+    for _, path, test in rows:
+        assert f"def {test}(" in (ROOT / path).read_text(encoding="utf-8"), (path, test)
+
+
 def test_the_page_on_sharing_names_every_reason() -> None:
     code = (ROOT / "src/kvshelf/vllm/requests.py").read_text(encoding="utf-8")
     reasons = set(re.findall(r'^[A-Z_]+ = "([a-z_]+)"$', code, re.MULTILINE))
