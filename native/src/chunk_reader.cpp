@@ -44,12 +44,12 @@ FileResult ChunkReader::LoadPart(CopyGate& gate, std::uint64_t begin, std::uint6
   // with parts of one file, the first says what became of it: the others may find it gone.
   if (result.ok()) return result;
   if (!gate.Revoke()) return {FileStatus::kCancelled, 0};
-  if (IsBad(result) && ours && options_.remove_bad) *removed = RemoveBad();
+  if (IsBad(result) && ours && options_.remove_bad) *removed = RemoveBad() == BadFile::kRemoved;
   return result;
 }
 
-FileResult ChunkReader::Inspect(bool* removed) {
-  *removed = false;
+FileResult ChunkReader::Inspect(BadFile* bad) {
+  *bad = BadFile::kKept;
   FileResult result = Open();
   if (!result.ok()) return result;  // what is no regular file is not removed
   result = CheckHeader(0, 0);
@@ -58,7 +58,7 @@ FileResult ChunkReader::Inspect(bool* removed) {
     PieceCoder coder(identity_.auth_key, header.salt);
     if (!HeaderIsAuthentic(header, coder)) result = {FileStatus::kForeign, 0};
   }
-  if (IsBad(result) && options_.remove_bad) *removed = RemoveBad();
+  if (IsBad(result) && options_.remove_bad) *bad = RemoveBad();
   return result;
 }
 
@@ -241,16 +241,21 @@ bool ChunkReader::CopyWanted(CopyGate& gate, std::uint64_t begin, std::uint64_t 
   });
 }
 
-bool ChunkReader::RemoveBad() {
+BadFile ChunkReader::RemoveBad() {
   const auto [folder, name] = SplitPath(request_.path);
-  const UniqueFd folder_fd(root_.OpenFolder(folder));
-  if (!folder_fd) return false;
+  const int opened = root_.OpenFolder(folder);
+  if (opened < 0) return opened == -ENOENT ? BadFile::kReplaced : BadFile::kKept;
+  const UniqueFd folder_fd(opened);
   struct stat now{};
-  if (root_.ops().StatAt(folder_fd.get(), name.c_str(), &now) < 0) return false;
+  const int found = root_.ops().StatAt(folder_fd.get(), name.c_str(), &now);
+  if (found == -ENOENT) return BadFile::kReplaced;
+  if (found < 0) return BadFile::kKept;
   // Our descriptor keeps the inode alive, so the same number means the very file that we read and
   // not a good one that somebody has published since.
-  if (now.st_dev != stat_.st_dev || now.st_ino != stat_.st_ino) return false;
-  return root_.ops().UnlinkAt(folder_fd.get(), name.c_str()) >= 0;
+  if (now.st_dev != stat_.st_dev || now.st_ino != stat_.st_ino) return BadFile::kReplaced;
+  const int removed = root_.ops().UnlinkAt(folder_fd.get(), name.c_str());
+  if (removed == -ENOENT) return BadFile::kReplaced;
+  return removed < 0 ? BadFile::kKept : BadFile::kRemoved;
 }
 
 }  // namespace kvshelf

@@ -10,6 +10,9 @@ namespace {
 
 // Folders may be removed by an evictor between making and using them.
 constexpr int kFolderAttempts = 3;
+// A name that is taken by a bad file is free once the file is removed, until somebody damages the
+// next one.
+constexpr int kNameAttempts = 4;
 // Temp names of two engines in one process collide; each collision takes the next number.
 constexpr int kTempNameAttempts = 10000;
 
@@ -56,11 +59,10 @@ ChunkWriter::Start ChunkWriter::Begin(FileResult* result, ThreadContext& context
 FileResult ChunkWriter::Examine(const struct stat& found, ThreadContext& context) {
   // Opening a device may do anything, and none of these is ours to remove.
   if (!S_ISREG(found.st_mode)) return {FileStatus::kCorrupt, 0};
-  bool removed = false;
-  const FileResult result =
-      ChunkReader(root_, options_, identity_, request_, context).Inspect(&removed);
-  if (!removed) return result;
-  removed_bad_ = true;
+  BadFile bad{};
+  const FileResult result = ChunkReader(root_, options_, identity_, request_, context).Inspect(&bad);
+  if (bad == BadFile::kKept) return result;
+  removed_bad_ = removed_bad_ || bad == BadFile::kRemoved;
   return {FileStatus::kNotFound, 0};
 }
 
@@ -214,7 +216,7 @@ FileResult ChunkWriter::Publish(CopyGate& gate, ThreadContext& context) {
   if (!gate.ClaimPublication()) return FileResult::IoError(ECANCELED);
 
   const auto [folder, name] = SplitPath(request_.path);
-  for (bool again = false;; again = true) {
+  for (int attempt = 1;; ++attempt) {
     bool taken = false;
     const FileResult named = GiveNameInFolder(folder, name, &taken);
     if (!named.ok()) return named;
@@ -225,7 +227,7 @@ FileResult ChunkWriter::Publish(CopyGate& gate, ThreadContext& context) {
     const FileResult there =
         found < 0 ? FileResult{FileStatus::kNotFound, 0} : Examine(existing, context);
     if (there.ok()) break;  // somebody else stored the same chunk; ours is dropped
-    if (there.status != FileStatus::kNotFound || again) return there;
+    if (there.status != FileStatus::kNotFound || attempt == kNameAttempts) return there;
   }
   const int synced = options_.durability == Durability::kFull ? root_.SyncFolders(folder) : 0;
   return synced < 0 ? FileResult::IoError(-synced) : FileResult{};

@@ -110,9 +110,9 @@ FileResult EngineCore::ProbeStored(const Transfer& file) {
   } catch (const std::bad_alloc&) {  // of a thread, it would end the process
     return FileResult::IoError(ENOMEM);
   }
-  bool removed = false;
+  BadFile kept{};
   const ChunkIdentity identity = IdentityOf(file);
-  return ChunkReader(root_, options, identity, file.request, context).Inspect(&removed);
+  return ChunkReader(root_, options, identity, file.request, context).Inspect(&kept);
 }
 
 FileResult EngineCore::ProbeOne(Job& job, std::size_t index, std::uint64_t* bytes) {

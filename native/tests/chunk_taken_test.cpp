@@ -155,6 +155,26 @@ void PublicationFallsBackWhereCallsAreMissing() {
   }
 }
 
+// Two stores may find the same bad file. Whoever is second finds its name free, or good.
+void ABadFileThatSomebodyElseRemovesFirstIsStoredAnew() {
+  for (const bool replaced : {false, true}) {
+    for (const Call last : {Call::kRead, Call::kUnlink}) {
+      Fixture f;
+      CHECK(f.Store().ok());
+      const std::string good = f.dir.Read(kPath);
+      f.dir.Write(kPath, "short" + std::string(2 * kPageBytes, 'x'));
+      bool once = true;
+      f.ops->SetHook([&](Call call) {
+        if (call != last || !std::exchange(once, false)) return 0;
+        std::filesystem::remove(f.dir / kPath);
+        if (replaced && last == Call::kRead) f.dir.Write(kPath, good);
+        return 0;
+      });
+      CHECK(f.Store().ok() && !f.removed && f.Load() == FileStatus::kOk);
+    }
+  }
+}
+
 void ANameThatIsTakenByNothingFailsTheStore() {
   Fixture f;
   f.ops->SetHook(Fail(Call::kRename, EEXIST));
@@ -172,6 +192,8 @@ void ANameThatIsTakenByNothingFailsTheStore() {
 int main() {
   using namespace kvshelf;
   return testing::RunTests({
+      {"a bad file that somebody else removes first is stored anew",
+       ABadFileThatSomebodyElseRemovesFirstIsStoredAnew},
       {"a chunk that exists is left alone", AChunkThatExistsIsLeftAlone},
       {"a bad file that exists is stored anew", ABadFileThatExistsIsStoredAnew},
       {"an obstacle fails the store and stays", AnObstacleFailsTheStoreAndStays},

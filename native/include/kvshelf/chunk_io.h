@@ -65,6 +65,9 @@ struct ThreadContext {
 std::shared_ptr<ThreadContext> MakeThreadContext(Device& device, std::uint64_t step_bytes,
                                                  std::uint64_t ring_bytes);
 
+// What became of a bad file. kReplaced: it lost its name to somebody else, before it was removed.
+enum class BadFile { kKept, kRemoved, kReplaced };
+
 class ChunkReader {
  public:
   ChunkReader(RootDir& root, const ChunkIoOptions& options, const ChunkIdentity& identity,
@@ -85,7 +88,7 @@ class ChunkReader {
 
   // Reads the header alone, one page: whether the file is the chunk that a load of the request
   // would take. Removes a bad file as a load does.
-  FileResult Inspect(bool* removed);
+  FileResult Inspect(BadFile* bad);
 
  private:
   FileResult Open();
@@ -101,7 +104,7 @@ class ChunkReader {
   // The segments of block memory for payload bytes [begin, end) of the file.
   void Map(std::uint64_t begin, std::uint64_t end);
   bool CopyWanted(CopyGate& gate, std::uint64_t begin, std::uint64_t end);
-  bool RemoveBad();
+  BadFile RemoveBad();
 
   RootDir& root_;
   const ChunkIoOptions& options_;
