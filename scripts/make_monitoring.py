@@ -84,6 +84,20 @@ ROWS: tuple[tuple[str, str, tuple[Panel, ...]], ...] = (
                 "Neither loaded nor stored, by reason.",
             ),
             Panel(
+                "Weights",
+                "short",
+                (
+                    ("min(kvshelf:weights_known{WHERE})", "known (0: waits for a reset)"),
+                    (
+                        or_none(
+                            "sum(increase(kvshelf:weight_epochs_total{WHERE}[$__rate_interval]))"
+                        ),
+                        "changes",
+                    ),
+                ),
+                "Engines whose weights changed, and whether all engines load and store.",
+            ),
+            Panel(
                 "Audits",
                 "ops",
                 (

@@ -135,6 +135,19 @@ void SubmitBatch(OwnedEngine& engine, JobId id, std::vector<std::string> paths, 
   (engine.*kSubmit)(id, batch);
 }
 
+// Adds `mask` to `bytes`, bit by bit, as many words at once as there are: one byte at a time took a
+// fifth of the call that submits a step's lookups.
+void AddMask(char* bytes, const char* mask, std::size_t count) {
+  std::size_t at = 0;
+  for (std::uint64_t left = 0, right = 0; at + sizeof(left) <= count; at += sizeof(left)) {
+    std::memcpy(&left, bytes + at, sizeof(left));
+    std::memcpy(&right, mask + at, sizeof(right));
+    left ^= right;
+    std::memcpy(bytes + at, &left, sizeof(left));
+  }
+  for (; at < count; ++at) bytes[at] = static_cast<char>(bytes[at] ^ mask[at]);
+}
+
 // Keys as chunk files have them: the hash of each, which all but its last four bytes are, with the
 // first bytes of the mask added bit by bit (kvshelf.keys.masked).
 std::vector<std::string> MaskedKeys(const nb::sequence& keys, const nb::bytes& mask) {
@@ -147,7 +160,7 @@ std::vector<std::string> MaskedKeys(const nb::sequence& keys, const nb::bytes& m
     if (bits.empty() || copy.size() < kGroupBytes) continue;
     const std::size_t hash_bytes = copy.size() - kGroupBytes;
     if (bits.size() < hash_bytes) throw std::invalid_argument("mask is shorter than a key's hash");
-    for (std::size_t i = 0; i < hash_bytes; ++i) copy[i] = static_cast<char>(copy[i] ^ bits[i]);
+    AddMask(copy.data(), bits.data(), hash_bytes);
   }
   return masked;
 }

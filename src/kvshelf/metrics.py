@@ -44,6 +44,8 @@ BREAKER_STATE = "kvshelf:breaker_state"
 BREAKER_OPENINGS = "kvshelf:breaker_openings"
 REFUSED_HIT_TOKENS = "kvshelf:refused_hit_tokens"
 REQUESTS_LEFT_ALONE = "kvshelf:requests_left_alone"
+WEIGHTS_KNOWN = "kvshelf:weights_known"
+WEIGHT_EPOCHS = "kvshelf:weight_epochs"
 AUDIT_CHUNKS = "kvshelf:audit_chunks"
 AUDIT_DISTANCE = "kvshelf:audit_distance"
 AUDIT_TOKENS = "kvshelf:audit_tokens"
@@ -205,6 +207,19 @@ METRICS: tuple[Metric, ...] = (
         "requests",
         "Requests that kvshelf neither loads nor stores, by reason (docs/sharing.md).",
         ("reason",),
+    ),
+    Metric(
+        WEIGHTS_KNOWN,
+        Kind.GAUGE,
+        "state",
+        "1: loads and stores go on. 0: kvshelf does not know which weights vLLM's KV comes from: it "
+        "waits for a reset of vLLM's prefix cache (docs/operations.md, Weights that change).",
+    ),
+    Metric(
+        WEIGHT_EPOCHS,
+        Kind.COUNTER,
+        "epochs",
+        "Changes of weights after which this engine uses other chunks.",
     ),
     Metric(
         AUDIT_CHUNKS,

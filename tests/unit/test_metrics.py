@@ -16,6 +16,7 @@ from kvshelf.metrics import (
     EVICT_METRICS,
     METRICS,
     SHELF_BYTES,
+    WEIGHTS_KNOWN,
     Kind,
     Metric,
     engine_gauges,
@@ -67,7 +68,8 @@ def test_an_engine_gives_every_gauge() -> None:
         ("kvshelf:removed_bad_chunks", ()): 7,
     }
     # The scheduler's and eviction's.
-    others = {AUDIT_OFF, BREAKER_STATE, EVICT_LEASE_HELD, EVICT_DURATION, SHELF_BYTES}
+    others = {AUDIT_OFF, WEIGHTS_KNOWN, BREAKER_STATE, SHELF_BYTES}
+    others |= {EVICT_LEASE_HELD, EVICT_DURATION}
     assert {n for n, _ in gauges} | others == {m.name for m in METRICS if m.kind is Kind.GAUGE}
     assert all(len(labels) == len(BY_NAME[name].labels) for name, labels in gauges)
 

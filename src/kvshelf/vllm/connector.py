@@ -28,7 +28,12 @@ from kvshelf.vllm.manager import KvshelfManager
 from kvshelf.vllm.pace import Pace
 from kvshelf.vllm.pages import PAGES_KEY, page_kinds
 from kvshelf.vllm.report import KvshelfWorkerMetadata
-from kvshelf.vllm.requests import OTHER_CONNECTOR, Hashing, reason_to_leave_alone
+from kvshelf.vllm.requests import (
+    ADAPTER_UNKNOWN,
+    OTHER_CONNECTOR,
+    Hashing,
+    reason_to_leave_alone,
+)
 from kvshelf.vllm.spec import IDENTITY_KEY
 from kvshelf.vllm.weights import weights_are_known
 from kvshelf.vllm.worker import KvshelfWorker, blocks_of
@@ -151,7 +156,7 @@ class KvshelfConnector(OffloadingConnector):
             return None
         adapter = self.weights.adapter_of(request)
         if adapter is None:
-            return "LoRA adapter of unknown content, or changed without a reset"
+            return ADAPTER_UNKNOWN
         for each in compat.asked_about_requests(self.connector_scheduler):
             each.use_adapter(request.request_id, adapter)
         return None

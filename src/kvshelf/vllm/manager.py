@@ -349,6 +349,8 @@ class KvshelfManager(OffloadingManager):
     def _turn(self) -> None:
         """Other weights: other chunks."""
         self._publications.turns(self._shelf.names(self._presence.storing_keys()))
+        if self._shelf.mask != self._epochs.mask:
+            self._stats.count(metrics.WEIGHT_EPOCHS)
         self._shelf.mask = self._epochs.mask
         self._forget()
 
@@ -364,6 +366,7 @@ class KvshelfManager(OffloadingManager):
     def get_stats(self) -> Any:
         stats = self._stats.take()
         if stats is not None:  # with every report, so that "well" is a value too, not an absence
+            stats.set_gauge(metrics.WEIGHTS_KNOWN, int(self._epochs.is_on), ())
             for state, labels in self._breakers.states():
                 stats.set_gauge(metrics.BREAKER_STATE, state, labels)
         return stats

@@ -76,6 +76,9 @@ COUNTED_MEDIA = "media_without_content_hash"
 MIXED_EMBEDS = "prompt_embeds_among_tokens"
 POOLING_INPUT = "pooling_extra_kwargs"
 UNKNOWN_INPUT = "unknown_input"
+# Of a request whose adapter's content the workers could not tell, or that changed while vLLM's
+# prefix cache may hold KV of the adapter before (kvshelf.vllm.adapters).
+ADAPTER_UNKNOWN = "adapter_unknown"
 # Of a request whose KV another connector has loaded (kvshelf.vllm.multi).
 OTHER_CONNECTOR = "loaded_by_another_connector"
 
