@@ -212,7 +212,7 @@ METRICS: tuple[Metric, ...] = (
         WEIGHTS_KNOWN,
         Kind.GAUGE,
         "state",
-        "1: loads and stores go on. 0: kvshelf does not know which weights vLLM's KV comes from: it "
+        "1: loads and stores go on. 0: kvshelf does not know which weights vLLM's KV comes from and "
         "waits for a reset of vLLM's prefix cache (docs/operations.md, Weights that change).",
     ),
     Metric(
