@@ -212,8 +212,8 @@ METRICS: tuple[Metric, ...] = (
         WEIGHTS_KNOWN,
         Kind.GAUGE,
         "state",
-        "1: loads and stores go on. 0: kvshelf does not know the weights of vLLM's KV and waits for a "
-        "reset of vLLM's prefix cache (docs/operations.md, Weights that change).",
+        "1: loads and stores go on. 0: kvshelf does not know the weights of vLLM's KV, and waits "
+        "for a reset of vLLM's prefix cache (docs/operations.md, Weights that change).",
     ),
     Metric(
         WEIGHT_EPOCHS,
