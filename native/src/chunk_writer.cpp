@@ -60,7 +60,8 @@ FileResult ChunkWriter::Examine(const struct stat& found, ThreadContext& context
   // Opening a device may do anything, and none of these is ours to remove.
   if (!S_ISREG(found.st_mode)) return {FileStatus::kCorrupt, 0};
   BadFile bad{};
-  const FileResult result = ChunkReader(root_, options_, identity_, request_, context).Inspect(&bad);
+  const FileResult result =
+      ChunkReader(root_, options_, identity_, request_, context).Inspect(&bad);
   if (bad == BadFile::kKept) return result;
   removed_bad_ = removed_bad_ || bad == BadFile::kRemoved;
   return {FileStatus::kNotFound, 0};
