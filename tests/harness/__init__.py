@@ -1,0 +1,1 @@
+"""What tests are run on: file systems with quirks, accounts, clocks."""
