@@ -112,7 +112,8 @@ void MakeEngine(OwnedEngine* self, std::string root, nb::sequence groups, nb::ha
   // Opens the root, may try O_DIRECT there, initialises a driver and pins memory.
   nb::gil_scoped_release no_gil;
   if (cuda_ordinal >= 0) {
-    setup.device = MakeCudaDevice(cuda_ordinal, "", static_cast<CopyMethod>(copy_method));
+    setup.device = MakeCudaDevice(cuda_ordinal, "", static_cast<CopyMethod>(copy_method),
+                                  setup.config.piece_bytes);
   }
   new (self) OwnedEngine(std::move(setup));
 }

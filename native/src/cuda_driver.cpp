@@ -24,6 +24,21 @@ void Bind(void* library, const std::string& name, const char* symbol, Function* 
   *function = reinterpret_cast<Function>(address);
 }
 
+// For functions that kvshelf can do without.
+template <typename Function>
+void BindIfThere(void* library, const char* symbol, Function* function) {
+  *function = reinterpret_cast<Function>(dlsym(library, symbol));
+}
+
+void BindPages(void* library, PageFunctions* pages) {
+  BindIfThere(library, "cuModuleLoadData", &pages->module_load_data);
+  BindIfThere(library, "cuModuleUnload", &pages->module_unload);
+  BindIfThere(library, "cuModuleGetFunction", &pages->module_get_function);
+  BindIfThere(library, "cuLaunchKernel", &pages->launch_kernel);
+  BindIfThere(library, "cuMemAlloc_v2", &pages->mem_alloc);
+  BindIfThere(library, "cuMemFree_v2", &pages->mem_free);
+}
+
 void BindAll(void* library, const std::string& name, Driver* driver) {
   Bind(library, name, "cuInit", &driver->init);
   Bind(library, name, "cuDriverGetVersion", &driver->driver_get_version);
@@ -97,6 +112,7 @@ std::shared_ptr<const Driver> OpenDriver(const std::string& library) {
     throw std::runtime_error("cuInit of " + name + " failed: " + driver->ErrorName(error));
   }
   BindBatch(handle, driver.get());
+  BindPages(handle, &driver->pages);
   return driver;
 }
 

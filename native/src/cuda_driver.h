@@ -17,6 +17,8 @@ using Device = int;  // CUdevice
 using Context = struct ContextHandle*;
 using Stream = struct StreamHandle*;
 using Event = struct EventHandle*;
+using Module = struct ModuleHandle*;
+using Function = struct FunctionHandle*;
 using DevicePtr = std::uint64_t;  // CUdeviceptr on 64-bit hosts
 
 inline constexpr Result kSuccess = 0;
@@ -39,6 +41,25 @@ struct MemcpyAttributes {
 };
 
 static_assert(sizeof(MemcpyAttributes) == 24);
+
+// What copies by a kernel need; any may be null in an old or foreign driver.
+struct PageFunctions {
+  Result (*module_load_data)(Module* module, const void* image) = nullptr;
+  Result (*module_unload)(Module module) = nullptr;
+  Result (*module_get_function)(Function* function, Module module, const char* name) = nullptr;
+  Result (*launch_kernel)(Function function, unsigned grid_x, unsigned grid_y, unsigned grid_z,
+                          unsigned block_x, unsigned block_y, unsigned block_z,
+                          unsigned shared_bytes, Stream stream, void** parameters,
+                          void** extra) = nullptr;
+  Result (*mem_alloc)(DevicePtr* memory, std::size_t bytes) = nullptr;
+  Result (*mem_free)(DevicePtr memory) = nullptr;
+
+  [[nodiscard]] bool complete() const {
+    return module_load_data != nullptr && module_unload != nullptr &&
+           module_get_function != nullptr && launch_kernel != nullptr && mem_alloc != nullptr &&
+           mem_free != nullptr;
+  }
+};
 
 // The driver's functions. Thread-safe, as the driver's own are. Every pointer is set, but for the
 // two batch copies: at most one of them is (12.8 and 12.9: batch_v1; 13.0 and later: batch_v2).
@@ -67,6 +88,7 @@ struct Driver {
   Result (*batch_v2)(DevicePtr* dsts, DevicePtr* srcs, std::size_t* sizes, std::size_t count,
                      MemcpyAttributes* attributes, std::size_t* attribute_indices,
                      std::size_t attribute_count, Stream stream) = nullptr;
+  PageFunctions pages;
 
   // "CUDA_ERROR_..." for messages; "error N" where the driver does not know it.
   [[nodiscard]] std::string ErrorName(Result error) const;

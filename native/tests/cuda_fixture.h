@@ -22,7 +22,7 @@ struct CudaFixture : EngineFixture {
   void OpenCuda() {
     EngineSetup setup = Setup();
     setup.auth_key = auth_key;
-    setup.device = MakeCudaDevice(0, KVSHELF_FAKE_CUDA, method);
+    setup.device = MakeCudaDevice(0, KVSHELF_FAKE_CUDA, method, config.piece_bytes);
     engine.emplace(std::move(setup));
   }
   void Submit(JobId id, JobKind kind, int begin, int end, StreamHandle* stream) {

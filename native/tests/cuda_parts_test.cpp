@@ -188,7 +188,7 @@ void ASingleCopyThatIsRefusedFailsItsFile() {
 void AStreamThatCannotBeMadeLeavesNothing() {
   CudaFixture f;
   ::setenv("KVSHELF_LIBCUDA", KVSHELF_FAKE_CUDA, 1);
-  const std::shared_ptr<Device> device = MakeCudaDevice(0, "", CopyMethod::kAuto);
+  const std::shared_ptr<Device> device = MakeCudaDevice(0, "", CopyMethod::kAuto, kPageBytes);
   ::unsetenv("KVSHELF_LIBCUDA");
   fake_cuda_fail("cuEventCreate", 2, 12345);
   std::string message;

@@ -17,6 +17,10 @@ using testing::Catch;
 using testing::CudaFixture;
 using testing::Files;
 
+// This file is built twice: with pages that are copied by DMA, and with pages for the kernel.
+constexpr bool kByKernel = testing::kTestPageBytes % 16 == 0;
+constexpr const char* kCopyCall = kByKernel ? "cuLaunchKernel" : "cuMemcpyBatchAsync";
+
 struct ModelStream {
   StreamHandle* handle = nullptr;
   ModelStream() { cuStreamCreate(&handle, 0); }
@@ -31,9 +35,40 @@ void EveryDriverVersionMovesTheSameBytes() {
       fake_cuda_set_delay_us(delay_us);
       f.OpenCuda();
       CHECK(f.RoundTrip(8));
-      CHECK((fake_cuda_calls("cuMemcpyBatchAsync") > 0) == (version >= 12080));
+      if (kByKernel) {
+        CHECK(fake_cuda_calls("cuLaunchKernel") > 0);
+      } else {
+        CHECK((fake_cuda_calls("cuMemcpyBatchAsync") > 0) == (version >= 12080));
+      }
     }
   }
+}
+
+// Whatever of the kernel is not to be had, pages are copied by DMA.
+void WithoutTheKernelPagesAreCopiedByDma() {
+  for (const char* function : {"cuModuleLoadData", "cuModuleGetFunction", "cuMemAlloc"}) {
+    for (int calls = 0; calls < 2; ++calls) {
+      CudaFixture f;
+      fake_cuda_fail(function, calls, 2);
+      f.OpenCuda();
+      CHECK(f.RoundTrip(8));
+      const bool failed = calls == 0 || std::string(function) == "cuMemAlloc";
+      CHECK((fake_cuda_calls("cuLaunchKernel") > 0) == (kByKernel && !failed));
+    }
+  }
+}
+
+// The last piece of a file has too few pages for the kernel: both ways are used in turn.
+void BothWaysKeepTheOrderOfCopies() {
+  CudaFixture f;
+  f.config.io_threads = 1;
+  f.config.piece_bytes = 24'576;
+  f.config.write_buffer_bytes = 8 * 24'576;
+  fake_cuda_set_delay_us(300);
+  f.OpenCuda();
+  CHECK(f.RoundTrip(6));
+  CHECK(fake_cuda_calls("cuMemcpyBatchAsync") > 0);
+  CHECK((fake_cuda_calls("cuLaunchKernel") > 0) == kByKernel);
 }
 
 void SingleCopiesAreUsedWhenAsked() {
@@ -151,7 +186,7 @@ void ALoadWaitsForTheClearingOfItsBlocks() {
 
 // Every call of the driver that a transfer makes fails once: the file fails, the next one does not.
 void ARefusedCopyFailsItsFileOnly() {
-  for (const char* function : {"cuMemcpyBatchAsync", "cuEventRecord", "cuEventSynchronize",
+  for (const char* function : {kCopyCall, "cuMemcpyAsync", "cuEventRecord", "cuEventSynchronize",
                                "cuStreamWaitEvent", "cuCtxSetCurrent"}) {
     CudaFixture f;
     f.config.io_threads = 1;
@@ -178,7 +213,7 @@ void ARefusedCopyFailsItsFileOnly() {
 
 // Block memory is the caller's again when the status is out, whatever call was refused.
 void NoCopyIsUnderWayOnceAFailureIsHeard() {
-  for (const char* function : {"cuMemcpyBatchAsync", "cuEventRecord", "cuEventSynchronize",
+  for (const char* function : {kCopyCall, "cuMemcpyAsync", "cuEventRecord", "cuEventSynchronize",
                                "cuStreamWaitEvent", "cuCtxSetCurrent"}) {
     for (int calls = 0; calls < 4; ++calls) {
       CudaFixture f;
@@ -205,7 +240,7 @@ void NoCopyIsUnderWayOnceAFailureIsHeard() {
 void AFailedCopyOutPublishesNothing() {
   CudaFixture f;
   f.OpenCuda();
-  fake_cuda_fail("cuMemcpyBatchAsync", 0, 700);
+  fake_cuda_fail(kCopyCall, 0, 700);
   f.Store(1, 0, 1);
   CHECK(f.All(1, FileStatus::kIoError));
   CHECK(!f.dir.Exists(Files::Path(0)));
@@ -269,7 +304,7 @@ void AHungLoadWritesNothingAfterItsTimeOut() {
 void ADriverThatIsMissingOrIncompleteIsSaid() {
   for (const char* library : {"/nonexistent/libcuda.so.1", "libpthread.so.0"}) {
     try {
-      MakeCudaDevice(0, library, CopyMethod::kAuto);
+      MakeCudaDevice(0, library, CopyMethod::kAuto, kPageBytes);
       CHECK(false);
     } catch (const std::runtime_error& error) {
       CHECK(std::string(error.what()).find(library) != std::string::npos);
@@ -278,7 +313,7 @@ void ADriverThatIsMissingOrIncompleteIsSaid() {
   CudaFixture f;
   fake_cuda_fail("cuInit", 0, 999);
   try {
-    MakeCudaDevice(0, KVSHELF_FAKE_CUDA, CopyMethod::kAuto);
+    MakeCudaDevice(0, KVSHELF_FAKE_CUDA, CopyMethod::kAuto, kPageBytes);
     CHECK(false);
   } catch (const std::runtime_error& error) {
     CHECK(std::string(error.what()).find("cuInit") != std::string::npos);
@@ -292,6 +327,8 @@ int main() {
   using namespace kvshelf;
   const testing::NamedTest tests[] = {
       {"every driver version moves the same bytes", EveryDriverVersionMovesTheSameBytes},
+      {"without the kernel pages are copied by DMA", WithoutTheKernelPagesAreCopiedByDma},
+      {"both ways keep the order of copies", BothWaysKeepTheOrderOfCopies},
       {"single copies are used when asked", SingleCopiesAreUsedWhenAsked},
       {"a buffer is not reused before its copy is done", ABufferIsNotReusedBeforeItsCopyIsDone},
       {"a piece larger than its buffers goes in parts", APieceLargerThanItsBuffersGoesInParts},

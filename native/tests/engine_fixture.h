@@ -11,6 +11,13 @@ namespace kvshelf::testing {
 
 inline constexpr std::size_t kBlocksPerFile = 4;
 
+// Pages of the tests' blocks: of an odd size, or one that the GPU's kernel takes.
+#ifdef KVSHELF_TEST_PAGE_BYTES
+inline constexpr std::size_t kTestPageBytes = KVSHELF_TEST_PAGE_BYTES;
+#else
+inline constexpr std::size_t kTestPageBytes = 5000;
+#endif
+
 // Files of four blocks each; file i moves block ids 4 i to 4 i + 3.
 struct Files {
   std::vector<std::int32_t> groups, first_blocks, block_counts, block_ids;
@@ -41,7 +48,7 @@ struct EngineFixture {
   TempDir dir;
   Trap trap;
   std::shared_ptr<FaultOps> ops = std::make_shared<FaultOps>();
-  Blocks blocks{3, 5000, 256};
+  Blocks blocks{3, kTestPageBytes, 256};
   EngineConfig config;
   std::optional<Engine> engine;
   std::vector<Report> reports;  // fetched so far

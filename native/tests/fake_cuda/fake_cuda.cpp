@@ -272,6 +272,63 @@ int cuMemcpyAsync(std::uint64_t dst, std::uint64_t src, std::size_t bytes, Strea
   return kSuccess;
 }
 
+int cuModuleLoadData(void** module, const void* image) {
+  if (const int code = Enter("cuModuleLoadData"); code != kSuccess) return code;
+  if (std::strstr(static_cast<const char*>(image), ".entry kvshelf_copy_pages(") == nullptr) {
+    return kErrorInvalidValue;
+  }
+  static int fake_module;
+  *module = &fake_module;
+  return kSuccess;
+}
+
+int cuModuleUnload(void*) { return Enter("cuModuleUnload"); }
+
+int cuModuleGetFunction(void** function, void* module, const char* name) {
+  if (const int code = Enter("cuModuleGetFunction"); code != kSuccess) return code;
+  if (std::strcmp(name, "kvshelf_copy_pages") != 0) return kErrorInvalidValue;
+  *function = module;
+  return kSuccess;
+}
+
+int cuMemAlloc_v2(std::uint64_t* memory, std::size_t bytes) {
+  if (const int code = Enter("cuMemAlloc"); code != kSuccess) return code;
+  *memory = reinterpret_cast<std::uint64_t>(std::malloc(bytes));
+  return kSuccess;
+}
+
+int cuMemFree_v2(std::uint64_t memory) {
+  std::free(reinterpret_cast<void*>(memory));
+  return Enter("cuMemFree");
+}
+
+// Does on the stream's thread what the kernel does, and checks what the kernel relies on.
+int cuLaunchKernel(void* function, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
+                   unsigned, StreamHandle* stream, void** parameters, void**) {
+  if (const int code = Enter("cuLaunchKernel"); code != kSuccess) return code;
+  if (function == nullptr || stream == nullptr) return kErrorInvalidValue;
+  struct Part {
+    std::uint64_t page;
+    std::uint32_t offset;
+    std::uint32_t bytes;
+  };
+  const auto table = *static_cast<std::uint64_t*>(parameters[0]);
+  const auto count = *static_cast<std::uint32_t*>(parameters[1]);
+  const auto piece = *static_cast<std::uint64_t*>(parameters[2]);
+  const bool is_out = *static_cast<std::uint32_t*>(parameters[3]) != 0;
+  stream->Push([=] {
+    const auto* parts = reinterpret_cast<const Part*>(table);
+    for (std::uint32_t i = 0; i < count; ++i) {
+      const Part part = parts[i];
+      if ((part.page | part.offset | part.bytes | piece) % 16 != 0) std::abort();
+      auto* page = reinterpret_cast<void*>(part.page);
+      auto* packed = reinterpret_cast<void*>(piece + part.offset);
+      std::memcpy(is_out ? packed : page, is_out ? page : packed, part.bytes);
+    }
+  });
+  return kSuccess;
+}
+
 int cuGetErrorName(int error, const char** name) {
   *name = nullptr;
   if (error >= 1000) return kErrorInvalidValue;  // newer than the driver

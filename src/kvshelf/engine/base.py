@@ -64,7 +64,10 @@ class Direct(Enum):
 
 
 class CopyMethod(Enum):
-    """How a piece goes to the CUDA driver. AUTO is the batch copy if the driver has it."""
+    """How a piece goes to or from a GPU. AUTO: small pages by a kernel of ours, others by BATCH.
+
+    BATCH: one call of the driver for all pages, SINGLE: one a page; both by DMA.
+    """
 
     AUTO = "auto"
     BATCH = "batch"
