@@ -75,6 +75,7 @@ def _mounted_by(script: str, *programs: str) -> Callable[[list[str], Path, float
 _IMAGE = 'rm -f "$1.img"; truncate -s 400M "$1.img"; '
 EXT4 = _IMAGE + 'mkfs.ext4 -qF "$1.img"; mount -o loop "$1.img" "$1"; '
 XFS = _IMAGE + 'mkfs.xfs -q "$1.img"; mount -o loop "$1.img" "$1"; '
+BTRFS = _IMAGE + 'mkfs.btrfs -q "$1.img"; mount -o loop "$1.img" "$1"; '
 TMPFS = 'mount -t tmpfs -o size=200m none "$1"; '
 # The upper layer lies on a tmpfs: on another overlay, as in a container, it may not.
 OVERLAY = (
@@ -116,7 +117,8 @@ def _shared(name: str) -> Callable[[list[str], Path, float], Run]:
 PLACES = {
     "here": Place(1 / 2, _here),
     "ext4": Place(1 / 8, _mounted_by(EXT4, "mkfs.ext4")),
-    "xfs": Place(1 / 8, _mounted_by(XFS, "mkfs.xfs")),
+    "xfs": Place(1 / 16, _mounted_by(XFS, "mkfs.xfs")),
+    "btrfs": Place(1 / 16, _mounted_by(BTRFS, "mkfs.btrfs")),
     "tmpfs": Place(1 / 8, _mounted_by(TMPFS)),
     "overlayfs": Place(1 / 8, _mounted_by(OVERLAY)),
     "nfs-v3": Place(1 / 8, _nfs("3")),
