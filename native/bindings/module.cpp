@@ -18,6 +18,7 @@
 #include "kvshelf/cuda_device.h"
 #include "kvshelf/engine.h"
 #include "kvshelf/root_dir.h"
+#include "probe.h"
 #include "scrub.h"
 #include "sweep.h"
 
@@ -309,6 +310,7 @@ NB_MODULE(_native, m) {
         "geometry"_a, "block_bytes"_a, "first_block"_a, "block_count"_a);
   m.def("probe_direct", ProbeDirect, "directory"_a,
         "0 if O_DIRECT works for files in the directory, else an errno.");
+  BindProbe(m);
   BindScrub(m);
   BindSweep(m);
 }

@@ -1,7 +1,9 @@
 #include "kvshelf/authentication.h"
 
 #include <dlfcn.h>
+#include <fcntl.h>
 #include <sys/random.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <climits>
@@ -9,6 +11,8 @@
 #include <stdexcept>
 #include <system_error>
 #include <utility>
+
+#include "kvshelf/memory.h"
 
 namespace kvshelf {
 namespace crypto {
@@ -139,8 +143,13 @@ Tagger AuthKey::ForFile(const Salt& salt) const {
 Salt AuthKey::RandomSalt() {
   Salt salt;
   // At most 256 bytes are not interrupted by signals (getrandom(2)).
-  if (::getrandom(salt.data(), salt.size(), 0) != static_cast<ssize_t>(salt.size())) {
-    throw std::system_error(errno, std::generic_category(), "getrandom");
+  if (::getrandom(salt.data(), salt.size(), 0) == static_cast<ssize_t>(salt.size())) return salt;
+  const int error = errno;
+  // A container's profile may forbid the call.
+  const UniqueFd device(::open("/dev/urandom", O_RDONLY | O_CLOEXEC));
+  if (!device ||
+      ::read(device.get(), salt.data(), salt.size()) != static_cast<ssize_t>(salt.size())) {
+    throw std::system_error(error, std::generic_category(), "getrandom");
   }
   return salt;
 }

@@ -2,6 +2,7 @@
 #include <cerrno>
 #include <climits>
 #include <cstring>
+#include <new>
 
 #include "kvshelf/chunk_io.h"
 
@@ -17,6 +18,9 @@ constexpr int kNameAttempts = 4;
 constexpr int kTempNameAttempts = 10000;
 
 constexpr std::array<std::byte, kPageBytes> kZeros{};
+
+// The volume's or the owner's room, or the longest file, is used up.
+bool IsFull(int error) { return error == ENOSPC || error == EDQUOT || error == EFBIG; }
 
 iovec Part(const std::byte* data, std::uint64_t bytes) {
   return {const_cast<std::byte*>(data), bytes};
@@ -88,10 +92,21 @@ FileResult ChunkWriter::CreateTemp() {
     return FileResult::IoError(-fd);
   }
   file_ = UniqueFd(fd);
+  wrote_ = false;
+  RootHabits& habits = root_.habits();
+  if (habits.order == WriteOrder::kInOrder) {  // room that is reserved would lengthen the file
+    try {
+      whole_ = AllocateAligned(FileBytes(header_));
+    } catch (const std::bad_alloc&) {
+      return FileResult::IoError(ENOMEM);
+    }
+    return {};
+  }
   // A full file system says so before any work is done, and ext4 writes a fifth faster into blocks
   // that it has allocated at once. Where it is not supported there is nothing lost.
   const int allocated = root_.ops().Allocate(fd, static_cast<off_t>(FileBytes(header_)));
-  const bool full = allocated == -ENOSPC || allocated == -EDQUOT || allocated == -EFBIG;
+  habits.allocate_error = -allocated;
+  const bool full = IsFull(-allocated);
   return full ? FileResult::IoError(-allocated) : FileResult{};
 }
 
@@ -146,8 +161,28 @@ FileResult ChunkWriter::WriteHashed(std::byte* data, std::uint64_t bytes) {
     write_bytes = RoundUpToPage(bytes);
     std::memset(data + bytes, 0, write_bytes - bytes);
   }
-  iovec part = Part(data, write_bytes);
-  return WriteFully({&part, 1}, at);
+  if (!whole_) {
+    iovec part = Part(data, write_bytes);
+    const FileResult written = WriteFully({&part, 1}, at);
+    if (written.ok() || !BeginsInOrder(written)) return written;
+  }
+  KeepPart(data, write_bytes, at);
+  return {};
+}
+
+// After a write was refused: whether the file was begun anew, to be written in order. Its bytes so
+// far are none.
+bool ChunkWriter::BeginsInOrder(const FileResult& refused) {
+  if (IsFull(refused.error) || refused.error == ECANCELED) return false;
+  root_.LearnWriteOrder(temp_folder_.get());
+  if (root_.habits().order != WriteOrder::kInOrder || wrote_) return false;
+  file_.Reset();
+  RemoveTemp();
+  return CreateTemp().ok();
+}
+
+void ChunkWriter::KeepPart(const std::byte* data, std::uint64_t bytes, std::uint64_t at) {
+  std::memcpy(whole_.data() + at, data, bytes);
 }
 
 // Hashing is inside the file's gate, the system call is not: it may hang, and whoever gives the
@@ -163,6 +198,7 @@ FileResult ChunkWriter::WriteSegments(std::span<const Segment> segments, CopyGat
     const bool hashed = gate.Run([&] {
       for (const Segment& segment : part) {
         hasher_.Update(segment.data, segment.bytes);
+        if (whole_) KeepPart(segment.data, segment.bytes, kPageBytes + offset_);
         offset_ += segment.bytes;
         context.parts.push_back(Part(segment.data, segment.bytes));
       }
@@ -173,8 +209,19 @@ FileResult ChunkWriter::WriteSegments(std::span<const Segment> segments, CopyGat
     if (offset_ == header_.payload_bytes && padding > 0) {
       context.parts.push_back(Part(kZeros.data(), padding));
     }
-    const FileResult result = WriteFully(context.parts, at);
-    if (!result.ok()) return result;
+    if (!whole_) {
+      const FileResult result = WriteFully(context.parts, at);
+      if (!result.ok() && !BeginsInOrder(result)) return result;
+      const bool kept = result.ok() || gate.Run([&] {
+        std::uint64_t to = at;
+        for (const Segment& segment : part) {
+          KeepPart(segment.data, segment.bytes, to);
+          to += segment.bytes;
+        }
+        return true;
+      });
+      if (!kept) return FileResult::IoError(ECANCELED);
+    }
     segments = segments.subspan(part.size());
   }
   return {};
@@ -185,6 +232,7 @@ FileResult ChunkWriter::WriteFully(std::span<iovec> parts, std::uint64_t offset)
     const ssize_t result = root_.ops().Pwritev(file_.get(), parts, static_cast<off_t>(offset));
     if (result < 0) return FileResult::IoError(static_cast<int>(-result));
     if (result == 0) return FileResult::IoError(ENOSPC);  // would loop for ever
+    wrote_ = true;
     auto done = static_cast<std::size_t>(result);
     offset += done;
     while (!parts.empty() && done >= parts.front().iov_len) {
@@ -199,12 +247,33 @@ FileResult ChunkWriter::WriteFully(std::span<iovec> parts, std::uint64_t offset)
   return {};
 }
 
+// The header page; in order, the whole file.
+FileResult ChunkWriter::WriteHeader(ThreadContext& context) {
+  if (!whole_) {
+    std::memcpy(context.page.data(), &header_, sizeof(header_));
+    iovec part = Part(context.page.data(), kPageBytes);
+    return WriteFully({&part, 1}, 0);
+  }
+  std::memcpy(whole_.data(), &header_, sizeof(header_));
+  std::memset(whole_.data() + kPageBytes + header_.payload_bytes, 0,
+              whole_.size() - kPageBytes - header_.payload_bytes);
+  FileResult result;
+  for (std::uint64_t at = 0; result.ok() && at < whole_.size(); at += options_.step_bytes) {
+    iovec part =
+        Part(whole_.data() + at, std::min<std::uint64_t>(options_.step_bytes, whole_.size() - at));
+    result = WriteFully({&part, 1}, at);
+  }
+  whole_ = {};
+  return result;
+}
+
 FileResult ChunkWriter::Publish(CopyGate& gate, ThreadContext& context) {
   if (!hasher_.Seal(header_)) return FileResult::IoError(EIO);
-  std::memcpy(context.page.data(), &header_, sizeof(header_));
-  iovec part = Part(context.page.data(), kPageBytes);
-  const FileResult written = WriteFully({&part, 1}, 0);
-  if (!written.ok()) return written;
+  const FileResult written = WriteHeader(context);
+  if (!written.ok()) {
+    if (!IsFull(written.error)) root_.LearnWriteOrder(temp_folder_.get());  // for the next file
+    return written;
+  }
   FileOps& ops = root_.ops();
   if (options_.durability != Durability::kNone) {
     const int synced = ops.SyncData(file_.get());
@@ -254,20 +323,28 @@ FileResult ChunkWriter::GiveNameInFolder(const std::string& folder, const std::s
 int ChunkWriter::GiveFinalName(int folder, const std::string& name) {
   const int renamed =
       root_.ops().RenameNoReplace(temp_folder_.get(), temp_name_.c_str(), folder, name.c_str());
+  RootHabits& habits = root_.habits();
+  habits.rename_error = renamed < 0 ? -renamed : 0;
   switch (renamed) {
     case -EINVAL:  // the file system does not know the flag
     case -ENOSYS:
     case -EOPNOTSUPP:
+    case -EPERM:
+    case -ENOTTY:
       return LinkOrRename(folder, name);
     default:
+      if (renamed >= 0) habits.naming = Naming::kRenameNoReplace;
       return renamed;
   }
 }
 
 int ChunkWriter::LinkOrRename(int folder, const std::string& name) {
   FileOps& ops = root_.ops();
+  RootHabits& habits = root_.habits();
   const int linked = ops.LinkAt(temp_folder_.get(), temp_name_.c_str(), folder, name.c_str());
+  habits.link_error = linked < 0 ? -linked : 0;
   if (linked >= 0) {
+    habits.naming = Naming::kLink;
     ops.UnlinkAt(temp_folder_.get(), temp_name_.c_str());
     return 0;
   }
@@ -279,7 +356,9 @@ int ChunkWriter::LinkOrRename(int folder, const std::string& name) {
   const int found = ops.StatAt(folder, name.c_str(), &existing);
   if (found >= 0) return -EEXIST;
   if (found != -ENOENT) return found;
-  return ops.Rename(temp_folder_.get(), temp_name_.c_str(), folder, name.c_str());
+  const int renamed = ops.Rename(temp_folder_.get(), temp_name_.c_str(), folder, name.c_str());
+  if (renamed >= 0) habits.naming = Naming::kRename;
+  return renamed;
 }
 
 void ChunkWriter::RemoveTemp() {

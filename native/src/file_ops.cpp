@@ -26,6 +26,23 @@ auto Retry(Call&& call) -> decltype(call()) {
   }
 }
 
+// What a call answers that the kernel lacks, or that a container's seccomp profile forbids:
+// profiles choose the errno.
+bool MayBeRefusal(int result) {
+  switch (-result) {
+    case EPERM:
+    case EACCES:
+    case ENOSYS:
+    case EINVAL:
+    case EOPNOTSUPP:
+    case ENOTTY:
+    case E2BIG:
+      return true;
+    default:
+      return false;
+  }
+}
+
 class PosixFileOps final : public FileOps {
  public:
   explicit PosixFileOps(bool try_openat2) : has_openat2_(try_openat2) {}
@@ -64,7 +81,9 @@ class PosixFileOps final : public FileOps {
     return Retry([&] { return ::unlinkat(dir, name, 0); });
   }
   int RenameNoReplace(int from_dir, const char* from, int to_dir, const char* to) override {
-    return Retry([&] { return ::renameat2(from_dir, from, to_dir, to, RENAME_NOREPLACE); });
+    const int renamed =
+        Retry([&] { return ::renameat2(from_dir, from, to_dir, to, RENAME_NOREPLACE); });
+    return MayBeRefusal(renamed) && !HasRenameAt2() ? -ENOSYS : renamed;
   }
   int LinkAt(int from_dir, const char* from, int to_dir, const char* to) override {
     return Retry([&] { return ::linkat(from_dir, from, to_dir, to, 0); });
@@ -91,12 +110,22 @@ class PosixFileOps final : public FileOps {
   int Open(int dir, const char* path, int flags, mode_t mode) {
     if (has_openat2_.load(std::memory_order_relaxed)) {
       const int fd = OpenAt2(dir, path, flags, mode);
-      if (fd != -ENOSYS && fd != -EPERM) return fd;
-      // Old kernels lack the call and some container profiles forbid it. EPERM can also be about
-      // the file, so it does not turn the call off for good.
-      if (fd == -ENOSYS) has_openat2_.store(false, std::memory_order_relaxed);
+      if (!MayBeRefusal(fd)) return fd;
+      // EPERM can also be about the file, so it does not turn the call off for good.
+      if (fd == -ENOSYS || !(fd == -EPERM || OpensRoot())) has_openat2_ = false;
+      if (fd != -EPERM && has_openat2_) return fd;  // about the file
     }
     return OpenByComponents(dir, path, flags, mode);
+  }
+
+  // Whether the calls are there at all, by what can only be refused: the path is not looked at, or
+  // can always be opened.
+  static bool HasRenameAt2() {
+    return ::syscall(SYS_renameat2, AT_FDCWD, "", AT_FDCWD, "", RENAME_NOREPLACE) < 0 &&
+           errno == ENOENT;
+  }
+  static bool OpensRoot() {
+    return static_cast<bool>(UniqueFd(OpenAt2(AT_FDCWD, ".", O_PATH | O_DIRECTORY, 0)));
   }
 
   static int OpenAt2(int dir, const char* path, int flags, mode_t mode) {

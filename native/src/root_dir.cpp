@@ -20,6 +20,7 @@ namespace {
 
 // As kvshelf.layout.safe_host, which judges by this name whether a writer is of the same host.
 constexpr std::size_t kHostBytesMax = 64;
+constexpr std::size_t kBootDigits = 8;
 constexpr char kMarker[] = "kvshelf.json";
 // So long a mount that is new may not be noticed.
 constexpr auto kLookInterval = std::chrono::seconds(1);
@@ -161,6 +162,61 @@ int RootDir::ProbeDirect() {
   return same ? 0 : -EIO;
 }
 
+// Writes the two pages of a file in the order given; 0 or -errno. What reads back otherwise than it
+// was written is -EIO.
+int RootDir::TryPages(int folder, std::size_t first, std::size_t second) {
+  const std::string name = NextTempName();
+  UniqueFd file(ops_->OpenBeneath(folder, name.c_str(), O_WRONLY | O_CREAT | O_EXCL, 0600));
+  if (!file) return -EIO;
+  const StagingBuffer pages = AllocateAligned(3 * kPageBytes);
+  std::memset(pages.data(), 1, kPageBytes);
+  std::memset(pages.data() + kPageBytes, 2, kPageBytes);
+  int error = 0;
+  for (const std::size_t page : {first, second}) {
+    const iovec part{pages.data() + page * kPageBytes, kPageBytes};
+    const ssize_t written =
+        ops_->Pwritev(file.get(), {&part, 1}, static_cast<off_t>(page * kPageBytes));
+    if (written != static_cast<ssize_t>(kPageBytes) && error == 0) {
+      error = written < 0 ? static_cast<int>(written) : -ENOSPC;
+    }
+  }
+  const int closed = ops_->Close(file.Release());
+  if (error == 0) error = closed;
+  const UniqueFd copy(ops_->OpenBeneath(folder, name.c_str(), O_RDONLY, 0));
+  for (std::size_t page = 0; error == 0 && page < 2; ++page) {
+    std::byte* const read = pages.data() + 2 * kPageBytes;
+    const ssize_t bytes =
+        ops_->Pread(copy.get(), read, kPageBytes, static_cast<off_t>(page * kPageBytes));
+    const bool same = bytes == static_cast<ssize_t>(kPageBytes) &&
+                      std::memcmp(read, pages.data() + page * kPageBytes, kPageBytes) == 0;
+    if (!same) error = -EIO;
+  }
+  ops_->UnlinkAt(folder, name.c_str());
+  return error;
+}
+
+void RootDir::LearnWriteOrder(int folder) {
+  if (habits_.order != WriteOrder::kUnknown) return;
+  if (TryPages(folder, 1, 0) == 0) {
+    habits_.order = WriteOrder::kAny;
+  } else if (TryPages(folder, 0, 1) == 0) {
+    habits_.order = WriteOrder::kInOrder;
+  }
+}
+
+namespace {
+
+// The first 8 hex digits of the boot id (random(4)); zeros if it cannot be read.
+std::string Boot() {
+  std::string boot;
+  std::ifstream("/proc/sys/kernel/random/boot_id") >> boot;
+  boot.resize(kBootDigits, 'x');
+  const bool sound = boot.find_first_not_of("0123456789abcdef") == std::string::npos;
+  return sound ? boot : std::string(kBootDigits, '0');
+}
+
+}  // namespace
+
 std::string OwnTempPrefix() {
   char host[HOST_NAME_MAX + 1] = {};
   ::gethostname(host, sizeof(host) - 1);
@@ -171,8 +227,6 @@ std::string OwnTempPrefix() {
     if (prefix.size() < kHostBytesMax) prefix += safe ? c : '_';
   }
   if (prefix.empty()) prefix = "host";
-  std::string boot;
-  std::ifstream("/proc/sys/kernel/random/boot_id") >> boot;
   std::ifstream stat_file("/proc/self/stat");
   const std::string stat{std::istreambuf_iterator<char>(stat_file), {}};
   // The command name in field 2 may hold anything, so fields are counted from its last ')'.
@@ -184,7 +238,7 @@ std::string OwnTempPrefix() {
   if (at != std::string::npos) start = stat.substr(at + 1, stat.find(' ', at + 1) - at - 1);
   struct stat pids{};  // 0 if it cannot be known
   if (::stat("/proc/self/ns/pid", &pids) != 0) pids.st_ino = 0;
-  return prefix + "-" + boot.substr(0, 8) + "-" + std::to_string(pids.st_ino) + "-" +
+  return prefix + "-" + Boot() + "-" + std::to_string(pids.st_ino) + "-" +
          std::to_string(::getpid()) + "-" + start;
 }
 

@@ -31,8 +31,10 @@ _CHUNK = re.compile(r"r(\d{1,9})/([0-9a-f]{3})/([0-9a-f]{16,248})-g(\d{1,10})\.k
 _RANK_FOLDER = re.compile(r"r(0|[1-9]\d{0,8})", flags=re.ASCII)
 _HASH_FOLDER = re.compile(r"[0-9a-f]{3}")
 _DOOMED = re.compile(r"\.removed-(?P<folder>.+)-[0-9a-f]{8}")
+# Where the boot id cannot be read. Earlier versions had no digits there.
+UNKNOWN_BOOT = "0" * 8
 _OWNER = (
-    r"(?P<host>[A-Za-z0-9._-]{1,64})-(?P<boot>[0-9a-f]{8})-(?P<pids>\d{1,20})-(?P<pid>\d{1,9})-"
+    r"(?P<host>[A-Za-z0-9._-]{1,64})-(?P<boot>[0-9a-f]{8}|)-(?P<pids>\d{1,20})-(?P<pid>\d{1,9})-"
     r"(?P<start>\d{1,20})"
 )
 _TEMP = re.compile(rf"{_OWNER}-(?P<count>\d{{1,20}})\.tmp", flags=re.ASCII)
@@ -126,9 +128,9 @@ class TempOwner:
     """Who writes a temp file.
 
     Attributes:
-        boot: first 8 hex digits of the kernel's boot id.
+        boot: first 8 hex digits of the kernel's boot id; ``UNKNOWN_BOOT`` or "" if it is not known.
         pids: inode of the PID namespace in which ``pid`` means something, 0 if it is not known.
-        start_ticks: the process's start time in clock ticks since boot.
+        start_ticks: the process's start time in clock ticks since boot, 0 if it is not known.
     """
 
     host: str
@@ -136,6 +138,11 @@ class TempOwner:
     pids: int
     pid: int
     start_ticks: int
+
+    @property
+    def is_known(self) -> bool:
+        """Whether a process of the same machine can be compared with it."""
+        return self.boot not in ("", UNKNOWN_BOOT) and self.pids != 0 and self.start_ticks != 0
 
 
 def safe_host(host: str) -> str:
@@ -237,14 +244,15 @@ def owner_is_dead(
 
     Processes are compared only with those that this process can see: of the same host name, boot
     and PID namespace. Two nodes may have pods of one host name, and two containers of a pod have
-    the same host and boot but not the same processes.
+    the same host and boot but not the same processes. What a sandbox hides (WSL, LXC,
+    ``ProcSubset=pid``, no /proc) can be equal by chance.
 
     Args:
         here: this process, as it would be named.
         start_ticks_of: start time of a process of this machine, None if there is none.
     """
     same = (owner.host, owner.boot, owner.pids) == (here.host, here.boot, here.pids)
-    if not same or here.pids == 0:
+    if not same or not owner.is_known:
         return None
     return start_ticks_of(owner.pid) != owner.start_ticks
 
@@ -260,6 +268,7 @@ __all__ = [
     "ROOT_FOLDERS",
     "SCRUB_CURSOR",
     "TEMP_FOLDER",
+    "UNKNOWN_BOOT",
     "ChunkName",
     "LeaseName",
     "RemovedName",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from kvshelf.deadline import NoAnswerError, within
 from kvshelf.errors import ConfigError
@@ -18,6 +20,11 @@ from kvshelf.rootlist import SETTING
 
 # So long a start waits for a lock: a network's round trips, and no grace period of a server.
 _LOCK_SECONDS = 2.0
+_LOGGER = logging.getLogger("kvshelf")
+_NO_LOCK = (
+    "%s: the file system gives no lock (flock) on the namespace: `kvshelf scrub --unused-days` "
+    "knows by file times alone that it is in use; give it more days than any engine is idle"
+)
 
 
 class Uses:
@@ -30,9 +37,10 @@ class Uses:
     Threads: any.
     """
 
-    def __init__(self, identity: Identity, modes: Mapping[str, int]) -> None:
+    def __init__(self, identity: Identity, modes: Mapping[str, Any]) -> None:
         self._identity, self._modes = identity, modes
         self._descriptors: dict[Path, int] = {}
+        self._unlocked: set[Path] = set()
         self._is_closed = False
         self._lock = threading.Lock()
 
@@ -60,6 +68,9 @@ class Uses:
 
     def _keep(self, root: Path, descriptor: int | None) -> None:
         if descriptor is None:
+            if root not in self._unlocked:
+                self._unlocked.add(root)
+                _LOGGER.warning(_NO_LOCK, root)
             return
         old: int | None = descriptor
         with self._lock:
@@ -102,13 +113,13 @@ def open_all(
     paths: Sequence[str | os.PathLike[str]],
     identity: Identity,
     *,
-    modes: Mapping[str, int],
+    modes: Mapping[str, Any],
     timeout_seconds: float,
 ) -> Opened:
     """Make sure that each path is a shelf's root with the identity's namespace.
 
     Args:
-        modes: ``dir_mode`` and ``file_mode``.
+        modes: ``dir_mode``, ``file_mode`` and ``durability``, as ``root.open_root`` takes them.
         timeout_seconds: for all of them together.
 
     Raises:
@@ -133,7 +144,7 @@ def open_all(
 def _open(
     paths: Sequence[str | os.PathLike[str]],
     identity: Identity,
-    modes: Mapping[str, int],
+    modes: Mapping[str, Any],
     asked: list[str],
 ) -> Opened:
     """``asked`` gets each root before it is asked."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from kvshelf.layout import TempOwner, owner_is_dead
-from kvshelf.root import start_ticks_of
+from kvshelf.this_process import start_ticks_of
 
 
 def is_gone(owner: TempOwner, here: TempOwner) -> bool | None:

@@ -7,30 +7,28 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import itertools
 import json
 import os
-import socket
 import stat
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kvshelf.calls import NO_LINKS, Lock, sync_file, sync_folder, try_lock
 from kvshelf.errors import ConfigError, NotAShelfError
 from kvshelf.layout import (
     MARKER,
     NAMESPACE_FILE,
     ROOT_FOLDERS,
     TEMP_FOLDER,
-    TempOwner,
     parse_temp_name,
-    safe_host,
     temp_name,
 )
 from kvshelf.namespace import Identity
 from kvshelf.rootlist import SETTING
+from kvshelf.this_process import this_owner
 
 FORMAT_VERSION = 1
 # Entries that a file system puts into an empty directory: ext4, NetApp, Storage Scale, ZFS,
@@ -44,16 +42,21 @@ _USE_ATTEMPTS, _USE_SECONDS = 50, 0.1
 
 
 def open_root(
-    path: str | os.PathLike[str], *, dir_mode: int = 0o2770, file_mode: int = 0o640
+    path: str | os.PathLike[str],
+    *,
+    dir_mode: int = 0o2770,
+    file_mode: int = 0o640,
+    durability: str = "none",
 ) -> Path:
     """Make sure that ``path`` is a shelf, and return it. Several processes may do so at once.
 
     An absent directory is made (its parent must exist); an empty one becomes a shelf; one with our
-    marker is one. The marker survives a power loss: without it, what is stored would be refused as
-    other data.
+    marker is one. The marker is synced, so that it survives a power loss. Where ``durability`` does
+    not ask for that, a file system that refuses to sync is no fault.
 
     Raises:
-        ConfigError: not absolute, a file, not writable, on a read-only or full file system.
+        ConfigError: not absolute, a file, not writable, on a read-only or full file system; or
+            ``durability``, where the file system refuses the sync that it asks for.
         NotAShelfError: it holds data but no marker, or a marker that is damaged, a link or of
             another version.
     """
@@ -63,17 +66,35 @@ def open_root(
     try:
         made = _make_folder(root, dir_mode)
         if not os.path.lexists(root / MARKER):
-            _claim(root, file_mode)
+            _claim(root, file_mode, durability)
         check_root(root)
-        _sync_folder(root)  # also if another process has just made it
+        sync_folder(root, durability)  # also if another process has just made it
         if made:
             with contextlib.suppress(PermissionError):  # it may be forbidden to list it
-                _sync_folder(root.parent)
+                sync_folder(root.parent, durability)
     except OSError as error:
         raise _unusable(path, error) from error
-    if not os.access(root, os.W_OK | os.X_OK, effective_ids=True):
-        raise ConfigError(SETTING, str(path), "is not writable")
+    reason = why_not_writable(root)
+    if reason is not None:
+        raise ConfigError(SETTING, str(path), f"is not writable ({reason.strerror})")
     return root
+
+
+def why_not_writable(folder: str | os.PathLike[str]) -> OSError | None:
+    """What keeps this process from making files in a folder; None if nothing does.
+
+    A file is made and removed: access(2) is refused by some containers, and knows nothing of a
+    server's own rules. A full file system is writable: eviction makes room there.
+    """
+    place = Path(folder)
+    try:
+        descriptor, temp = _new_temp(place, 0o600)
+    except OSError as error:
+        return None if error.errno in (errno.ENOSPC, errno.EDQUOT) else error
+    os.close(descriptor)
+    with contextlib.suppress(OSError):  # a scrub does the rest
+        temp.unlink()
+    return None
 
 
 def check_root(path: str | os.PathLike[str], dir_fd: int | None = None) -> None:
@@ -106,9 +127,16 @@ def is_shelf(path: str | os.PathLike[str]) -> bool:
 
 
 def open_namespace(
-    root: Path, identity: Identity, *, dir_mode: int = 0o2770, file_mode: int = 0o640
+    root: Path,
+    identity: Identity,
+    *,
+    dir_mode: int = 0o2770,
+    file_mode: int = 0o640,
+    durability: str = "none",
 ) -> Path:
     """Make the namespace's folder if it is not there, and check that it is this identity's.
+
+    ``durability`` is as in ``open_root``.
 
     Raises:
         NotAShelfError: the folder is a link, or its namespace.json says another digest, is damaged
@@ -122,10 +150,13 @@ def open_namespace(
             if not stat.S_ISDIR(directory.lstat().st_mode):
                 raise NotAShelfError(f"{directory} is not a directory of its own, or a link")
         if not os.path.lexists(folder / NAMESPACE_FILE):
-            _publish(folder / NAMESPACE_FILE, identity.to_json(), folder / TEMP_FOLDER, file_mode)
+            document, temp_folder = identity.to_json(), folder / TEMP_FOLDER
+            _publish(folder / NAMESPACE_FILE, document, temp_folder, file_mode, durability)
         found = Identity.from_json(read_json(folder / NAMESPACE_FILE))
     except OSError as error:
         raise _unusable(folder, error) from error
+    except ConfigError:
+        raise
     except ValueError as error:
         raise NotAShelfError(f"{folder}/{NAMESPACE_FILE} is damaged: {error}") from error
     if found.digest != identity.digest:
@@ -151,7 +182,12 @@ class NamespaceEntry:
 
 
 def use_namespace(
-    root: Path, identity: Identity, *, dir_mode: int = 0o2770, file_mode: int = 0o640
+    root: Path,
+    identity: Identity,
+    *,
+    dir_mode: int = 0o2770,
+    file_mode: int = 0o640,
+    durability: str = "none",
 ) -> int | None:
     """Open a namespace and say that this process uses it for as long as a descriptor is open.
 
@@ -164,18 +200,22 @@ def use_namespace(
         as ``open_namespace``.
     """
     for _ in range(_USE_ATTEMPTS):
-        path = open_namespace(root, identity, dir_mode=dir_mode, file_mode=file_mode)
+        modes: dict[str, Any] = {"dir_mode": dir_mode, "file_mode": file_mode}
+        path = open_namespace(root, identity, **modes, durability=durability)
         path /= NAMESPACE_FILE
         descriptor = -1
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
             with contextlib.suppress(OSError):  # another user's file: the lock is enough
                 os.utime(descriptor)  # first, since the lock may be long in coming, or never come
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            if os.path.samestat(path.lstat(), os.fstat(descriptor)):
+            lock = try_lock(descriptor, shared=True)
+            if lock is Lock.ABSENT:
+                _close(descriptor)
+                return None
+            if lock is Lock.HELD and os.path.samestat(path.lstat(), os.fstat(descriptor)):
                 return descriptor
         except OSError as error:
-            if error.errno not in (errno.EWOULDBLOCK, errno.ENOENT, errno.ESTALE):
+            if error.errno not in (errno.ENOENT, errno.ESTALE):
                 _close(descriptor)
                 return None
         # It is being removed this moment: then it is made anew.
@@ -234,42 +274,6 @@ def is_of_file_system(name: str) -> bool:
     return name in _IGNORED or name.startswith(".nfs")
 
 
-def this_host() -> str:
-    return safe_host(socket.gethostname())
-
-
-def this_boot() -> str:
-    """First 8 hex digits of the kernel's boot id (random(4)); zeros where a sandbox hides it."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").replace("-", "")[:8]
-    except OSError:
-        return "0" * 8
-
-
-def this_pid_namespace() -> int:
-    """Inode of this process's PID namespace (pid_namespaces(7)); 0 where a sandbox hides it."""
-    try:
-        return Path("/proc/self/ns/pid").stat().st_ino
-    except OSError:
-        return 0
-
-
-def start_ticks_of(pid: int) -> int | None:
-    """Start time of a process in clock ticks since boot (proc_pid_stat(5), field 22), or None."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
-    except OSError:
-        return None
-    # The second field is the name in parentheses, which may itself hold spaces and parentheses.
-    return int(fields.rpartition(")")[2].split()[19])
-
-
-def this_owner() -> TempOwner:
-    """This process, as the owner of temp files."""
-    pid = os.getpid()
-    return TempOwner(this_host(), this_boot(), this_pid_namespace(), pid, start_ticks_of(pid) or 0)
-
-
 def _make_folder(path: Path, mode: int) -> bool:
     """mkdir that lets a folder be there, and that sets setgid and sticky bits, as mkdir(2) may not.
 
@@ -287,19 +291,7 @@ def _make_folder(path: Path, mode: int) -> bool:
     return True
 
 
-def _sync_folder(path: Path) -> None:
-    """Make the names in a folder last; nothing where the file system knows no fsync of folders."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def _claim(root: Path, file_mode: int) -> None:
+def _claim(root: Path, file_mode: int, durability: str) -> None:
     """Write the marker into an empty directory; losing the race to another process is fine."""
     name = others_data(root)
     if name is not None:
@@ -309,33 +301,36 @@ def _claim(root: Path, file_mode: int) -> None:
             f"{SETTING}={str(root)!r}: the directory holds other data ({name!r}) and no "
             f"{MARKER}; give kvshelf an empty directory of its own"
         )
-    _publish(root / MARKER, {"kvshelf": FORMAT_VERSION}, root, file_mode)
+    _publish(root / MARKER, {"kvshelf": FORMAT_VERSION}, root, file_mode, durability)
 
 
-def _publish(path: Path, value: Any, temp_folder: Path, file_mode: int) -> None:
-    """Write JSON under a temp name and link it into place; a file that is there stays."""
+def _new_temp(folder: Path, mode: int) -> tuple[int, Path]:
+    """A new temp file, open for writing."""
     owner = this_owner()
     for count in itertools.count(int.from_bytes(os.urandom(4), "big")):
         # A dot in front: another process may be looking whether the directory is empty.
-        temp = temp_folder / f".{temp_name(owner, count)}"
-        try:
+        temp = folder / f".{temp_name(owner, count)}"
+        with contextlib.suppress(FileExistsError):
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            descriptor = os.open(temp, flags, file_mode)
-            break
-        except FileExistsError:
-            continue
+            return os.open(temp, flags, mode), temp
+    raise AssertionError("the counter does not end")
+
+
+def _publish(path: Path, value: Any, temp_folder: Path, file_mode: int, durability: str) -> None:
+    """Write JSON under a temp name and link it into place; a file that is there stays."""
+    descriptor, temp = _new_temp(temp_folder, file_mode)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             json.dump(value, file, indent=1, sort_keys=True)
             file.write("\n")
             file.flush()
-            os.fsync(file.fileno())
+            sync_file(file.fileno(), path, durability)
         try:
             os.link(temp, path, follow_symlinks=False)
         except FileExistsError:
             return
         except OSError as error:
-            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+            if error.errno not in NO_LINKS:
                 raise
             # A file system without links: a rename may replace an equal file of another process.
             temp.rename(path)

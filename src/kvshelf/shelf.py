@@ -158,7 +158,7 @@ class Shelf:
         opened = open_all(
             [root] if isinstance(root, str | os.PathLike) else root,
             identity,
-            modes=modes,
+            modes=modes | {"durability": self._config.durability.value},
             timeout_seconds=self._config.open_timeout_seconds,
         )
         self.roots = tuple(map(str, opened.roots))

@@ -32,7 +32,7 @@ from kvshelf.engine.native import NativeEngine
 from kvshelf.errors import EngineClosedError
 from kvshelf.format import geometry_digest
 from kvshelf.layout import owner_is_dead, parse_chunk_path, parse_temp_name
-from kvshelf.root import start_ticks_of, this_owner
+from kvshelf.this_process import start_ticks_of, this_owner
 
 PAGE_BYTES = 6000
 BLOCKS = 64

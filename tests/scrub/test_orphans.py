@@ -13,10 +13,10 @@ import pytest
 
 from kvshelf import processes
 from kvshelf.layout import TempOwner, temp_name
-from kvshelf.root import start_ticks_of, this_owner
 from kvshelf.scrub import scrubber
 from kvshelf.scrub.findings import Action, Kind
 from kvshelf.scrub.mount import look_at_mount
+from kvshelf.this_process import start_ticks_of, this_owner
 from tests.scrub.shelves import IDENTITY, everything, found, scrubbed
 
 HERE = this_owner()
@@ -114,7 +114,7 @@ def test_a_writer_that_cannot_be_looked_for_is_judged_by_age(
 
 def test_a_real_writer_of_another_pid_namespace(shelf: Path) -> None:
     code = (
-        "from kvshelf.root import this_owner; from kvshelf.layout import temp_name;"
+        "from kvshelf.this_process import this_owner; from kvshelf.layout import temp_name;"
         "print(temp_name(this_owner(), 1))"
     )
     line = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", code]

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from kvshelf import processes
-from kvshelf.root import this_owner
 from kvshelf.scrub.findings import Action, Kind
 from kvshelf.scrub.verify import FileVerifier
+from kvshelf.this_process import this_owner
 from tests.scrub.shelves import chunks, everything, found, scrubbed
 from tests.scrub.test_orphans import OLD, YOUNG, dead, later, put
 from tests.scrub.test_unused import DAYS, FOLDER, REMOVED, old

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from kvshelf.layout import MARKER, TempOwner, temp_name
-from kvshelf.root import this_owner
 from kvshelf.scrub.findings import Action, Kind
+from kvshelf.this_process import this_owner
 from tests.scrub.shelves import everything, found, scrubbed
 from tests.scrub.test_orphans import OLD, YOUNG, dead, later
 

@@ -25,9 +25,8 @@ from kvshelf.root import (
     list_namespaces,
     open_namespace,
     open_root,
-    start_ticks_of,
-    this_owner,
 )
+from kvshelf.this_process import start_ticks_of, this_owner
 
 IDENTITY = Identity({"model": "org/model", "dtype": "bfloat16"})
 DEEP = "[" * 500_000 + "]" * 500_000
@@ -378,7 +377,7 @@ def test_this_process_is_alive_and_its_name_can_be_read() -> None:
 )
 def test_a_writer_in_another_container_is_not_called_dead() -> None:
     """One host name, one kernel, processes that do not see each other."""
-    code = "from kvshelf.root import this_owner; from kvshelf.layout import temp_name; "
+    code = "from kvshelf.this_process import this_owner; from kvshelf.layout import temp_name; "
     code += "print(temp_name(this_owner(), 1))"
     command = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -14,7 +14,8 @@ from kvshelf import root as module
 from kvshelf.errors import ConfigError
 from kvshelf.layout import owner_is_dead
 from kvshelf.namespace import Identity
-from kvshelf.root import is_shelf, open_root, start_ticks_of, this_owner, use_namespace
+from kvshelf.root import is_shelf, open_root, use_namespace
+from kvshelf.this_process import start_ticks_of, this_owner
 
 IDENTITY = Identity({"model": "org/model", "dtype": "bfloat16"})
 

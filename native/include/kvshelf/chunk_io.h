@@ -187,6 +187,9 @@ class ChunkWriter {
   FileResult CreateTemp();
   FileResult GiveNameInFolder(const std::string& folder, const std::string& name, bool* taken);
   FileResult WriteFully(std::span<iovec> parts, std::uint64_t offset);
+  bool BeginsInOrder(const FileResult& refused);
+  void KeepPart(const std::byte* data, std::uint64_t bytes, std::uint64_t at);
+  FileResult WriteHeader(ThreadContext& context);
   int GiveFinalName(int folder, const std::string& name);
   int LinkOrRename(int folder, const std::string& name);
   void RemoveTemp();
@@ -201,6 +204,10 @@ class ChunkWriter {
   UniqueFd file_;
   std::string temp_name_;
   std::uint64_t offset_ = 0;  // payload bytes written
+  // Where files must be written in order (RootHabits::order): the whole file, until it is
+  // published.
+  StagingBuffer whole_;
+  bool wrote_ = false;  // bytes of the file that is open
   bool removed_bad_ = false;
 };
 

@@ -20,10 +20,25 @@ std::string_view WhatIsWrongWithPath(std::string_view path);
 // Folder and name of a relative path; the folder of a path without a slash is empty.
 std::pair<std::string, std::string> SplitPath(std::string_view path);
 
-// Thread-safe. Immutable but for the counter of temp names, and for what is mounted at the path.
+// How a whole file gets its name, best first: the last may replace another process's file.
+enum class Naming { kUnknown, kRenameNoReplace, kLink, kRename };
+// Whether a file may be written in any order, or from its start to its end only.
+enum class WriteOrder { kUnknown, kAny, kInOrder };
+
+// What writers found the file system to do, last. Errors are errnos; 0 is none.
+struct RootHabits {
+  std::atomic<Naming> naming{Naming::kUnknown};
+  std::atomic<int> rename_error{0};
+  std::atomic<int> link_error{0};
+  std::atomic<int> allocate_error{0};
+  std::atomic<WriteOrder> order{WriteOrder::kUnknown};
+};
+
+// Thread-safe. Immutable but for the counter of temp names, for what is mounted at the path, and
+// for its habits.
 class RootDir {
  public:
-  // `temp_prefix` is "<host>-<boot8>-<pid>-<start>" (docs/layout.md).
+  // `temp_prefix` is "<host>-<boot8>-<pids>-<pid>-<start>" (docs/layout.md).
   // Throws std::system_error if `root` cannot be opened as a directory.
   RootDir(std::shared_ptr<FileOps> ops, const std::string& root, std::string temp_prefix,
           mode_t dir_mode);
@@ -50,10 +65,16 @@ class RootDir {
   // Whether O_DIRECT reads and writes work in the root; 0 or -errno. Leaves no file behind.
   int ProbeDirect();
 
+  RootHabits& habits() { return habits_; }
+  // Called when a write was refused: finds out with a file of two pages in `folder` whether files
+  // must be written in order. A mount that refuses both orders stays unknown.
+  void LearnWriteOrder(int folder);
+
  private:
   // As OpenFolder, only to name what lies in it: asks for no permission to list.
   UniqueFd NameFolder(const std::string& folder, int* error) const;
   void FollowPath() const;
+  int TryPages(int folder, std::size_t first, std::size_t second);
 
   std::shared_ptr<FileOps> ops_;
   std::string path_;
@@ -62,9 +83,11 @@ class RootDir {
   std::string temp_prefix_;
   mode_t dir_mode_;
   std::atomic<std::uint64_t> temp_counter_{0};
+  RootHabits habits_;
 };
 
-// "<host>-<boot8>-<pid>-<start>" of this process, from /proc.
+// "<host>-<boot8>-<pids>-<pid>-<start>" of this process, from /proc; zeros for what is hidden, as
+// kvshelf.root.this_owner has them.
 std::string OwnTempPrefix();
 
 }  // namespace kvshelf

@@ -10,8 +10,9 @@ from types import TracebackType
 from typing import Self
 
 from kvshelf.layout import MARKER, temp_name
-from kvshelf.root import FORMAT_VERSION, this_owner
+from kvshelf.root import FORMAT_VERSION
 from kvshelf.scrub.folders import remove_tree
+from kvshelf.this_process import this_owner
 
 
 class Scratch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from kvshelf.cli.common import (
     sigterm_as_interrupt,
 )
 from kvshelf.engine import Direct
+from kvshelf.root import why_not_writable
 
 HELP = "measure stores, loads and lookups on a mount"
 DESCRIPTION = """\
@@ -137,11 +139,22 @@ def check_picture(path: Path) -> None:
         problem = f"{path.parent} is no directory"
     elif path.is_dir():
         problem = "it is a directory"
-    elif not os.access(path if path.exists() else path.parent, os.W_OK, effective_ids=True):
+    elif not _is_writable(path):
         problem = "no right to write it"
     else:
         return
     raise CommandError(Exit.USAGE, f"--plot {safe(str(path))}: {safe(problem)}")
+
+
+def _is_writable(path: Path) -> bool:
+    """Tried: access(2) is refused by some containers."""
+    if not path.exists():
+        return why_not_writable(path.parent) is None
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+    except OSError as error:
+        return error.errno == errno.ENXIO  # a pipe without a reader
+    return True
 
 
 def progress(text: str) -> None:

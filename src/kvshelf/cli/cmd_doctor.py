@@ -25,10 +25,12 @@ from kvshelf.config import Settings
 from kvshelf.deadline import NoAnswerError, within
 from kvshelf.doctor.findings import Finding, Severity, fine, note, problem, warning
 from kvshelf.doctor.host import check_host
+from kvshelf.doctor.mounts import mount_of
 from kvshelf.doctor.peers import findings_of, meet
 from kvshelf.doctor.recommend import recommend
 from kvshelf.doctor.semantics import check_semantics
-from kvshelf.doctor.site import check_directory, check_mount, check_room, mount_of
+from kvshelf.doctor.site import check_directory, check_mount, check_room
+from kvshelf.doctor.trial import check_trial
 from kvshelf.doctor.why import explain
 from kvshelf.errors import ConfigError
 from kvshelf.namespace import diff
@@ -37,8 +39,9 @@ from kvshelf.root import is_shelf, list_namespaces
 HELP = "check a mount and this host, and recommend settings"
 DESCRIPTION = """\
 Looks at ROOT as kvshelf will use it: is it ours to write, how does the mount publish,
-touch and sync files, how fast is it, what is this host, are the settings right. Writes
-into a folder of its own, which is removed. Ends with settings to paste.
+touch and sync files, can a chunk be stored and loaded, how fast is it, what is this
+host, are the settings right. Writes into a folder of its own, which is removed. Ends
+with settings to paste.
 
 --why A B  explains why two replicas do not share: A and B are namespaces of the shelf.
 --peer     waits for the same command on another node and measures how soon one finds
@@ -57,7 +60,7 @@ _WAIT_SECONDS_MAX = 86_400
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("root", metavar="ROOT", help="the shelf's directory")
     parser.add_argument("--why", nargs=2, metavar=("A", "B"), help="two namespaces that differ")
-    parser.add_argument("--quick", action="store_true", help="measure no speed: a second")
+    parser.add_argument("--quick", action="store_true", help="measure no speed: a second or two")
     parser.add_argument(
         "--size-mb", type=int, default=256, metavar="MB", help="moved, at least 32 (256)"
     )
@@ -77,19 +80,22 @@ def run(options: argparse.Namespace) -> Exit:
     check_path(options.root)
     root = Path(options.root).absolute()
     findings = _first_look(root)
+    given, settings_given = (None, None)
+    if options.settings is not None:
+        given, settings_given = read_settings(options.settings)
     rows: list[Row] = []
     if not _bad(findings):
         try:
             findings += check_mount(mount_of(root)) + check_room(root)
             with sigterm_as_interrupt():
-                rows = _probe(options, root, findings)
+                rows = _probe(options, root, findings, settings_given or Settings())
                 if options.peer:
                     findings += _meet(root, options.wait_seconds)
         except OSError as error:
             findings.append(_failure(error))
     findings += check_host()
-    if options.settings is not None:
-        findings.append(check_settings(options.settings))
+    if given is not None:
+        findings.append(given)
     settings = None if _bad(findings) else recommend(root, rows)
     if options.json:
         print_json(
@@ -136,10 +142,19 @@ def _bad(findings: Sequence[Finding]) -> bool:
     return any(finding.severity is Severity.PROBLEM for finding in findings)
 
 
-def _probe(options: argparse.Namespace, root: Path, findings: list[Finding]) -> list[Row]:
-    """Semantics and speed, in a scratch folder."""
+def _probe(
+    options: argparse.Namespace, root: Path, findings: list[Finding], settings: Settings
+) -> list[Row]:
+    """Semantics, a trial and speed, in a scratch folder."""
     with Scratch(root) as scratch:
-        findings += check_semantics(scratch.path)
+        findings += check_semantics(
+            scratch.path,
+            durability=settings.durability,
+            file_mode=settings.file_mode,
+            dir_mode=settings.dir_mode,
+        )
+        if not _bad(findings):
+            findings.append(check_trial(scratch.path, settings))
         if options.quick or _bad(findings):
             return []
         workload = Workload(
@@ -174,28 +189,28 @@ def _meet(root: Path, wait_seconds: float) -> list[Finding]:
         progress("")
 
 
-def check_settings(text: str) -> Finding:
-    """Whether kvshelf takes the settings that a user means to give."""
+def read_settings(text: str) -> tuple[Finding, Settings | None]:
+    """Whether kvshelf takes the settings that a user means to give, and what they are."""
     remedy = "a JSON object, or @ and a file of one"
     try:
         given = json.loads(Path(text[1:]).read_text("utf-8") if text.startswith("@") else text)
     except OSError as error:
         reason = error.strerror or str(error)
-        return problem("settings", f"{text[1:]} cannot be read: {reason}", remedy)
+        return problem("settings", f"{text[1:]} cannot be read: {reason}", remedy), None
     except (ValueError, RecursionError) as error:
-        return problem("settings", f"not JSON: {error}", remedy)
+        return problem("settings", f"not JSON: {error}", remedy), None
     # Of a whole --kv-transfer-config, the part that is ours.
     name = "kv_connector_extra_config"
     inner = isinstance(given, dict) and name in given
     given = given[name] if inner else given
     if not isinstance(given, dict):
         text = f"{name} is no JSON object" if inner else "not a JSON object"
-        return problem("settings", text, '{"shared_storage_path": "/mnt/kv"}')
+        return problem("settings", text, '{"shared_storage_path": "/mnt/kv"}'), None
     try:
-        Settings.from_mapping(given)
+        settings = Settings.from_mapping(given)
     except ConfigError as error:
-        return problem("settings", safe(str(error)), "docs/configuration.md")
-    return fine("settings", "accepted")
+        return problem("settings", safe(str(error)), "docs/configuration.md"), None
+    return fine("settings", "accepted"), settings
 
 
 def _print(findings: Sequence[Finding], rows: Sequence[Row], settings: Any) -> None:

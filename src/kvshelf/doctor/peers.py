@@ -24,7 +24,7 @@ from typing import Any
 
 from kvshelf.doctor.findings import Finding, fine, note, problem, warning
 from kvshelf.layout import DOCTOR_FOLDER
-from kvshelf.root import this_host
+from kvshelf.this_process import this_host
 
 ROUNDS = 5
 _LOOK_SECONDS = 0.01

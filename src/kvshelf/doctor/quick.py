@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 
 from kvshelf.doctor.findings import Finding, Severity
-from kvshelf.doctor.site import check_mount, check_room, mount_of
+from kvshelf.doctor.mounts import mount_of
+from kvshelf.doctor.site import check_mount, check_room
 
 _STATS = 16
 

@@ -1,104 +1,139 @@
-"""What the mount does when asked as kvshelf asks: in a scratch folder, with files of a few KB."""
+"""What the mount does when asked as an engine asks: in a scratch folder, by the engine's own code.
+
+The calls are made by the native core (``kvshelf.engine.probe``), so that what is said here is what
+stores and loads meet.
+"""
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from kvshelf.doctor.findings import Finding, fine, note, problem, warning
+from kvshelf.engine import FileStatus
+from kvshelf.engine.probe import Naming, Outcome, ProbeReport, probe
 
 # A clock that differs by more shows wrong ages, but nothing that kvshelf decides.
 _SKEW_SECONDS_MAX = 5.0
 _SLOW_SYNC_SECONDS = 0.05
-_RENAME_NOREPLACE = 1  # linux/fs.h
-_AT_FDCWD = -100
+_SERVER_LOG = "see the kernel's log and its server's"
+_REMEDIES = {
+    errno.ENOSPC: "free room or inodes",
+    errno.EDQUOT: "raise the quota, or remove what counts for it",
+    errno.EROFS: "mount it read-write",
+    errno.EACCES: "give the engines' user the right to write below the shelf",
+    errno.EPERM: "give the engines' user the right to write below the shelf",
+}
 
 
-def check_semantics(folder: Path) -> list[Finding]:
-    """All checks of this module; an error of the mount becomes a finding of its check."""
-    checks: list[tuple[str, Callable[[Path], Finding]]] = [
-        ("publication", check_publication),
-        ("access times", check_access_times),
-        ("clock", check_clock),
-        ("O_DIRECT", check_direct),
-        ("allocation", check_allocation),
-        ("sync", check_sync),
-    ]
-    findings = []
-    for name, check in checks:
-        try:
-            findings.append(check(folder))
-        except OSError as error:
-            reason = error.strerror or str(error)
-            findings.append(problem(name, f"the mount refuses: {reason}", "see its server's log"))
+def check_semantics(
+    folder: Path,
+    *,
+    durability: str = "none",
+    file_mode: int = 0o640,
+    dir_mode: int = 0o2770,
+    measure: Callable[..., ProbeReport] = probe,
+) -> list[Finding]:
+    """All checks of this module; an error of the mount becomes a finding of its check.
+
+    Args:
+        durability: the setting that engines will have.
+        measure: makes the report; for tests.
+    """
+    try:
+        report = measure(folder, file_mode=file_mode, dir_mode=dir_mode)
+        findings = list(_findings_of(report, durability))
+    except OSError as error:
+        reason = error.strerror or str(error)
+        findings = [problem("publication", f"the mount refuses: {reason}", _SERVER_LOG)]
+    try:
+        findings.append(check_clock(folder))
+    except OSError as error:
+        findings.append(problem("clock", f"the mount refuses: {error.strerror}", _SERVER_LOG))
     return findings
 
 
-def check_publication(folder: Path) -> Finding:
-    """Giving a file its name without replacing another: renameat2(2), or link(2)."""
-    taken, new = folder / "taken", folder / "new"
-    taken.write_bytes(b"first")
-    new.write_bytes(b"second")
-    number = rename_noreplace(new, taken)
-    if number == errno.EEXIST and taken.read_bytes() == b"first":
-        way = "renameat2(RENAME_NOREPLACE)"
-        if rename_noreplace(new, folder / "free") != 0:
-            return problem("publication", f"{way} to a free name fails", "report this file system")
-        return fine("publication", f"{way}: whole files, never replaced")
-    if number == 0 or taken.read_bytes() != b"first":
-        return problem(
+def _findings_of(report: ProbeReport, durability: str) -> Iterator[Finding]:
+    yield from check_publication(report)
+    if report.stored.ok:
+        yield check_access_times(report)
+        yield check_direct(report)
+        yield check_allocation(report)
+        yield check_sync(report, durability)
+
+
+def text_of(outcome: Outcome) -> str:
+    """What became of a step, in words."""
+    if outcome.status is FileStatus.IO_ERROR:
+        return os.strerror(outcome.errno)
+    return outcome.status.name.lower().replace("_", " ")
+
+
+def remedy_of(outcome: Outcome) -> str:
+    return _REMEDIES.get(outcome.errno, _SERVER_LOG)
+
+
+def check_publication(report: ProbeReport) -> Iterator[Finding]:
+    """Giving a file its name without replacing another, and reading and removing it by that."""
+    steps = [("stored", report.stored)]
+    if report.stored.ok:
+        steps += [
+            ("stored by a second replica", report.stored_again),
+            ("loaded", report.loaded),
+            ("removed", report.removed),
+        ]
+    for step, outcome in steps:
+        if not outcome.ok:
+            message = f"a chunk cannot be {step}: {text_of(outcome)}"
+            yield problem("publication", message, remedy_of(outcome))
+            return
+    if report.replaced and report.naming is not Naming.RENAME:
+        yield problem(
             "publication",
-            "RENAME_NOREPLACE replaces files",
+            "a name that is taken is given to another file",
             "do not use this file system: readers could see a file change",
         )
-    try:
-        os.link(new, folder / "linked")
-    except OSError as error:
-        return warning(
+    elif report.naming is Naming.RENAME_NOREPLACE:
+        yield fine("publication", "renameat2(RENAME_NOREPLACE): whole files, never replaced")
+    elif report.naming is Naming.LINK:
+        reason = os.strerror(report.rename_error)
+        yield fine(
             "publication",
-            f"neither RENAME_NOREPLACE nor link ({error.strerror}): two replicas that store one "
-            "chunk at once may replace each other's file, with the same bytes",
+            f"link(2), since RENAME_NOREPLACE is not here ({reason}): whole files, never replaced",
+        )
+    else:
+        reasons = f"{os.strerror(report.rename_error)}; {os.strerror(report.link_error)}"
+        yield warning(
+            "publication",
+            f"plain rename(2), since neither RENAME_NOREPLACE nor link is here ({reasons}): two "
+            "replicas that store one chunk at once may replace each other's file, with the same "
+            "bytes",
             "nothing to be done; loads that meet it are misses",
         )
-    return fine("publication", "link(2): whole files, never replaced")
+    if report.in_order:
+        yield note(
+            "writes",
+            "only from a file's start to its end: the engine keeps each chunk in memory until it "
+            "is whole",
+            "plan one chunk's bytes of memory more for each I/O thread (threads_per_gpu)",
+        )
 
 
-def rename_noreplace(source: Path, target: Path) -> int:
-    """0 or an errno."""
-    renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    result = renameat2(
-        _AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE
-    )
-    return 0 if result == 0 else ctypes.get_errno()
-
-
-def check_access_times(folder: Path) -> Finding:
+def check_access_times(report: ProbeReport) -> Finding:
     """Eviction goes by access times that kvshelf sets itself (utimensat(2))."""
-    path = folder / "times"
-    path.write_bytes(b"x")
-    wanted = 1_600_000_000_123_456_789
-    os.utime(path, ns=(wanted, path.stat().st_mtime_ns))
-    found = path.stat().st_atime_ns
-    if abs(found - wanted) > 1_000_000_000:
+    lost = abs(report.touched_ns - report.wanted_ns)
+    if report.touch_error or lost > 2_000_000_000:
+        reason = f" ({os.strerror(report.touch_error)})" if report.touch_error else ""
         return problem(
             "access times",
-            "access times cannot be set: eviction could not tell what is used",
+            f"access times cannot be set{reason}: eviction could not tell what is used",
             "a mount that takes utimensat(2)",
         )
-    step = next(
-        text
-        for text, size in (
-            ("nanoseconds", 1),
-            ("microseconds", 1_000),
-            ("milliseconds", 1_000_000),
-            ("seconds", 10**9 + 1),
-        )
-        if abs(found - wanted) < size
-    )
+    steps = (("nanoseconds", 1), ("microseconds", 1_000), ("milliseconds", 1_000_000))
+    step = next((text for text, size in steps if lost < size), "seconds")
     return fine("access times", f"settable, kept in {step}")
 
 
@@ -117,36 +152,39 @@ def check_clock(folder: Path) -> Finding:
     return fine("clock", f"within {max(abs(skew), 0.01):.2f} s of this host's")
 
 
-def check_direct(folder: Path) -> Finding:
-    from kvshelf.engine.native import probe_direct  # noqa: PLC0415 - the rest needs no extension
-
-    number = probe_direct(folder)
-    if number:
-        return note("O_DIRECT", f"not here ({os.strerror(number)}): leave direct off")
+def check_direct(report: ProbeReport) -> Finding:
+    if report.direct_error:
+        reason = os.strerror(report.direct_error)
+        return note("O_DIRECT", f"not here ({reason}): leave direct off")
     return fine("O_DIRECT", "works (direct=auto or on)")
 
 
-def check_allocation(folder: Path) -> Finding:
+def check_allocation(report: ProbeReport) -> Finding:
     """fallocate(2) tells a full disk before anything is written."""
-    with (folder / "allocated").open("wb") as file:
-        try:
-            os.posix_fallocate(file.fileno(), 0, 1 << 20)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                return problem("allocation", "no room for 1 MB", "free some")
-            return note("allocation", f"not here ({error.strerror}): a full disk shows at write")
+    if report.in_order:
+        return note("allocation", "not asked for where writes go in order")
+    if report.allocate_error:
+        reason = os.strerror(report.allocate_error)
+        return note("allocation", f"not here ({reason}): a full disk shows at write")
     return fine("allocation", "works")
 
 
-def check_sync(folder: Path) -> Finding:
-    path = folder / "synced"
-    with path.open("wb") as file:
-        file.write(bytes(1 << 20))
-        file.flush()
-        started = time.perf_counter()
-        os.fsync(file.fileno())
-        took = time.perf_counter() - started
-    text = f"fsync of 1 MB takes {1e3 * took:.1f} ms"
-    if took > _SLOW_SYNC_SECONDS:
-        return note("sync", f"{text}: durability=none (the default) does without")
-    return fine("sync", text)
+def check_sync(report: ProbeReport, durability: str) -> Finding:
+    """fdatasync(2) of a chunk, and fsync(2) of its folders, as the setting ``durability`` asks."""
+    refused = [
+        (name, outcome)
+        for name, outcome in (("data", report.synced_data), ("full", report.synced_full))
+        if not outcome.ok
+    ]
+    if not refused:
+        text = f"a synced store of 1 MiB takes {1e3 * report.sync_seconds:.1f} ms"
+        if report.sync_seconds > _SLOW_SYNC_SECONDS:
+            return note("sync", f"{text}: durability=none (the default) does without")
+        return fine("sync", text)
+    name, outcome = refused[0]
+    what = "files" if name == "data" else "folders"
+    text = f"fsync of {what} is refused ({text_of(outcome)})"
+    allowed = "none" if name == "data" else "none or data"
+    if durability in [name for name, _ in refused]:
+        return problem("sync", f"{text}: durability={durability} fails", f"durability={allowed}")
+    return note("sync", f"{text}: durability can be {allowed}")

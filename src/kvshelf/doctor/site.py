@@ -2,97 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import os
-import re
 import stat
-from dataclasses import dataclass
 from pathlib import Path
 
-from kvshelf.doctor.findings import Finding, fine, note, problem, warning
+from kvshelf.doctor.findings import Finding, Severity, fine, note, problem, warning
+from kvshelf.doctor.mounts import Mount, Reach
 from kvshelf.errors import NotAShelfError
 from kvshelf.layout import MARKER
-from kvshelf.root import check_root, others_data
+from kvshelf.root import check_root, others_data, why_not_writable
 from kvshelf.text import bytes_text
 
 # statvfs(3) of file systems that do not count inodes: 0, or all ones (CephFS).
 _UNCOUNTED = (0, 2**64 - 1)
 _NEARLY_FULL = 0.9
-_MOUNTINFO = Path("/proc/self/mountinfo")
-_NETWORK = {
-    "nfs",
-    "nfs4",
-    "ceph",
-    "lustre",
-    "gpfs",
-    "beegfs",
-    "glusterfs",
-    "fuse.glusterfs",
-    "fuse.ceph",
-    "fuse.ceph-fuse",
-    "fuse.juicefs",
-    "fuse.mfs",
-    "cifs",
-    "9p",
-    "virtiofs",
-}
-_IN_MEMORY = {"tmpfs", "ramfs"}
-
-
-@dataclass(frozen=True, slots=True)
-class Mount:
-    """A line of /proc/self/mountinfo (proc_pid_mountinfo(5)).
-
-    Attributes:
-        kind: the file system's type: "ext4", "nfs4", "fuse.juicefs".
-        options: of the mount and of its super block; values after "=".
-    """
-
-    point: str
-    kind: str
-    options: frozenset[str]
-
-    @property
-    def shared(self) -> bool:
-        """Whether other nodes may have it mounted too, by its type."""
-        return self.kind in _NETWORK
-
-    def value(self, name: str) -> str | None:
-        """Of an option with a value."""
-        for option in self.options:
-            if option.startswith(f"{name}="):
-                return option.partition("=")[2]
-        return None
-
-
-def mount_of(path: Path, mountinfo: str | None = None) -> Mount:
-    """The mount that a path lies on: of those of its device the deepest above it (one device may
-    be mounted in several places), of equal ones the last.
-
-    Raises:
-        OSError: the path is not there.
-    """
-    place = path.resolve()
-    device = place.stat().st_dev
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    text = _MOUNTINFO.read_text("utf-8", "surrogateescape") if mountinfo is None else mountinfo
-    found = Mount("?", "unknown", frozenset())
-    for line in text.splitlines():
-        left, _, right = line.partition(" - ")
-        fields, more = left.split(), right.split()
-        if len(fields) < 6 or len(more) < 3 or fields[2] != wanted:
-            continue
-        # Spaces and their like stand there as octal escapes.
-        point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields[4])
-        if place.is_relative_to(point) and (
-            found.kind == "unknown" or len(point) >= len(found.point)
-        ):
-            options = {*fields[5].split(","), *more[2].split(",")}
-            found = Mount(point, more[0], frozenset(options))
-    return found
 
 
 def check_directory(root: Path) -> list[Finding]:
-    """Whether the path is a directory that is a shelf or can become one, and ours to write.
+    """Whether the path is a directory that is a shelf or can become one, and ours to write: in such
+    a directory a file is made and removed.
 
     Raises:
         OSError: the file system does not say.
@@ -111,19 +40,35 @@ def check_directory(root: Path) -> list[Finding]:
         ]
     if not stat.S_ISDIR(mode.st_mode):
         return [problem("directory", f"{root} is no directory", "give a directory")]
+    return _check_use(root, mode)
+
+
+def _check_use(root: Path, mode: os.stat_result) -> list[Finding]:
     # First: such a mount refuses to write whatever the directory's mode is.
     if os.statvfs(root).f_flag & os.ST_RDONLY:
         return [_read_only()]
-    if not os.access(root, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
-        return [
-            problem(
-                "directory",
-                f"this user ({os.geteuid()}) may not write to it (mode {mode.st_mode & 0o7777:04o}"
-                f", owner {mode.st_uid}:{mode.st_gid})",
-                f"chgrp the engines' group, then chmod 2770 {root}",
-            )
-        ]
-    return [_shelf_or_not(root), *_group(root, mode)]
+    try:
+        os.close(os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        shelf = _shelf_or_not(root)
+    except PermissionError as error:
+        return [_not_ours(root, mode, error)]
+    if shelf.severity is Severity.PROBLEM:
+        return [shelf]
+    reason = why_not_writable(root)
+    if reason is not None:
+        return [_not_ours(root, mode, reason)]
+    return [shelf, *_group(root, mode)]
+
+
+def _not_ours(root: Path, mode: os.stat_result, error: OSError) -> Finding:
+    if error.errno == errno.EROFS:
+        return _read_only()
+    user = f"user {os.geteuid()}, mode {mode.st_mode & 0o7777:04o}, owner {mode.st_uid}"
+    return problem(
+        "directory",
+        f"no file can be made in it: {error.strerror} ({user}:{mode.st_gid})",
+        f"chgrp the engines' group, then chmod 2770 {root}",
+    )
 
 
 def _read_only() -> Finding:
@@ -164,18 +109,49 @@ def check_mount(mount: Mount, *, replicas_elsewhere: bool = True) -> list[Findin
     findings = [fine("mount", f"{mount.kind} at {mount.point}")]
     if "ro" in mount.options:
         findings.append(_read_only())
-    if mount.kind in _IN_MEMORY:
-        findings.append(
-            note("mount", f"{mount.kind} is this host's memory: it is gone after a restart")
-        )
-    elif not mount.shared and replicas_elsewhere:
-        findings.append(note("mount", f"{mount.kind} is local: other nodes do not see it"))
+    findings += _reach(mount, replicas_elsewhere)
     if mount.kind.startswith("nfs"):
         findings += _nfs(mount)
     if "sync" in mount.options:
         findings.append(
             warning(
                 "mount", "mounted with sync: every write waits for the disk", "mount with async"
+            )
+        )
+    return findings
+
+
+def _reach(mount: Mount, replicas_elsewhere: bool) -> list[Finding]:
+    known, kind = mount.known, mount.kind
+    findings = [note("mount", f"{kind}: {known.note}", known.remedy)] if known.note else []
+    if known.reach is Reach.MEMORY:
+        findings.append(note("mount", f"{kind} is this host's memory: it is gone after a restart"))
+    elif known.reach is Reach.LAYER:
+        findings.append(
+            note(
+                "mount",
+                f"{kind} is this container's own: no other node sees it, and it goes with the "
+                "container",
+                "mount a volume there",
+            )
+        )
+    elif known.reach is Reach.LOCAL and replicas_elsewhere:
+        findings.append(note("mount", f"{kind} is local: other nodes do not see it"))
+    elif known.reach is Reach.UNKNOWN and replicas_elsewhere:
+        named = kind if kind != "unknown" else "its type cannot be read"
+        findings.append(
+            note(
+                "mount",
+                f"{named}: kvshelf does not know whether other nodes see it",
+                "kvshelf doctor --peer on two nodes tells",
+            )
+        )
+    if kind == "lustre" and not mount.options & {"flock", "localflock"}:
+        findings.append(
+            note(
+                "mount",
+                "lustre without flock: kvshelf scrub --unused-days goes by file times alone",
+                "mount with -o flock",
             )
         )
     return findings

@@ -33,7 +33,7 @@ from kvshelf.layout import (
     parse_lease_name,
 )
 from kvshelf.processes import is_gone
-from kvshelf.root import this_owner
+from kvshelf.this_process import this_owner
 
 # What the first process that uses a shelf finds to take.
 _SEED = LeaseName(term=0, beat=0, token="0" * 16, owner=None)

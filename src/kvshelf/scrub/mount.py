@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kvshelf.layout import temp_name
-from kvshelf.root import this_owner
+from kvshelf.this_process import this_owner
 
 _PAGE = 4096
 _HOUR_NS = 3600 * 10**9
@@ -81,4 +81,4 @@ def _read_marks(root: int, name: str, flags: int) -> bool:
 
 def _read_page(descriptor: int) -> None:
     with mmap.mmap(-1, _PAGE) as page:  # aligned, as O_DIRECT asks
-        os.preadv(descriptor, [page], 0)
+        os.readv(descriptor, [page])  # Python's preadv is preadv2(2), which some profiles forbid

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from kvshelf.errors import NotAShelfError
 from kvshelf.layout import MARKER, TempOwner, parse_temp_name
 from kvshelf.processes import is_gone
-from kvshelf.root import check_root, this_owner
+from kvshelf.root import check_root
 from kvshelf.scrub.findings import Action, Finding, Kind
 from kvshelf.scrub.folders import GONE, entries, folder_at, remove_tree, unlink_if_same
+from kvshelf.this_process import this_owner
 
 
 class Orphans:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import secrets
 import stat
 from collections.abc import Iterator
 
+from kvshelf.calls import Lock, try_lock
 from kvshelf.layout import NAMESPACE_FILE, TEMP_FOLDER, doomed_name
 from kvshelf.scrub.findings import Action, Finding, Kind
 from kvshelf.scrub.folders import GONE, folder_at
@@ -130,11 +130,11 @@ class UnusedNamespaces:
 
 @contextlib.contextmanager
 def _locked(folder: int) -> Iterator[None]:
-    """Holds a namespace's lock alone.
+    """Holds a namespace's lock alone, if the file system has locks.
 
     Raises:
         _InUseError: an engine has it; or there is no namespace.json, so that nobody can tell.
-        OSError: the file system has no locks, so that nobody can tell either.
+        OSError: namespace.json cannot be opened.
     """
     flags = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
     try:
@@ -148,9 +148,9 @@ def _locked(folder: int) -> Iterator[None]:
             raise _InUseError from error
         raise
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Without locks the times tell, as docs/scrub.md has it.
+        if try_lock(descriptor, shared=False) is Lock.TAKEN:
+            raise _InUseError
         yield
-    except BlockingIOError as error:
-        raise _InUseError from error
     finally:
         os.close(descriptor)

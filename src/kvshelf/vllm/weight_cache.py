@@ -72,6 +72,9 @@ class WeightCache:
         name = hashlib.sha256("\n".join(paths).encode("utf-8", "surrogateescape")).hexdigest()[:32]
         wanted = _folder_of(settings)
         folder = None if wanted is None else _private(wanted)
+        if folder is not None and not _boot():
+            logger.info("kvshelf: no digests of weights are cached: %s is not readable", _BOOT_ID)
+            folder = None
         return cls(folder, name, settings.weights_wait_seconds)
 
     def read(self, stamps: Sequence[Stamp]) -> list[str]:
@@ -172,7 +175,7 @@ def _key(stamp: Stamp) -> str:
 
 
 def _boot() -> str:
-    """Device numbers mean something until the next boot."""
+    """Device numbers mean something until the next boot; "" where a sandbox hides which it is."""
     try:
         return _BOOT_ID.read_text().strip()
     except OSError:

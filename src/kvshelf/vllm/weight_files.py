@@ -129,7 +129,7 @@ def _hash_piece(piece: tuple[Path, int, int]) -> bytes:
         descriptor = os.open(path, _READ)
         try:
             while left > 0:
-                count = os.preadv(descriptor, [buffer[: min(left, len(buffer))]], offset)
+                count = _read_into(buffer[: min(left, len(buffer))], descriptor, offset)
                 if count == 0:
                     raise _changed(path)
                 digest.update(buffer[:count])
@@ -139,6 +139,17 @@ def _hash_piece(piece: tuple[Path, int, int]) -> bytes:
     except OSError as error:
         raise ConfigError("model", str(path), f"cannot be read: {error.strerror}") from error
     return digest.digest()
+
+
+def _read_into(buffer: memoryview, descriptor: int, offset: int) -> int:
+    """Bytes read; 0 at the file's end."""
+    try:
+        return os.preadv(descriptor, [buffer], offset)
+    except OSError:
+        # Python's preadv is preadv2(2), which some containers forbid; it copies nothing.
+        data = os.pread(descriptor, len(buffer), offset)
+        buffer[: len(data)] = data
+        return len(data)
 
 
 def _changed(path: Path) -> ConfigError:
