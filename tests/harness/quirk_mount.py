@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import ctypes.util
 import dataclasses
 import functools
@@ -19,6 +20,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[2]
 _START_SECONDS = 20.0
+_RENAME_NOREPLACE, _AT_FDCWD = 1, -100  # linux/fs.h, fcntl.h
 
 
 @functools.cache
@@ -31,6 +33,13 @@ def why_not() -> str | None:
     if ctypes.util.find_library("fuse3") is None:
         return "not installed: libfuse3-3"
     return None
+
+
+def rename_noreplace(source: Path, target: Path) -> int:
+    """renameat2(RENAME_NOREPLACE): 0 or an errno."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    ends = (_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target))
+    return 0 if libc.renameat2(*ends, _RENAME_NOREPLACE) == 0 else ctypes.get_errno()
 
 
 @dataclasses.dataclass

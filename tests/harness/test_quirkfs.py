@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kvshelf.doctor.semantics import rename_noreplace
-from tests.harness.quirk_mount import QuirkMount, quirk_mount
+from tests.harness.quirk_mount import QuirkMount, quirk_mount, rename_noreplace
 
 
 @pytest.fixture

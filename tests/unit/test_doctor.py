@@ -7,18 +7,22 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from kvshelf.bench import Row
-from kvshelf.doctor import Severity, host, peers, semantics, site
+from kvshelf.doctor import Severity, host, mounts, peers, semantics, site
 from kvshelf.doctor.findings import Finding
 from kvshelf.doctor.quick import quick_line
 from kvshelf.doctor.recommend import lookup_threads_for, recommend, threads_for
 from kvshelf.doctor.why import explain
+from kvshelf.engine import FileStatus
+from kvshelf.engine.probe import Naming, Outcome, ProbeReport
 from kvshelf.layout import DOCTOR_FOLDER
 from kvshelf.namespace import Identity, diff
 from kvshelf.root import open_root
@@ -60,7 +64,8 @@ class TestDirectory:
     def test_a_directory_of_others_is_a_problem(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(os, "access", lambda *_, **__: False)  # the tests may run as root
+        refusal = PermissionError(errno.EACCES, "refused")  # the tests may run as root
+        monkeypatch.setattr(site, "why_not_writable", lambda _: refusal)
         assert site.check_directory(tmp_path)[0].severity is Severity.PROBLEM
 
     def test_a_group_directory_without_setgid_is_noted(self, tmp_path: Path) -> None:
@@ -83,19 +88,21 @@ class TestMount:
             f"3 0 {number} / /elsewhere rw - xfs /dev/a rw\n"
             "4 0 0:0 / / rw - tmpfs tmpfs rw\nnonsense\n"
         )
-        found = site.mount_of(inner / "shelf", text)
+        found = mounts.mount_of(inner / "shelf", text)
         assert (found.kind, found.point) == ("nfs4", str(inner.resolve()))
         assert found.shared and found.value("nconnect") == "8" and "noatime" in found.options
-        assert site.mount_of(tmp_path, text).kind == "ext4"
-        assert site.mount_of(tmp_path, "").kind == "unknown"
+        assert mounts.mount_of(tmp_path, text).kind == "ext4"
 
     def test_this_machine_has_one(self, tmp_path: Path) -> None:
-        assert site.mount_of(tmp_path).kind != "unknown"
+        assert mounts.mount_of(tmp_path).kind != "unknown"
 
     @pytest.mark.parametrize(
         ("kind", "options", "severity", "text"),
         [
             ("ext4", "rw", Severity.NOTE, "local"),
+            ("fuse.of-somebody", "rw", Severity.NOTE, "does not know"),
+            ("fuse.s3fs", "rw", Severity.NOTE, "object store"),
+            ("overlay", "rw", Severity.NOTE, "container"),
             ("ext4", "ro", Severity.PROBLEM, "read-only"),
             ("ceph", "rw", Severity.FINE, "ceph"),
             ("ceph", "rw,sync", Severity.WARNING, "sync"),
@@ -130,39 +137,67 @@ class TestMount:
         assert [finding.severity for finding in site.check_room(Path("/"))] == expected
 
 
+OK = Outcome(FileStatus.OK, 0)
+REPORT = ProbeReport(
+    stored=OK,
+    stored_again=OK,
+    replaced=False,
+    loaded=OK,
+    removed=OK,
+    naming=Naming.RENAME_NOREPLACE,
+    rename_error=0,
+    link_error=0,
+    allocate_error=0,
+    in_order=False,
+    direct_error=0,
+    touch_error=0,
+    touched_ns=1_600_000_000_123_456_789,
+    wanted_ns=1_600_000_000_123_456_789,
+    synced_data=OK,
+    synced_full=OK,
+    sync_seconds=0.001,
+)
+
+
+def failed(number: int) -> Outcome:
+    return Outcome(FileStatus.IO_ERROR, number)
+
+
 class TestSemantics:
+    """On mounts with these quirks: tests/faults/test_quirks.py."""
+
     def test_a_local_file_system_has_all(self, tmp_path: Path) -> None:
         findings = semantics.check_semantics(tmp_path)
         assert len(findings) == 6 and worst(findings) <= Severity.NOTE
+        assert not list(tmp_path.rglob("*.kv")) and not list(tmp_path.rglob("*.tmp"))
 
-    def test_without_the_flag_link_will_do(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(semantics, "rename_noreplace", lambda *_: errno.EINVAL)
-        finding = semantics.check_publication(tmp_path)
-        assert finding.severity is Severity.FINE and "link" in finding.message
+    @pytest.mark.parametrize(
+        ("changes", "severity", "text"),
+        [
+            ({}, Severity.FINE, "RENAME_NOREPLACE"),
+            ({"naming": Naming.LINK, "rename_error": errno.EINVAL}, Severity.FINE, "link(2)"),
+            ({"naming": Naming.RENAME, "replaced": True}, Severity.WARNING, "plain rename"),
+            ({"replaced": True}, Severity.PROBLEM, "taken"),
+            ({"stored": failed(errno.ENOSPC)}, Severity.PROBLEM, "No space"),
+            ({"loaded": Outcome(FileStatus.CORRUPT, 0)}, Severity.PROBLEM, "loaded: corrupt"),
+            ({"removed": failed(errno.EPERM)}, Severity.PROBLEM, "removed"),
+            ({"stored_again": failed(errno.EIO)}, Severity.PROBLEM, "second replica"),
+        ],
+    )
+    def test_publication(self, changes: dict[str, Any], severity: Severity, text: str) -> None:
+        (finding,) = semantics.check_publication(replace(REPORT, **changes))
+        assert finding.severity is severity and text in finding.message
 
-        def no_links(*_: object) -> None:
-            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+    def test_a_store_that_fails_says_nothing_of_the_rest(self, tmp_path: Path) -> None:
+        broken = replace(REPORT, stored=failed(errno.EDQUOT))
+        findings = semantics.check_semantics(tmp_path, measure=lambda *_, **__: broken)
+        assert [finding.check for finding in findings] == ["publication", "clock"]
+        assert "quota" in findings[0].remedy
 
-        monkeypatch.setattr(os, "link", no_links)
-        assert semantics.check_publication(tmp_path).severity is Severity.WARNING
-
-    def test_a_mount_that_replaces_is_a_problem(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        def replace(source: Path, target: Path) -> int:
-            source.replace(target)
-            return 0
-
-        monkeypatch.setattr(semantics, "rename_noreplace", replace)
-        assert semantics.check_publication(tmp_path).severity is Severity.PROBLEM
-
-    def test_times_that_cannot_be_set_are_a_problem(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(os, "utime", lambda *_, **__: None)
-        assert semantics.check_access_times(tmp_path).severity is Severity.PROBLEM
+    def test_times_that_cannot_be_set_are_a_problem(self) -> None:
+        for changes in ({"touched_ns": 0}, {"touch_error": errno.EPERM}):
+            finding = semantics.check_access_times(replace(REPORT, **changes))
+            assert finding.severity is Severity.PROBLEM
 
     @pytest.mark.parametrize(
         ("lost", "text"),
@@ -173,12 +208,9 @@ class TestSemantics:
             (123_456_789, "seconds"),
         ],
     )
-    def test_coarse_times_are_named(
-        self, lost: int, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        real = os.utime
-        monkeypatch.setattr(os, "utime", lambda path, ns: real(path, ns=(ns[0] - lost, ns[1])))
-        finding = semantics.check_access_times(tmp_path)
+    def test_coarse_times_are_named(self, lost: int, text: str) -> None:
+        report = replace(REPORT, touched_ns=REPORT.wanted_ns - lost)
+        finding = semantics.check_access_times(report)
         assert finding.severity is Severity.FINE and finding.message.endswith(f"in {text}")
 
     def test_another_clock_is_said(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +221,7 @@ class TestSemantics:
 
     def test_an_error_is_a_finding(self, tmp_path: Path) -> None:
         findings = semantics.check_semantics(tmp_path / "absent")
-        assert worst(findings) is Severity.PROBLEM and len(findings) == 6
+        assert [finding.severity for finding in findings] == [Severity.PROBLEM] * 2
 
 
 class TestHost:

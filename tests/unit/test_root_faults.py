@@ -72,8 +72,9 @@ def test_a_sandbox_that_hides_who_we_are_makes_nobody_dead(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EIO])
-def test_only_a_folder_that_knows_no_fsync_does_without(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+@pytest.mark.parametrize("durability", ["none", "data", "full"])
+def test_folders_are_synced_for_full_durability_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durability: str, number: int
 ) -> None:
     sync = os.fsync
 
@@ -84,11 +85,12 @@ def test_only_a_folder_that_knows_no_fsync_does_without(
 
     monkeypatch.setattr(os, "fsync", fsync)
     before = descriptors()
-    if number == errno.EIO:
-        with pytest.raises(ConfigError, match=os.strerror(errno.EIO)):
-            open_root(tmp_path / "shelf")
+    if durability == "full":
+        with pytest.raises(ConfigError, match=os.strerror(number)) as caught:
+            open_root(tmp_path / "shelf", durability=durability)
+        assert caught.value.setting == "durability"
     else:
-        assert is_shelf(open_root(tmp_path / "shelf"))
+        assert is_shelf(open_root(tmp_path / "shelf", durability=durability))
     assert descriptors() == before
 
 

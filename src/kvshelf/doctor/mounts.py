@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from kvshelf.engine.probe import file_system_magic
+
 _PROC = Path("/proc/self")
 
 
@@ -227,6 +229,4 @@ def _mount_id(place: Path) -> int | None:
 
 
 def _kind_by_magic(place: Path) -> str:
-    from kvshelf.engine.probe import file_system_magic  # noqa: PLC0415 - only without /proc
-
     return _MAGIC.get(file_system_magic(place), "unknown")

@@ -1,4 +1,7 @@
-"""What a file system does when an engine uses it: asked through the engine's own code."""
+"""What a file system does when an engine uses it: asked through the engine's own code.
+
+The extension is imported when first used: the rest of the command line needs none.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ import os
 from dataclasses import dataclass
 from enum import IntEnum
 
-from kvshelf.core import native as _native
 from kvshelf.engine.base import FileStatus
 
 _STATUSES = tuple(FileStatus)
@@ -18,7 +20,9 @@ def file_system_magic(path: str | os.PathLike[str]) -> int:
     Raises:
         OSError: the path is not there.
     """
-    return int(_native.file_system_magic(os.fspath(path)))
+    from kvshelf.core import native  # noqa: PLC0415
+
+    return int(native.file_system_magic(os.fspath(path)))
 
 
 class Naming(IntEnum):
@@ -91,7 +95,9 @@ def probe(
     Raises:
         OSError: the directory cannot be opened.
     """
-    found = _native.probe(os.fspath(directory), file_mode, dir_mode)
+    from kvshelf.core import native  # noqa: PLC0415
+
+    found = native.probe(os.fspath(directory), file_mode, dir_mode)
     for name, value in found.items():
         if isinstance(value, tuple):
             found[name] = Outcome(_STATUSES[value[0]], value[1])
