@@ -215,6 +215,22 @@ void ACallThatIsForbiddenIsDoneWithout() {
   CHECK(opening.Open(0) && TheCalls().open_beneath.asked() == 2);  // it was about that file
 }
 
+// Container profiles choose the errno; a file may have the same reason.
+void ARefusalIsToldFromAFilesOwnError() {
+  for (const int error : {EACCES, EINVAL, EOPNOTSUPP, ENOTTY}) {
+    const Opening forbidden;
+    {
+      const Failing failing(TheCalls().open_beneath, error);
+      CHECK(forbidden.Open(0) && TheCalls().open_beneath.asked() == 2);
+      CHECK(forbidden.Open(0) && TheCalls().open_beneath.asked() == 2);
+    }
+    const Opening opening;
+    const Failing failing(TheCalls().open_beneath, error, 1);
+    CHECK(opening.ops->OpenBeneath(opening.root.get(), "ns/file", O_RDONLY, 0) == -error);
+    CHECK(opening.Open(0) && TheCalls().open_beneath.asked() == 3);
+  }
+}
+
 void AWalkThatRacesWithARenameIsTriedAgainButNotForEver() {
   const Opening opening;
   {
@@ -279,6 +295,7 @@ int main() {
       {"reads of others' files are not hidden", ReadsOfOthersFilesAreNotHidden},
       {"a call that the kernel lacks is asked for once", ACallThatTheKernelLacksIsAskedForOnce},
       {"a call that is forbidden is done without", ACallThatIsForbiddenIsDoneWithout},
+      {"a refusal is told from a file's own error", ARefusalIsToldFromAFilesOwnError},
       {"a walk that races with a rename is tried again",
        AWalkThatRacesWithARenameIsTriedAgainButNotForEver},
       {"an interrupted call is made again, but a close is not",

@@ -178,6 +178,8 @@ class FaultOps final : public FileOps {
   int unlinks_by_callers() const { return unlinks_by_callers_; }
   // The most that a read or write transfers at once; 0: no limit.
   void SetTransferMax(std::size_t bytes) { transfer_max_ = bytes; }
+  // Writes that are not at a file's end fail with this; 0: they do not.
+  void SetInOrder(int error) { in_order_ = error; }
 
   int OpenBeneath(int dir, const char* path, int flags, mode_t mode) override {
     const int fault = Ask(Call::kOpen);
@@ -192,6 +194,10 @@ class FaultOps final : public FileOps {
   ssize_t Pwritev(int fd, std::span<const iovec> parts, off_t offset) override {
     const int fault = Ask(Call::kWrite);
     if (fault < 0) return fault;
+    struct stat found{};
+    if (in_order_ != 0 && real_->Fstat(fd, &found) == 0 && found.st_size != offset) {
+      return -in_order_;
+    }
     iovec first = parts[0];
     const std::size_t max = transfer_max_;
     if (max == 0 || first.iov_len <= max) return real_->Pwritev(fd, parts, offset);
@@ -262,6 +268,7 @@ class FaultOps final : public FileOps {
   std::mutex mutex_;  // guards hook_
   Hook hook_;
   std::atomic<std::size_t> transfer_max_{0};
+  std::atomic<int> in_order_{0};
   std::atomic<int> unlinks_by_callers_{0};
 };
 
