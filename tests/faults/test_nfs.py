@@ -5,6 +5,7 @@ Skipped with a reason where the guest or what it needs is absent (shared_mounts.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.faults.shared_mounts import knfs_script, why_no_nfs
+from tests.faults.test_seccomp import GOOD
+from tests.harness.quirk_mount import REPOSITORY
 
 REASON = why_no_nfs()
 pytestmark = [
@@ -34,3 +37,26 @@ def test_two_nodes_share_and_a_stopped_server_hangs_nobody(version: str, tmp_pat
     )
     said = done.stdout[-3000:] + done.stderr[-2000:]
     assert done.returncode == 0 and "all well" in done.stdout, said
+
+
+@pytest.mark.parametrize("version", ["3", "4.2"])
+def test_doctor_finds_what_engines_find(version: str, tmp_path: Path) -> None:
+    case = [sys.executable, "-m", "tests.harness.shelf_work", "/mnt/a"]
+    done = subprocess.run(
+        [str(knfs_script()), *case],
+        cwd=REPOSITORY,
+        env={**os.environ, "VERS": version, "MEM": "512M", "SHAREDFS_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    report = json.loads(done.stdout[done.stdout.index("{") :])
+    assert report["engine"] == GOOD
+    severity, message = report["doctor"]["publication"]
+    assert severity == "fine" and message.startswith("link(2)")
+    assert report["doctor"]["store and load"][0] == "fine"
+    problems = [each for each in report["doctor"].values() if each[0] == "problem"]
+    assert problems == [] and report["scrub"]["status"] == 0
+    assert report["evict"] == {"status": 0, "left": 2}

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import heapq
 import os
+import time
 from collections.abc import Iterable, Iterator
 from enum import Enum
 from typing import NamedTuple
@@ -18,6 +19,10 @@ NAMES_MAX = 10_000
 DEPTH_MAX = 16
 # What a path says that is not there any more; ESTALE: removed by another client of the storage.
 GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESTALE})
+
+
+_NOT_EMPTY = (errno.ENOTEMPTY, errno.EEXIST)
+_RMDIR_ATTEMPTS, _RMDIR_SECONDS = 50, 0.05
 
 
 class Type(Enum):
@@ -105,7 +110,24 @@ def remove_tree(parent: int, name: str, device: int, *, last: str = "", depth: i
         if last:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(last, dir_fd=folder)
-    os.rmdir(name, dir_fd=parent)
+    _remove_folder(parent, name)
+
+
+def _remove_folder(parent: int, name: str) -> None:
+    """rmdir, again for a while where only the file system's own names are left: an NFS 4 client
+    closes files in the background, and until then keeps a removed one as ``.nfs...``."""
+    for attempt in range(1, _RMDIR_ATTEMPTS + 1):
+        try:
+            os.rmdir(name, dir_fd=parent)
+        except OSError as error:
+            if error.errno not in _NOT_EMPTY or attempt == _RMDIR_ATTEMPTS:
+                raise
+        else:
+            return
+        with folder_at(parent, name) as folder:
+            if next(entries(folder), None) is not None:
+                raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), name)
+        time.sleep(_RMDIR_SECONDS)
 
 
 def unlink_if_same(folder: int, name: str, seen: os.stat_result) -> bool:
