@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -11,7 +12,7 @@ from typing import Self
 
 from kvshelf.layout import MARKER, temp_name
 from kvshelf.root import FORMAT_VERSION
-from kvshelf.scrub.folders import remove_tree
+from kvshelf.scrub.folders import StillOpenError, remove_tree
 from kvshelf.this_process import this_owner
 
 
@@ -56,7 +57,9 @@ class Scratch:
     def _remove(self) -> None:
         root = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            # The marker goes last: if this is killed, a scrub does the rest.
-            remove_tree(root, self.path.name, self.path.stat().st_dev, last=MARKER)
+            # The marker goes last: if this is killed, a scrub does the rest. So it does where a
+            # thread still waits for a lock in there, as in the grace period of an NFS 4 server.
+            with contextlib.suppress(StillOpenError):
+                remove_tree(root, self.path.name, self.path.stat().st_dev, last=MARKER)
         finally:
             os.close(root)

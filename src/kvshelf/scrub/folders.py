@@ -21,8 +21,12 @@ DEPTH_MAX = 16
 GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESTALE})
 
 
-_NOT_EMPTY = (errno.ENOTEMPTY, errno.EEXIST)
+# A folder of removed files that are still open is tried for 2.5 s.
 _RMDIR_ATTEMPTS, _RMDIR_SECONDS = 50, 0.05
+
+
+class StillOpenError(OSError):
+    """Nothing is left in a folder but removed files that a process still has open."""
 
 
 class Type(Enum):
@@ -94,6 +98,7 @@ def remove_tree(parent: int, name: str, device: int, *, last: str = "", depth: i
         last: name of the entry that goes after all others: it says that the others may go.
 
     Raises:
+        StillOpenError: it is empty but for what processes of this host have open.
         OSError: something cannot be removed, another file system is mounted there (EXDEV), or it is
             deeper than anything of kvshelf's (ELOOP).
     """
@@ -114,20 +119,21 @@ def remove_tree(parent: int, name: str, device: int, *, last: str = "", depth: i
 
 
 def _remove_folder(parent: int, name: str) -> None:
-    """rmdir, again for a while where only the file system's own names are left: an NFS 4 client
-    closes files in the background, and until then keeps a removed one as ``.nfs...``."""
-    for attempt in range(1, _RMDIR_ATTEMPTS + 1):
+    """rmdir, again for a while where only the file system's own names are left: an NFS client keeps
+    a file that was removed as ``.nfs...`` while it is open, and NFS 4 closes in the background."""
+    for _ in range(_RMDIR_ATTEMPTS):
         try:
             os.rmdir(name, dir_fd=parent)
         except OSError as error:
-            if error.errno not in _NOT_EMPTY or attempt == _RMDIR_ATTEMPTS:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
+            with folder_at(parent, name) as folder:
+                if next(entries(folder), None) is not None:
+                    raise
         else:
             return
-        with folder_at(parent, name) as folder:
-            if next(entries(folder), None) is not None:
-                raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), name)
         time.sleep(_RMDIR_SECONDS)
+    raise StillOpenError(errno.ENOTEMPTY, "removed files in it are still open", name)
 
 
 def unlink_if_same(folder: int, name: str, seen: os.stat_result) -> bool:
