@@ -92,15 +92,9 @@ FileResult ChunkWriter::CreateTemp() {
     return FileResult::IoError(-fd);
   }
   file_ = UniqueFd(fd);
-  wrote_ = false;
   RootHabits& habits = root_.habits();
   if (habits.order == WriteOrder::kInOrder) {  // room that is reserved would lengthen the file
-    try {
-      whole_ = AllocateAligned(FileBytes(header_));
-    } catch (const std::bad_alloc&) {
-      return FileResult::IoError(ENOMEM);
-    }
-    return {};
+    return whole_ || AllocateWhole() ? FileResult{} : FileResult::IoError(ENOMEM);
   }
   // A full file system says so before any work is done, and ext4 writes a fifth faster into blocks
   // that it has allocated at once. Where it is not supported there is nothing lost.
@@ -108,37 +102,6 @@ FileResult ChunkWriter::CreateTemp() {
   habits.allocate_error = -allocated;
   const bool full = IsFull(-allocated);
   return full ? FileResult::IoError(-allocated) : FileResult{};
-}
-
-PieceHasher::PieceHasher(std::uint64_t piece_bytes, const AuthKey* key)
-    : piece_bytes_(piece_bytes),
-      salt_(key == nullptr ? Salt{} : AuthKey::RandomSalt()),
-      coder_(key, salt_) {}
-
-void PieceHasher::Update(const std::byte* data, std::uint64_t bytes) {
-  while (bytes > 0) {
-    if (in_piece_ == 0) coder_.Begin(static_cast<std::uint32_t>(codes_.size()));
-    const std::uint64_t part = std::min(bytes, piece_bytes_ - in_piece_);
-    coder_.Update(data, part);
-    in_piece_ += part;
-    if (in_piece_ == piece_bytes_) EndPiece();
-    data += part;
-    bytes -= part;
-  }
-}
-
-void PieceHasher::EndPiece() {
-  ok_ = coder_.End(&codes_.emplace_back()) && ok_;
-  in_piece_ = 0;
-}
-
-bool PieceHasher::Seal(ChunkHeader& header) {
-  if (in_piece_ > 0) EndPiece();
-  header.salt = salt_;
-  for (std::size_t piece = 0; piece < codes_.size(); ++piece) {
-    SetPieceCode(header, piece, codes_[piece]);
-  }
-  return SealHeader(header, coder_) && ok_;
 }
 
 FileResult ChunkWriter::WriteStaged(std::byte* data, std::uint64_t bytes) {
@@ -164,21 +127,42 @@ FileResult ChunkWriter::WriteHashed(std::byte* data, std::uint64_t bytes) {
   if (!whole_) {
     iovec part = Part(data, write_bytes);
     const FileResult written = WriteFully({&part, 1}, at);
-    if (written.ok() || !BeginsInOrder(written)) return written;
+    if (written.ok() || !BeginsInOrder(written, at - kPageBytes)) return written;
   }
   KeepPart(data, write_bytes, at);
   return {};
 }
 
-// After a write was refused: whether the file was begun anew, to be written in order. Its bytes so
-// far are none.
-bool ChunkWriter::BeginsInOrder(const FileResult& refused) {
+// After a write was refused: whether the file was begun anew, to be written in order, with the
+// first `kept` bytes of the payload, which had been written.
+bool ChunkWriter::BeginsInOrder(const FileResult& refused, std::uint64_t kept) {
   if (IsFull(refused.error) || refused.error == ECANCELED) return false;
   root_.LearnWriteOrder(temp_folder_.get());
-  if (root_.habits().order != WriteOrder::kInOrder || wrote_) return false;
-  file_.Reset();
+  if (root_.habits().order != WriteOrder::kInOrder || !AllocateWhole()) return false;
+  FileOps& ops = root_.ops();
+  ops.Close(file_.Release());  // some send only now what was written
+  const UniqueFd copy(
+      kept == 0 ? -1 : ops.OpenBeneath(temp_folder_.get(), temp_name_.c_str(), O_RDONLY, 0));
+  for (std::uint64_t at = kPageBytes; at < kPageBytes + kept;) {
+    const ssize_t read =
+        ops.Pread(copy.get(), whole_.data() + at, kPageBytes + kept - at, static_cast<off_t>(at));
+    if (read <= 0) {
+      whole_ = {};
+      return false;
+    }
+    at += static_cast<std::uint64_t>(read);
+  }
   RemoveTemp();
   return CreateTemp().ok();
+}
+
+bool ChunkWriter::AllocateWhole() {
+  try {
+    whole_ = AllocateAligned(FileBytes(header_));
+  } catch (const std::bad_alloc&) {
+    return false;
+  }
+  return true;
 }
 
 void ChunkWriter::KeepPart(const std::byte* data, std::uint64_t bytes, std::uint64_t at) {
@@ -211,7 +195,7 @@ FileResult ChunkWriter::WriteSegments(std::span<const Segment> segments, CopyGat
     }
     if (!whole_) {
       const FileResult result = WriteFully(context.parts, at);
-      if (!result.ok() && !BeginsInOrder(result)) return result;
+      if (!result.ok() && !BeginsInOrder(result, at - kPageBytes)) return result;
       const bool kept = result.ok() || gate.Run([&] {
         std::uint64_t to = at;
         for (const Segment& segment : part) {
@@ -232,7 +216,6 @@ FileResult ChunkWriter::WriteFully(std::span<iovec> parts, std::uint64_t offset)
     const ssize_t result = root_.ops().Pwritev(file_.get(), parts, static_cast<off_t>(offset));
     if (result < 0) return FileResult::IoError(static_cast<int>(-result));
     if (result == 0) return FileResult::IoError(ENOSPC);  // would loop for ever
-    wrote_ = true;
     auto done = static_cast<std::size_t>(result);
     offset += done;
     while (!parts.empty() && done >= parts.front().iov_len) {
@@ -269,11 +252,12 @@ FileResult ChunkWriter::WriteHeader(ThreadContext& context) {
 
 FileResult ChunkWriter::Publish(CopyGate& gate, ThreadContext& context) {
   if (!hasher_.Seal(header_)) return FileResult::IoError(EIO);
-  const FileResult written = WriteHeader(context);
-  if (!written.ok()) {
-    if (!IsFull(written.error)) root_.LearnWriteOrder(temp_folder_.get());  // for the next file
-    return written;
+  const bool had_whole = static_cast<bool>(whole_);
+  FileResult written = WriteHeader(context);
+  if (!written.ok() && !had_whole && BeginsInOrder(written, header_.payload_bytes)) {
+    written = WriteHeader(context);
   }
+  if (!written.ok()) return written;
   FileOps& ops = root_.ops();
   if (options_.durability != Durability::kNone) {
     const int synced = ops.SyncData(file_.get());

@@ -178,8 +178,11 @@ class FaultOps final : public FileOps {
   int unlinks_by_callers() const { return unlinks_by_callers_; }
   // The most that a read or write transfers at once; 0: no limit.
   void SetTransferMax(std::size_t bytes) { transfer_max_ = bytes; }
-  // Writes that are not at a file's end fail with this; 0: they do not.
-  void SetInOrder(int error) { in_order_ = error; }
+  // Writes that are not at a file's end fail with this; with `gaps_too` false only those before it.
+  void SetInOrder(int error, bool gaps_too = true) {
+    in_order_ = error;
+    gaps_too_ = gaps_too;
+  }
 
   int OpenBeneath(int dir, const char* path, int flags, mode_t mode) override {
     const int fault = Ask(Call::kOpen);
@@ -195,7 +198,8 @@ class FaultOps final : public FileOps {
     const int fault = Ask(Call::kWrite);
     if (fault < 0) return fault;
     struct stat found{};
-    if (in_order_ != 0 && real_->Fstat(fd, &found) == 0 && found.st_size != offset) {
+    if (in_order_ != 0 && real_->Fstat(fd, &found) == 0 &&
+        (gaps_too_ ? found.st_size != offset : found.st_size > offset)) {
       return -in_order_;
     }
     iovec first = parts[0];
@@ -269,6 +273,7 @@ class FaultOps final : public FileOps {
   Hook hook_;
   std::atomic<std::size_t> transfer_max_{0};
   std::atomic<int> in_order_{0};
+  std::atomic<bool> gaps_too_{true};
   std::atomic<int> unlinks_by_callers_{0};
 };
 

@@ -35,6 +35,25 @@ void AChunkIsTheSameInWhateverOrderItIsWritten() {
   }
 }
 
+// The payload is there when the header is refused.
+void AHeaderThatIsRefusedIsWrittenFirst() {
+  Fixture any;
+  CHECK(any.Store().ok());
+  for (const std::size_t transfer : {0, 1000}) {
+    Fixture f;
+    f.ops->SetInOrder(EINVAL, false);
+    f.ops->SetTransferMax(transfer);
+    f.ops->SetHook(Fail(Call::kAllocate, EOPNOTSUPP));
+    for (int round = 0; round < 2; ++round) {
+      CHECK(f.Store().ok() && f.Load() == FileStatus::kOk);
+      CHECK(f.root.habits().order == WriteOrder::kInOrder);
+      CHECK(f.dir.Read(kPath) == any.dir.Read(kPath));
+      CHECK(f.dir.CountFiles("ns/tmp") == 0);
+      std::filesystem::remove(f.dir / kPath);
+    }
+  }
+}
+
 void RoomThatCannotBeReservedIsNoMatter() {
   Fixture f;
   f.ops->SetInOrder(EINVAL);
@@ -106,6 +125,7 @@ int main() {
   return testing::RunTests({
       {"a chunk is the same in whatever order it is written",
        AChunkIsTheSameInWhateverOrderItIsWritten},
+      {"a header that is refused is written first", AHeaderThatIsRefusedIsWrittenFirst},
       {"room that cannot be reserved is no matter", RoomThatCannotBeReservedIsNoMatter},
       {"storage that fails is not taken for one in order", StorageThatFailsIsNotTakenForOneInOrder},
       {"one write that fails is not taken for one in order",

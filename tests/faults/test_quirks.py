@@ -107,6 +107,14 @@ def test_a_mount_that_takes_writes_in_order_is_served(mount: QuirkMount, number:
     assert not list(mount.path.rglob("*.tmp"))
 
 
+def test_a_mount_that_takes_gaps_but_no_overwriting_is_served(mount: QuirkMount) -> None:
+    mount.set(errors={"write_back": "EINVAL", "fallocate": "EOPNOTSUPP"})
+    assert store_and_load(mount.path / "shelf", "none") == GOOD
+    found = findings(scratch(mount))
+    assert found["publication"][0] is Severity.FINE and found["writes"][0] is Severity.NOTE
+    assert not list(mount.path.rglob("*.tmp"))
+
+
 def test_room_that_is_reserved_does_not_hide_the_order(mount: QuirkMount) -> None:
     mount.set(errors={"write_gap": "EINVAL"})
     assert store_and_load(mount.path / "shelf", "full") == GOOD

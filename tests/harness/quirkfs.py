@@ -38,8 +38,8 @@ class Quirks:
     Attributes:
         errors: operation -> errno's name, or {"errno": name, "path": regular expression that the
             path below the mount must match}. Operations are the methods of ``Served``, and
-            "rename_flags" for a rename with flags, "write_gap" for one that is not at the file's
-            end, "fsyncdir" for that of a folder.
+            "rename_flags" for a rename with flags, "write_gap" for a write that is not at the
+            file's end, "write_back" for one before it, "fsyncdir" for that of a folder.
         statvfs: fields of statvfs(3) to replace: {"f_ffree": 2**64 - 1}.
         volume_bytes: a volume of this size, of which live files take their lengths.
         volume_inodes: likewise, of inodes.
@@ -219,6 +219,8 @@ class Served(mfusepy.Operations):
         end = os.fstat(fh).st_size
         if offset != end:
             self._at(path, "write_gap")
+        if offset < end:
+            self._at(path, "write_back")
         grown = max(0, offset + len(data) - end)
         if quirks.quota_bytes and self._usage()[0] + grown > quirks.quota_bytes:
             raise mfusepy.FuseOSError(errno.EDQUOT)

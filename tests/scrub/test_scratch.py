@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from kvshelf.bench import Scratch
 from kvshelf.layout import MARKER, TempOwner, temp_name
+from kvshelf.scrub import folders
 from kvshelf.scrub.findings import Action, Kind
 from kvshelf.this_process import this_owner
 from tests.scrub.shelves import everything, found, scrubbed
@@ -137,3 +139,26 @@ def test_a_tree_that_is_too_deep_is_kept_and_ends_no_scrub(shelf: Path, dead: Te
     findings, run = scrubbed(shelf)
     assert [(f.kind, f.path) for f in findings] == [(Kind.FAULT, path.name)]
     assert run.totals.finished and deep.exists()
+
+
+def test_what_a_client_of_nfs_still_has_open_is_left_to_a_scrub(
+    shelf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A removed file that is open stays as ``.nfs...`` until it is closed."""
+    waits: list[float] = []
+    monkeypatch.setattr(folders.time, "sleep", waits.append)
+    with Scratch(shelf) as scratch:
+        (scratch.path / "probe").mkdir()
+        (scratch.path / "probe" / ".nfs0001").write_bytes(b"x")
+    assert scratch.path.exists() and sum(waits) >= 2
+    (scratch.path / "probe" / ".nfs0001").unlink()
+    assert sorted(path.name for path in scratch.path.iterdir()) == [MARKER, "probe"]
+
+    def close(_: float) -> None:
+        (other.path / "probe" / ".nfs0002").unlink(missing_ok=True)
+
+    monkeypatch.setattr(folders.time, "sleep", close)
+    with Scratch(shelf) as other:
+        (other.path / "probe").mkdir()
+        (other.path / "probe" / ".nfs0002").write_bytes(b"x")
+    assert not other.path.exists()

@@ -153,6 +153,29 @@ def test_a_cache_from_before_the_last_boot_is_not(
     assert node.digest() == first and node.hashed == 4
 
 
+@pytest.mark.parametrize("hidden", ["absent", "empty"])
+def test_where_nobody_can_tell_the_boot_nothing_is_believed(
+    node: Node, hidden: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = node.digest()
+    if hidden == "empty":
+        (tmp_path / "boot_id").write_text("")
+    monkeypatch.setattr(weight_cache, "_BOOT_ID", tmp_path / "boot_id")
+    assert node.digest() == first and node.digest() == first and node.hashed == 6
+
+
+def test_a_read_that_a_profile_forbids_is_made_otherwise(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = node.digest(weights_cache_dir="off")
+
+    def refused(*_: Any) -> int:
+        raise PermissionError(1, "preadv2")
+
+    monkeypatch.setattr(os, "preadv", refused)
+    assert node.digest(weights_cache_dir="off") == first
+
+
 @pytest.mark.parametrize("where", ["off", "a file", "no permission"])
 def test_without_a_cache_every_start_hashes(node: Node, where: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")

@@ -187,7 +187,8 @@ class ChunkWriter {
   FileResult CreateTemp();
   FileResult GiveNameInFolder(const std::string& folder, const std::string& name, bool* taken);
   FileResult WriteFully(std::span<iovec> parts, std::uint64_t offset);
-  bool BeginsInOrder(const FileResult& refused);
+  bool BeginsInOrder(const FileResult& refused, std::uint64_t kept);
+  bool AllocateWhole();
   void KeepPart(const std::byte* data, std::uint64_t bytes, std::uint64_t at);
   FileResult WriteHeader(ThreadContext& context);
   int GiveFinalName(int folder, const std::string& name);
@@ -207,7 +208,6 @@ class ChunkWriter {
   // Where files must be written in order (RootHabits::order): the whole file, until it is
   // published.
   StagingBuffer whole_;
-  bool wrote_ = false;  // bytes of the file that is open
   bool removed_bad_ = false;
 };
 
