@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <array>
 #include <cerrno>
 #include <chrono>
 #include <climits>
@@ -162,34 +163,46 @@ int RootDir::ProbeDirect() {
   return same ? 0 : -EIO;
 }
 
+int RootDir::WritePage(int file, std::byte* data, std::size_t page) {
+  for (std::size_t done = 0; done < kPageBytes;) {
+    const iovec part{data + done, kPageBytes - done};
+    const ssize_t written =
+        ops_->Pwritev(file, {&part, 1}, static_cast<off_t>(page * kPageBytes + done));
+    if (written <= 0) return written < 0 ? static_cast<int>(written) : -ENOSPC;
+    done += static_cast<std::size_t>(written);
+  }
+  return 0;
+}
+
+bool RootDir::HoldsPage(int file, const std::byte* data, std::size_t page) {
+  std::array<std::byte, kPageBytes> found{};
+  for (std::size_t done = 0; done < kPageBytes;) {
+    const ssize_t read = ops_->Pread(file, found.data() + done, kPageBytes - done,
+                                     static_cast<off_t>(page * kPageBytes + done));
+    if (read <= 0) return false;
+    done += static_cast<std::size_t>(read);
+  }
+  return std::memcmp(found.data(), data, kPageBytes) == 0;
+}
+
 // Writes the two pages of a file in the order given; 0 or -errno. What reads back otherwise than it
 // was written is -EIO.
 int RootDir::TryPages(int folder, std::size_t first, std::size_t second) {
   const std::string name = NextTempName();
   UniqueFd file(ops_->OpenBeneath(folder, name.c_str(), O_WRONLY | O_CREAT | O_EXCL, 0600));
   if (!file) return -EIO;
-  const StagingBuffer pages = AllocateAligned(3 * kPageBytes);
+  const StagingBuffer pages = AllocateAligned(2 * kPageBytes);
   std::memset(pages.data(), 1, kPageBytes);
   std::memset(pages.data() + kPageBytes, 2, kPageBytes);
   int error = 0;
   for (const std::size_t page : {first, second}) {
-    const iovec part{pages.data() + page * kPageBytes, kPageBytes};
-    const ssize_t written =
-        ops_->Pwritev(file.get(), {&part, 1}, static_cast<off_t>(page * kPageBytes));
-    if (written != static_cast<ssize_t>(kPageBytes) && error == 0) {
-      error = written < 0 ? static_cast<int>(written) : -ENOSPC;
-    }
+    if (error == 0) error = WritePage(file.get(), pages.data() + page * kPageBytes, page);
   }
   const int closed = ops_->Close(file.Release());
   if (error == 0) error = closed;
   const UniqueFd copy(ops_->OpenBeneath(folder, name.c_str(), O_RDONLY, 0));
   for (std::size_t page = 0; error == 0 && page < 2; ++page) {
-    std::byte* const read = pages.data() + 2 * kPageBytes;
-    const ssize_t bytes =
-        ops_->Pread(copy.get(), read, kPageBytes, static_cast<off_t>(page * kPageBytes));
-    const bool same = bytes == static_cast<ssize_t>(kPageBytes) &&
-                      std::memcmp(read, pages.data() + page * kPageBytes, kPageBytes) == 0;
-    if (!same) error = -EIO;
+    if (!HoldsPage(copy.get(), pages.data() + page * kPageBytes, page)) error = -EIO;
   }
   ops_->UnlinkAt(folder, name.c_str());
   return error;

@@ -74,6 +74,8 @@ class RootDir {
   // As OpenFolder, only to name what lies in it: asks for no permission to list.
   UniqueFd NameFolder(const std::string& folder, int* error) const;
   void FollowPath() const;
+  int WritePage(int file, std::byte* data, std::size_t page);
+  bool HoldsPage(int file, const std::byte* data, std::size_t page);
   int TryPages(int folder, std::size_t first, std::size_t second);
 
   std::shared_ptr<FileOps> ops_;
