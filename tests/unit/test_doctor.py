@@ -206,12 +206,17 @@ class TestSemantics:
             (789, "microseconds"),
             (456_789, "milliseconds"),
             (123_456_789, "seconds"),
+            (1_999_999_999, "seconds"),
         ],
     )
     def test_coarse_times_are_named(self, lost: int, text: str) -> None:
         report = replace(REPORT, touched_ns=REPORT.wanted_ns - lost)
         finding = semantics.check_access_times(report)
         assert finding.severity is Severity.FINE and finding.message.endswith(f"in {text}")
+
+    def test_times_of_days_are_warned_of(self) -> None:
+        report = replace(REPORT, touched_ns=REPORT.wanted_ns - 80_000 * 10**9)
+        assert semantics.check_access_times(report).severity is Severity.WARNING
 
     def test_another_clock_is_said(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         now = semantics.time.time()

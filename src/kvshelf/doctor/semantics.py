@@ -19,6 +19,7 @@ from kvshelf.engine.probe import Naming, Outcome, ProbeReport, probe
 # A clock that differs by more shows wrong ages, but nothing that kvshelf decides.
 _SKEW_SECONDS_MAX = 5.0
 _SLOW_SYNC_SECONDS = 0.05
+_COARSE_NS, _DAY_NS = 2 * 10**9, 86_400 * 10**9
 _SERVER_LOG = "see the kernel's log and its server's"
 _REMEDIES = {
     errno.ENOSPC: "free room or inodes",
@@ -125,12 +126,18 @@ def check_publication(report: ProbeReport) -> Iterator[Finding]:
 def check_access_times(report: ProbeReport) -> Finding:
     """Eviction goes by access times that kvshelf sets itself (utimensat(2))."""
     lost = abs(report.touched_ns - report.wanted_ns)
-    if report.touch_error or lost > 2_000_000_000:
+    if report.touch_error or lost > _DAY_NS:
         reason = f" ({os.strerror(report.touch_error)})" if report.touch_error else ""
         return problem(
             "access times",
             f"access times cannot be set{reason}: eviction could not tell what is used",
             "a mount that takes utimensat(2)",
+        )
+    if lost > _COARSE_NS:  # FAT
+        return warning(
+            "access times",
+            "kept in days: eviction cannot tell what of a day was used last",
+            "a file system that keeps access times in seconds or less",
         )
     steps = (("nanoseconds", 1), ("microseconds", 1_000), ("milliseconds", 1_000_000))
     step = next((text for text, size in steps if lost < size), "seconds")
