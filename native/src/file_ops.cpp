@@ -111,9 +111,12 @@ class PosixFileOps final : public FileOps {
     if (has_openat2_.load(std::memory_order_relaxed)) {
       const int fd = OpenAt2(dir, path, flags, mode);
       if (!MayBeRefusal(fd)) return fd;
-      // EPERM can also be about the file, so it does not turn the call off for good.
-      if (fd == -ENOSYS || !(fd == -EPERM || OpensRoot())) has_openat2_ = false;
-      if (fd != -EPERM && has_openat2_) return fd;  // about the file
+      if (fd == -ENOSYS || (fd != -EPERM && !HasOpenAt2())) {
+        has_openat2_.store(false, std::memory_order_relaxed);
+      } else if (fd != -EPERM) {
+        return fd;  // about the file
+      }
+      // EPERM may be either: the older calls tell, each time.
     }
     return OpenByComponents(dir, path, flags, mode);
   }
@@ -124,7 +127,7 @@ class PosixFileOps final : public FileOps {
     return ::syscall(SYS_renameat2, AT_FDCWD, "", AT_FDCWD, "", RENAME_NOREPLACE) < 0 &&
            errno == ENOENT;
   }
-  static bool OpensRoot() {
+  static bool HasOpenAt2() {
     return static_cast<bool>(UniqueFd(OpenAt2(AT_FDCWD, ".", O_PATH | O_DIRECTORY, 0)));
   }
 

@@ -22,8 +22,8 @@ from kvshelf.rootlist import SETTING
 _LOCK_SECONDS = 2.0
 _LOGGER = logging.getLogger("kvshelf")
 _NO_LOCK = (
-    "%s: the file system gives no lock (flock) on the namespace: `kvshelf scrub --unused-days` "
-    "knows by file times alone that it is in use; give it more days than any engine is idle"
+    "%s: no lock (flock) on the namespace is to be had there: `kvshelf scrub --unused-days` knows "
+    "by file times alone that it is in use; give it more days than any engine is idle"
 )
 
 
