@@ -220,7 +220,7 @@ def _mount_id(place: Path) -> int | None:
         with contextlib.suppress(OSError):
             descriptor = os.open(place, flags | os.O_CLOEXEC)
             try:
-                text = (_PROC / f"fdinfo/{descriptor}").read_text("ascii", "replace")
+                text = (_PROC / f"fdinfo/{descriptor}").read_text("utf-8", "replace")
             finally:
                 os.close(descriptor)
             match = re.search(r"^mnt_id:\s*(\d+)$", text, re.MULTILINE)

@@ -51,22 +51,22 @@ def _check_use(root: Path, mode: os.stat_result) -> list[Finding]:
         os.close(os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         shelf = _shelf_or_not(root)
     except PermissionError as error:
-        return [_not_ours(root, mode, error)]
+        return [_not_ours(root, mode, "it cannot be listed", error)]
     if shelf.severity is Severity.PROBLEM:
         return [shelf]
     reason = why_not_writable(root)
     if reason is not None:
-        return [_not_ours(root, mode, reason)]
+        return [_not_ours(root, mode, "no file can be made in it", reason)]
     return [shelf, *_group(root, mode)]
 
 
-def _not_ours(root: Path, mode: os.stat_result, error: OSError) -> Finding:
+def _not_ours(root: Path, mode: os.stat_result, what: str, error: OSError) -> Finding:
     if error.errno == errno.EROFS:
         return _read_only()
     user = f"user {os.geteuid()}, mode {mode.st_mode & 0o7777:04o}, owner {mode.st_uid}"
     return problem(
         "directory",
-        f"no file can be made in it: {error.strerror} ({user}:{mode.st_gid})",
+        f"{what}: {error.strerror} ({user}:{mode.st_gid})",
         f"chgrp the engines' group, then chmod 2770 {root}",
     )
 
