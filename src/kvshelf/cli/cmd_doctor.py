@@ -27,8 +27,9 @@ from kvshelf.doctor.findings import Finding, Severity, fine, note, problem, warn
 from kvshelf.doctor.host import check_host
 from kvshelf.doctor.peers import findings_of, meet
 from kvshelf.doctor.recommend import recommend
+from kvshelf.doctor.room import NO_ROOM, check_room, check_write, no_room
 from kvshelf.doctor.semantics import check_semantics
-from kvshelf.doctor.site import check_directory, check_mount, check_room, mount_of
+from kvshelf.doctor.site import check_directory, check_mount, mount_of
 from kvshelf.doctor.why import explain
 from kvshelf.errors import ConfigError
 from kvshelf.namespace import diff
@@ -86,7 +87,7 @@ def run(options: argparse.Namespace) -> Exit:
                 if options.peer:
                     findings += _meet(root, options.wait_seconds)
         except OSError as error:
-            findings.append(_failure(error))
+            findings.append(_failure(error, root))
     findings += check_host()
     if options.settings is not None:
         findings.append(check_settings(options.settings))
@@ -117,7 +118,9 @@ def _check_options(options: argparse.Namespace) -> None:
             raise CommandError(Exit.USAGE, message)
 
 
-def _failure(error: OSError) -> Finding:
+def _failure(error: OSError, root: Path) -> Finding:
+    if error.errno in NO_ROOM:
+        return no_room(error.errno, root)
     return problem("mount", f"it fails: {error}", "see the kernel's and its server's log")
 
 
@@ -129,7 +132,7 @@ def _first_look(root: Path) -> list[Finding]:
             problem("mount", f"{root}: {error}", "it hangs: see its server and the kernel's log")
         ]
     except OSError as error:
-        return [_failure(error)]
+        return [_failure(error, root)]
 
 
 def _bad(findings: Sequence[Finding]) -> bool:
@@ -139,7 +142,9 @@ def _bad(findings: Sequence[Finding]) -> bool:
 def _probe(options: argparse.Namespace, root: Path, findings: list[Finding]) -> list[Row]:
     """Semantics and speed, in a scratch folder."""
     with Scratch(root) as scratch:
-        findings += check_semantics(scratch.path)
+        findings.append(check_write(scratch.path))
+        if not _bad(findings):
+            findings += check_semantics(scratch.path)
         if options.quick or _bad(findings):
             return []
         workload = Workload(

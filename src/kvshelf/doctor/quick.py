@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 
 from kvshelf.doctor.findings import Finding, Severity
-from kvshelf.doctor.site import check_mount, check_room, mount_of
+from kvshelf.doctor.room import check_room
+from kvshelf.doctor.site import check_mount, mount_of
 
 _STATS = 16
 

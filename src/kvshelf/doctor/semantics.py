@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kvshelf.doctor.findings import Finding, fine, note, problem, warning
+from kvshelf.doctor.room import NO_ROOM, no_room
 
 # A clock that differs by more shows wrong ages, but nothing that kvshelf decides.
 _SKEW_SECONDS_MAX = 5.0
@@ -33,6 +34,9 @@ def check_semantics(folder: Path) -> list[Finding]:
         try:
             findings.append(check(folder))
         except OSError as error:
+            if error.errno in NO_ROOM:
+                findings.append(no_room(error.errno, folder))
+                continue
             reason = error.strerror or str(error)
             findings.append(problem(name, f"the mount refuses: {reason}", "see its server's log"))
     return findings
@@ -132,8 +136,8 @@ def check_allocation(folder: Path) -> Finding:
         try:
             os.posix_fallocate(file.fileno(), 0, 1 << 20)
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                return problem("allocation", "no room for 1 MB", "free some")
+            if error.errno in NO_ROOM:
+                return no_room(error.errno, folder)
             return note("allocation", f"not here ({error.strerror}): a full disk shows at write")
     return fine("allocation", "works")
 

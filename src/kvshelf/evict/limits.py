@@ -11,9 +11,9 @@ from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from kvshelf.errors import ConfigError
+from kvshelf.volume import Volume
 
-# More inodes than any file system has: CephFS says 2^64 - 1 for "unknown".
-_INODES_MAX = 1 << 62
+__all__ = ["Amount", "Limits", "Need", "Volume", "may_exceed", "needs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,36 +31,6 @@ class Amount:
 
     def __bool__(self) -> bool:
         return self.files > 0 or self.bytes > 0
-
-
-@dataclass(frozen=True, slots=True)
-class Volume:
-    """A file system, as statvfs(3) tells it.
-
-    Attributes:
-        used_bytes: taken by anybody.
-        total_bytes: used and free for us: without blocks that are kept for root, as df(1) has it.
-        used_inodes, total_inodes: likewise; both 0 if the file system does not count them.
-    """
-
-    used_bytes: int
-    total_bytes: int
-    used_inodes: int = 0
-    total_inodes: int = 0
-
-    @classmethod
-    def from_statvfs(cls, found: tuple[int, ...]) -> Volume:
-        """From ``os.statvfs(path)``."""
-        _, fragment, blocks, free, available, inodes, inodes_free, inodes_available = found[:8]
-        used = max(0, blocks - free)
-        counted = 0 < inodes < _INODES_MAX and inodes_free <= inodes
-        used_inodes = inodes - inodes_free if counted else 0
-        return cls(
-            used * fragment,
-            (used + available) * fragment,
-            used_inodes,
-            used_inodes + inodes_available if counted else 0,
-        )
 
 
 @dataclass(frozen=True, slots=True)
