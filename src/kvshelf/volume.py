@@ -22,11 +22,21 @@ _ALL_ONES = frozenset({2**31 - 1, 2**32 - 1, 2**63 - 1, 2**64 - 1})
 # More bytes, or inodes, than any volume has: EFS says 8 EiB, mountpoint-s3 more.
 _UNLIMITED = 1 << 62
 # A mount of this size or above that never has a byte used does not count: s3fs (256 TiB), goofys,
-# gcsfuse and rclone (1 PiB). The lesser size holds if it has no inode used either: sshfs (1000 GiB).
+# gcsfuse and rclone (1 PiB). The lesser size holds if no inode is ever used: sshfs (1000 GiB).
 _FICTION_BYTES, _FICTION_BYTES_OF_BOTH = 1 << 48, 1 << 39
 # JuiceFS without a capacity: 1 PiB, doubled when it is used. It may be a real total as well.
 _DOUBTFUL_BYTES = 1 << 50
 _UNIT_MAX = 1 << 32
+_NAMES = (
+    "f_bsize",
+    "f_frsize",
+    "f_blocks",
+    "f_bfree",
+    "f_bavail",
+    "f_files",
+    "f_ffree",
+    "f_favail",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,19 +65,17 @@ class Volume:
     @classmethod
     def from_statvfs(cls, found: Any) -> Volume:
         """From ``os.statvfs(path)``, or a sequence of its first 8 values."""
-        names = ("f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail")
-        names += ("f_files", "f_ffree", "f_favail")
         if not hasattr(found, "f_blocks"):
-            values = dict(zip(names, found, strict=False))
+            values = dict(zip(_NAMES, found, strict=False))
         else:
-            values = {name: getattr(found, name, 0) for name in names}
+            values = {name: getattr(found, name, 0) for name in _NAMES}
             values["f_bfree"] = getattr(found, "f_bfree", found.f_bavail)
             values["f_favail"] = getattr(found, "f_favail", found.f_ffree)
         # Python reads these unsigned numbers as signed ones.
         numbers = {name: int(value) % 2**64 for name, value in values.items()}
         unit = _unit(numbers["f_frsize"], numbers["f_bsize"])
-        blocks = _judge(*(numbers[name] for name in names[2:5]), unit=unit)
-        inodes = _judge(*(numbers[name] for name in names[5:8]), unit=1)
+        blocks = _judge(*(numbers[name] for name in _NAMES[2:5]), unit=unit)
+        inodes = _judge(*(numbers[name] for name in _NAMES[5:]), unit=1)
         size = numbers["f_blocks"] * unit
         nothing_used = not blocks.unknown and blocks.used == 0
         if not inodes.unknown and inodes.used == 0:

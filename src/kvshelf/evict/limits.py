@@ -105,7 +105,9 @@ def needs(
     volume: Volume,
     usage: Mapping[str, Amount],
     evicting: bool = False,
+    *,
     stuck: Container[str | None] = (),
+    held: Container[str] = (),
 ) -> list[Need]:
     """What must go now, namespaces' own limits first, then the shelf's.
 
@@ -114,6 +116,8 @@ def needs(
         evicting: whether chunks are going already: then down to the low marks; else nothing as
             long as no limit is exceeded.
         stuck: namespaces, and None for the shelf, of which nothing can go now, whatever is needed.
+        held: limits of the shelf that removal does not help to keep: all that they ask for is
+            short.
     """
     found = []
     left = dict(usage)
@@ -128,7 +132,7 @@ def needs(
     shelf = sum(left.values(), Amount())
     wanted = list(_of_shelf(limits, volume, shelf, gone, evicting))
     if wanted and None not in stuck:
-        found.append(_largest(limits, volume, shelf, wanted))
+        found.append(_largest(limits, volume, shelf, wanted, held))
     return [need for need in found if need.amount or need.short]
 
 
@@ -176,9 +180,14 @@ def _of_shelf(
 
 
 def _largest(
-    limits: Limits, volume: Volume, shelf: Amount, wanted: list[tuple[str, Amount]]
+    limits: Limits,
+    volume: Volume,
+    shelf: Amount,
+    wanted: list[tuple[str, Amount]],
+    held: Container[str],
 ) -> Need:
-    """All limits' demands as one: what meets the largest in files and in bytes meets each."""
+    """All limits' demands as one: what meets the largest in files and in bytes meets each. The
+    reason is the one that asks for most."""
     keep = math.ceil(volume.total_bytes * limits.keep_percent / 100)
     spare = max(0, shelf.bytes - keep)
     above_floor = Amount(shelf.files * spare // max(1, shelf.bytes), spare)
@@ -186,9 +195,12 @@ def _largest(
     short = Amount()
     for reason, amount in wanted:
         most = shelf if reason == "shelf_bytes" else above_floor
+        most = Amount() if reason in held else most
         files = max(files, min(amount.files, most.files))
         bytes_ = max(bytes_, min(amount.bytes, most.bytes))
         missing = Amount(max(0, amount.files - most.files), max(0, amount.bytes - most.bytes))
         if missing:
             short = Amount(max(short.files, missing.files), max(short.bytes, missing.bytes))
-    return Need(Amount(files, bytes_), wanted[0][0], None, short)
+    wanted = [each for each in wanted if each[0] not in held] or wanted
+    reason = max(wanted, key=lambda each: (each[1].bytes, each[1].files))[0]
+    return Need(Amount(files, bytes_), reason, None, short)

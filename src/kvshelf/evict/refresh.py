@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from kvshelf.evict.limits import Volume
+from kvshelf.volume import Volume
 
 # A look takes at most this share of the time: while the file system's use does not change, while
 # it does, and when it has grown by so much that a limit may be exceeded.
