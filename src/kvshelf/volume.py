@@ -155,11 +155,12 @@ def volume_of(path: str | os.PathLike[str] | int) -> Volume:
     return Volume.from_statvfs(os.statvfs(path))
 
 
-def why_no_room(number: int, volume: Volume) -> tuple[str, str]:
+def why_no_room(number: int, volume: Volume, wanted_bytes: int = 1 << 20) -> tuple[str, str]:
     """Which resource is used up, and what to do, for an ENOSPC, EDQUOT or EFBIG of a write.
 
     Args:
         number: the errno.
+        wanted_bytes: that were to be written, at most.
     """
     free = volume.text()
     inodes = f"{volume.free_inodes:,} of {volume.total_inodes:,} inodes free"
@@ -177,9 +178,10 @@ def why_no_room(number: int, volume: Volume) -> tuple[str, str]:
             f"no inode is left ({name}): {inodes}; {free}",
             "remove files, or use larger chunks (block_size) or a file system with more inodes",
         )
-    if volume.counts_bytes and volume.free_bytes == 0:
+    if volume.counts_bytes and volume.free_bytes < wanted_bytes:
+        left = "too few blocks are left" if volume.free_bytes else "no block is left"
         return (
-            f"no block is left ({name}): {free}",
+            f"{left} ({name}): {free}",
             "free some, or set a limit so that kvshelf evicts in time",
         )
     return (

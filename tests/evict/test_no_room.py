@@ -7,7 +7,6 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -48,7 +47,7 @@ def percent(path: Path) -> float:
 
 
 def without_effect(shelf: ShelfMaker, volume: Path, chunks: int) -> Evictor:
-    """A limit just exceeded on a volume where removal frees nothing: little goes, and it is told."""
+    """A limit just exceeded on a volume where removal frees nothing: little goes; it is told."""
     limits = Limits(volume_percent=percent(volume) - 1, low_percent=50, keep_percent=0)
     evictor = Evictor(shelf.root, limits, settle_seconds=SETTLE)
     before = percent(volume)
@@ -103,12 +102,6 @@ def test_open_descriptors_keep_the_rest(tmp_path: Path) -> None:
         finally:
             for file in files:
                 file.close()
-
-
-@pytest.fixture
-def volume(tmp_path: Path) -> Iterator[Path]:
-    with quirk_mount(tmp_path) as mount:
-        yield mount.path
 
 
 def test_a_trash_folder_is_told_by_once_and_its_status(

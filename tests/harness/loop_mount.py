@@ -14,8 +14,8 @@ import pytest
 def loop_mount(
     directory: Path, kind: str, megabytes: int, *, mkfs: tuple[str, ...] = (), options: str = ""
 ) -> Iterator[Path]:
-    """A new file system of this kind and size, mounted below ``directory`` and unmounted at the end;
-    skips the test where that is not possible.
+    """A new file system of this kind and size, mounted below ``directory`` until the end; skips the
+    test where that is not possible.
 
     Args:
         mkfs: further arguments of mkfs.

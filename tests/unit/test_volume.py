@@ -143,6 +143,6 @@ def test_this_machine_is_judged_as_df_does(tmp_path: Path) -> None:
     ],
 )
 def test_the_exhausted_resource_is_named(number: int, numbers: dict[str, int], text: str) -> None:
-    message, remedy = why_no_room(number, judged(**numbers))
+    message, remedy = why_no_room(number, judged(**numbers), 1000)
     assert text in message and errno.errorcode[number] in message and remedy
     assert os.strerror(number) not in message

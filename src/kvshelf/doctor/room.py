@@ -83,4 +83,4 @@ def no_room(number: int, folder: Path) -> Finding:
         volume = volume_of(folder)
     except OSError as error:
         volume = Volume(0, 0, bytes_unknown=error.strerror or str(error))
-    return problem("room", *why_no_room(number, volume))
+    return problem("room", *why_no_room(number, volume, _PROBE_BYTES))

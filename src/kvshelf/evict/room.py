@@ -43,20 +43,28 @@ class RoomRequests:
         self._heard: int | None = None
         self._look_at = float("-inf")
 
-    def ask(self) -> None:
-        """Ask for room. Without the folder nobody evicts, and nobody is asked.
+    def ask(self) -> bool:
+        """Ask for room; False if the folder is absent: then nobody holds the lease.
 
         Raises:
             OSError: the folder cannot be used.
         """
-        with contextlib.suppress(FileNotFoundError), opened(self._root, EVICT_FOLDER) as folder:
-            counts = _counts(folder)
-            last = max(counts, default=0)
-            new = room_name(last + 1 if last < _COUNT_MAX else 0)
-            if not counts:
-                _create(folder, new, self._file_mode)
-                return
-            # A name that is gone was renamed by another that asks.
+        try:
+            with opened(self._root, EVICT_FOLDER) as folder:
+                self._ask(folder)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _ask(self, folder: int) -> None:
+        counts = _counts(folder)
+        last = max(counts, default=0)
+        new = room_name(last + 1 if last < _COUNT_MAX else 0)
+        if not counts:
+            _create(folder, new, self._file_mode)
+            return
+        # A name that is gone was renamed by another that asks.
+        with contextlib.suppress(FileNotFoundError):
             os.rename(room_name(last), new, src_dir_fd=folder, dst_dir_fd=folder)
 
     def heard(self) -> bool:

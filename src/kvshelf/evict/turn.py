@@ -85,11 +85,10 @@ class Turn:
     def ask_for_room(self) -> bool:
         """Tell the holder that stores fail for lack of room; False if it cannot be told."""
         try:
-            self._requests.ask()
+            return self._requests.ask()
         except Exception as error:
             self._on_fault("room", error)
             return False
-        return True
 
     def removed(self, folder: str, rank: int, keys: Sequence[bytes]) -> None:
         """Write down what is gone; an ``OnRemoved``."""
