@@ -122,6 +122,19 @@ def test_a_trash_folder_is_told_by_once_and_its_status(
         assert len(shelf.gone()) > 30
 
 
+def test_once_that_ends_above_the_mark_never_ends_with_0(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One chunk is asked for and went, and nothing was gained."""
+    quirks = {"volume_bytes": 200 * CHUNK, "other_bytes": 60 * CHUNK, "keeps_removed": True}
+    with quirk_mount(tmp_path, **quirks) as mount:
+        shelf = fill(mount.path, 100)
+        line = ["evict", str(mount.path), "--volume-percent", "80", "--low-water", "100", "--once"]
+        assert main([*line, "--settle-seconds", "2"]) == 1
+        assert "does not show them as free" in capsys.readouterr().err
+        assert len(shelf.gone()) <= 2
+
+
 def test_growth_at_the_same_time_does_not_look_like_no_effect(tmp_path: Path) -> None:
     """Others write as fast as chunks go."""
     quirks = {"volume_bytes": 2000 * CHUNK, "other_bytes": 1500 * CHUNK}

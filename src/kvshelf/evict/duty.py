@@ -226,9 +226,13 @@ class EvictionDuty:
         elif volume.doubt and self._limits.shelf_bytes is None:
             reason = f"evict_percent may limit nothing on {self._root}: {volume.doubt}"
         if reason:
-            with self._lock:
-                self._news.notes.append(("limits", f"{reason}; set evict_shelf_gb"))
-                self.has_news = True
+            self._note("limits", f"{reason}; set evict_shelf_gb")
+
+    def _note(self, cause: str, text: str) -> None:
+        with self._lock:
+            if len(self._news.notes) < FAULTS_MAX:
+                self._news.notes.append((cause, text))
+            self.has_news = True
 
     def _ask_for_room(self) -> bool:
         """Pass on that a store failed for lack of room; True: it is for this replica's evictor."""
@@ -256,6 +260,7 @@ class EvictionDuty:
                 told: OnRemoved = self._turn.removed
                 self._evictor = self._make_evictor(self._root, self._limits, on_removed=told)
             if self._turn.is_room_wanted() or wants_room:
+                self._note("room", f"{self._root}: stores fail for lack of room: evicting")
                 self._evictor.wants_room()
             report = self._evictor.step(self._step_seconds)
         except Exception as error:

@@ -5,7 +5,7 @@ files. Then more removal loses the cache and frees nothing. Arithmetic; no I/O.
 
 How late statvfs shows a removal: ext4 and xfs at once, CephFS after up to 3 s, MooseFS 15 s and
 more, btrfs with its transaction (the mount option "commit", 30 s). Files that others write
-meanwhile hide it: so the fall across each removal counts too, in which others write little.
+meanwhile hide it, but little of it where statvfs shows a removal at once.
 """
 
 from __future__ import annotations
@@ -46,7 +46,6 @@ class Effect:
         self._settle_seconds = settle_seconds
         self.unshown = 0
         self.lag_seconds = 0.0
-        self._fell = 0  # across our removals
         self._base = 0  # used, when the first of them began
         self._first_at = self._last_at = 0.0
         self._shown_at = float("-inf")
@@ -65,9 +64,8 @@ class Effect:
                 self._held_used, self.unshown = None, 0
             return
         if not self.unshown:
-            self._first_at, self._base, self._fell = now, before, 0
+            self._first_at, self._base = now, before
         self.unshown += amount
-        self._fell += before - after
         self._last_at = now
         self.saw(now, after)
 
@@ -80,7 +78,7 @@ class Effect:
             return
         if not self.unshown:
             return
-        if max(self._fell, self._base - used) >= _SHOWN_SHARE * self.unshown:
+        if self._base - used >= _SHOWN_SHARE * self.unshown:
             self.lag_seconds = now - self._first_at
             self._shown_at, self._failed, self.unshown = now, False, 0
             self._hidden, self._pause_seconds = 0, _PAUSE_SECONDS_MIN
