@@ -125,7 +125,9 @@ def test_inodes_that_are_not_counted_are_not_waited_for() -> None:
     effects = Effects(SETTLE)
     before, after = (Volume(used, 1000, inodes_unknown="0 of 0") for used in (900, 800))
     effects.removed(0, Amount(10, 100), before, after)
-    assert not effects.is_pending() and not effects.held()
+    effects.saw(SETTLE + 1, after)
+    assert not effects.held()
+    assert effects.limited("inode_percent", Amount(50, 0), 0, Amount(100, 100)) == Amount(2, 0)
 
 
 def test_limits_that_no_volume_keeps_are_named() -> None:

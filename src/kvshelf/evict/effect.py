@@ -148,10 +148,6 @@ class Effects:
         """Limits that removal does not help to keep, and the bytes or inodes that did not show."""
         return {name: effect.unshown for name, effect in self._of.items() if effect.is_held}
 
-    def is_pending(self) -> bool:
-        """Whether an effect is waited for."""
-        return any(effect.is_pending for effect in self._of.values())
-
     def limited(self, reason: str, amount: Amount, now: float, shelf: Amount) -> Amount:
         """What of an amount may be removed now; nothing: wait."""
         effect = self._of.get(reason)

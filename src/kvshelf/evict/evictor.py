@@ -179,9 +179,9 @@ class Evictor:
         return State.EVICTING
 
     def _rest(self) -> State:
-        """No limit is exceeded, if the volume will show what went."""
-        if self._effects.is_pending():
-            if self._known and needs(self._limits, self._sees(), self._usage()):
+        """No limit is exceeded, if the volume will show what went and nobody has written since."""
+        if not self._dry_run and self._known:
+            if needs(self._limits, self._sees(), self._usage()):
                 self._settling = True
                 return State.EVICTING
             self._effects.forget()
