@@ -17,6 +17,8 @@ from typing import Any
 
 from kvshelf.text import bytes_text
 
+# What a write says that finds no room: which resource, only the numbers and the errno tell.
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 # "Unknown" in 32 and 64 bits, signed and not.
 _ALL_ONES = frozenset({2**31 - 1, 2**32 - 1, 2**63 - 1, 2**64 - 1})
 # More bytes, or inodes, than any volume has: EFS says 8 EiB, mountpoint-s3 more.

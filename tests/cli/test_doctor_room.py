@@ -126,3 +126,13 @@ def test_reserved_blocks_count_as_df_counts_them(
         assert main(["evict", str(root), "--once", "--json"]) == 0
         value = json.loads(capsys.readouterr().out)
         assert f"{value['volume']['used_percent']}%" == said
+
+
+def test_a_bench_that_meets_a_quota_names_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with quirk_mount(tmp_path, volume_bytes=1 << 30, quota_bytes=3 * MB) as mount:
+        line = ["bench", str(mount.path), "--size-mb", "8", "--chunk-mb", "1", "--rounds", "1"]
+        assert main([*line, "--only", "store", "--threads", "1"]) == 1
+        assert "quota" in capsys.readouterr().err
+        assert not list(mount.path.iterdir())

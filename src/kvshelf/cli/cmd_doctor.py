@@ -27,13 +27,14 @@ from kvshelf.doctor.findings import Finding, Severity, fine, note, problem, warn
 from kvshelf.doctor.host import check_host
 from kvshelf.doctor.peers import findings_of, meet
 from kvshelf.doctor.recommend import recommend
-from kvshelf.doctor.room import NO_ROOM, check_room, check_write, no_room
+from kvshelf.doctor.room import check_room, check_write, no_room
 from kvshelf.doctor.semantics import check_semantics
 from kvshelf.doctor.site import check_directory, check_mount, mount_of
 from kvshelf.doctor.why import explain
 from kvshelf.errors import ConfigError
 from kvshelf.namespace import diff
 from kvshelf.root import is_shelf, list_namespaces
+from kvshelf.volume import NO_ROOM
 
 HELP = "check a mount and this host, and recommend settings"
 DESCRIPTION = """\

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kvshelf.doctor.findings import Finding, fine, note, problem, warning
-from kvshelf.doctor.room import NO_ROOM, no_room
+from kvshelf.doctor.room import no_room
+from kvshelf.volume import NO_ROOM
 
 # A clock that differs by more shows wrong ages, but nothing that kvshelf decides.
 _SKEW_SECONDS_MAX = 5.0
