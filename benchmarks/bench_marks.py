@@ -137,7 +137,8 @@ def main() -> int:
         }
         args.out.write_text(json.dumps(document, indent=1) + "\n")
     good = all(
-        each["at 60%"]["removed"] == 0 and abs(each["at 95%"]["then used percent"] - LOW_PERCENT) < 1
+        each["at 60%"]["removed"] == 0
+        and abs(each["at 95%"]["then used percent"] - LOW_PERCENT) < 1
         for each in results.values()
         if "at 60%" in each
     )

@@ -204,9 +204,17 @@ ROWS: tuple[tuple[str, str, tuple[Panel, ...]], ...] = (
                     (rate("kvshelf:evicted_chunks_total"), "chunks"),
                     (rate("kvshelf:evict_spared_chunks_total"), "spared: used meanwhile"),
                     (rate("kvshelf:gone_keys_total"), "reported gone"),
+                    (rate("kvshelf:evicted_temp_files_total"), "temp files of dead writers"),
                 ),
             ),
-            Panel("Bytes evicted", "Bps", ((rate("kvshelf:evicted_bytes_total"), "bytes"),)),
+            Panel(
+                "Bytes evicted",
+                "Bps",
+                (
+                    (rate("kvshelf:evicted_bytes_total"), "bytes"),
+                    (rate("kvshelf:evicted_temp_bytes_total"), "temp files of dead writers"),
+                ),
+            ),
             Panel(
                 "Eviction",
                 "none",
@@ -214,6 +222,8 @@ ROWS: tuple[tuple[str, str, tuple[Panel, ...]], ...] = (
                     (gauge("kvshelf:evict_state", "max", "instance"), "state of {{instance}}"),
                     (gauge("kvshelf:evict_lease_held", "sum", "job"), "leases held"),
                     (rate("kvshelf:evict_faults_total"), "faults"),
+                    (rate("kvshelf:evict_no_effect_total"), "suspended: makes no room"),
+                    (rate("kvshelf:evict_room_requests_total"), "requests for room"),
                 ),
                 "State: 0 within limits, 1 scanning, 2 evicting, 3 nothing more may go.",
             ),

@@ -42,6 +42,7 @@ _LEASE = re.compile(
     rf"lease-(?P<term>\d{{10}})-(?P<beat>\d{{10}})-(?P<token>[0-9a-f]{{16}})-(?:free|{_OWNER})",
     flags=re.ASCII,
 )
+_ROOM = re.compile(r"room-(?P<count>\d{10})", flags=re.ASCII)
 _REMOVED = re.compile(
     r"(?P<folder>[A-Za-z0-9._]{1,64}-[0-9a-f]{12})-(?P<token>[0-9a-f]{16})-(?P<part>\d{1,10})\.keys",
     flags=re.ASCII,
@@ -210,6 +211,17 @@ def parse_lease_name(name: str) -> LeaseName | None:
     return lease if str(lease) == name else None
 
 
+def room_name(count: int) -> str:
+    """Name of the empty file beside the lease that counts how often stores failed for no room."""
+    return f"room-{count:010}"
+
+
+def parse_room_name(name: str) -> int | None:
+    """The inverse of ``room_name``; None for a name that it could not have made."""
+    match = _ROOM.fullmatch(name)
+    return int(match["count"]) if match else None
+
+
 @dataclass(frozen=True, slots=True)
 class RemovedName:
     """What the name of a journal of removed chunks says.
@@ -283,7 +295,9 @@ __all__ = [
     "parse_lease_name",
     "parse_rank_folder",
     "parse_removed_name",
+    "parse_room_name",
     "parse_temp_name",
+    "room_name",
     "safe_host",
     "short_digest",
     "temp_name",

@@ -57,6 +57,10 @@ EVICTED_CHUNKS = "kvshelf:evicted_chunks"
 EVICTED_BYTES = "kvshelf:evicted_bytes"
 EVICT_SPARED = "kvshelf:evict_spared_chunks"
 EVICT_FAULTS = "kvshelf:evict_faults"
+EVICT_NO_EFFECT = "kvshelf:evict_no_effect"
+EVICT_TEMP_FILES = "kvshelf:evicted_temp_files"
+EVICT_TEMP_BYTES = "kvshelf:evicted_temp_bytes"
+ROOM_REQUESTS = "kvshelf:evict_room_requests"
 SHELF_CHUNKS = "kvshelf:shelf_chunks"
 SHELF_BYTES = "kvshelf:shelf_bytes"
 SHELF_FOREIGN = "kvshelf:shelf_foreign_files"
@@ -101,6 +105,28 @@ _EVICTED: tuple[Metric, ...] = (
         "times",
         "What failed in eviction, by errno; other for what is no system call's.",
         ("errno",),
+    ),
+    Metric(
+        EVICT_NO_EFFECT,
+        Kind.COUNTER,
+        "times",
+        "Evictions that were suspended because the file system did not show what went as free, or "
+        "stores failed all the same, by limit.",
+        ("limit",),
+    ),
+    Metric(
+        EVICT_TEMP_FILES,
+        Kind.COUNTER,
+        "files",
+        "Temp files of dead writers that were removed because room was needed.",
+    ),
+    Metric(EVICT_TEMP_BYTES, Kind.COUNTER, "bytes", "Bytes of those."),
+    Metric(
+        ROOM_REQUESTS,
+        Kind.COUNTER,
+        "requests",
+        "Requests for room because stores failed with ENOSPC or EDQUOT: made by this engine, or "
+        "answered by kvshelf evict.",
     ),
     Metric(
         SHELF_BYTES,

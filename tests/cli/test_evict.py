@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from kvshelf import root as root_module
-from kvshelf.cli.cmd_evict import size
+from kvshelf.cli.evict_options import size
 from kvshelf.cli.main import main
 from kvshelf.root import read_json
 from tests.evict.shelves import CHUNK_BYTES, ShelfMaker

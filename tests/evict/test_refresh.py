@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kvshelf.evict.refresh import RefreshTimes, Use
+from kvshelf.volume import Volume
 
 BEFORE, AFTER = Use(1000, 10), Use(1500, 14)
 
@@ -63,3 +64,13 @@ def test_growth_is_the_larger_of_bytes_and_files() -> None:
     assert times.grown_bytes(Use(1500, 0), mean_bytes=200) == 500  # inodes are not counted
     assert times.grown_bytes(Use(900, 9), mean_bytes=200) == 0
     assert RefreshTimes().grown_bytes(AFTER, mean_bytes=200) == 0  # nothing to compare with
+
+
+def test_a_volume_that_tells_nothing_may_have_changed() -> None:
+    """An object-store mount says 0 of 0: a limit of bytes must not wait for that to move."""
+    silent = Use.of(Volume(0, 0, bytes_unknown="0 of 0", inodes_unknown="0 of 0"))
+    times = RefreshTimes()
+    times.begin(silent)
+    times.end(100.0, 1.0, is_done=True)
+    assert not times.is_due(108.9, silent, is_urgent=False)
+    assert times.is_due(109.1, silent, is_urgent=False)

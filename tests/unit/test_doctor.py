@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from kvshelf.bench import Row
-from kvshelf.doctor import Severity, host, mounts, peers, semantics, site
+from kvshelf.doctor import Severity, host, mounts, peers, room, semantics, site
 from kvshelf.doctor.findings import Finding
 from kvshelf.doctor.quick import quick_line
 from kvshelf.doctor.recommend import lookup_threads_for, recommend, threads_for
@@ -126,6 +126,10 @@ class TestMount:
             ({"f_bavail": 5}, [Severity.WARNING, Severity.FINE]),
             ({"f_ffree": 2}, [Severity.FINE, Severity.WARNING]),
             ({"f_ffree": 2**64 - 1}, [Severity.FINE, Severity.FINE]),  # CephFS
+            ({"f_ffree": -1, "f_files": 12}, [Severity.FINE, Severity.FINE]),  # as Python has it
+            ({"f_ffree": 0}, [Severity.FINE, Severity.WARNING]),  # full, not "not counted"
+            ({"f_bavail": 0}, [Severity.WARNING, Severity.FINE]),
+            ({"f_blocks": 0, "f_bavail": 0}, [Severity.NOTE, Severity.FINE]),
             ({"f_files": 0, "f_ffree": 0}, [Severity.FINE, Severity.FINE]),
         ],
     )
@@ -134,7 +138,7 @@ class TestMount:
     ) -> None:
         full = {"f_blocks": 100, "f_frsize": 4096, "f_bavail": 50, "f_files": 100, "f_ffree": 50}
         monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(**(full | numbers)))
-        assert [finding.severity for finding in site.check_room(Path("/"))] == expected
+        assert [finding.severity for finding in room.check_room(Path("/"))] == expected
 
 
 OK = Outcome(FileStatus.OK, 0)

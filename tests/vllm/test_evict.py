@@ -24,6 +24,7 @@ from kvshelf.vllm import evict as evict_module  # noqa: E402
 from kvshelf.vllm import manager as manager_module  # noqa: E402
 from kvshelf.vllm.evict import limits_of  # noqa: E402
 from kvshelf.vllm.report import WorkerReport  # noqa: E402
+from tests.harness.quirk_mount import quirk_mount  # noqa: E402
 from tests.vllm.test_adapter import (  # noqa: E402
     BLOCK_BYTES,
     CONTEXT,
@@ -301,3 +302,32 @@ def test_an_engine_makes_a_namespace_again_that_somebody_removed(
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
         assert all(duty.close(20) for duty in duties)
+
+
+def test_stores_that_fail_for_a_quota_ask_for_eviction_until_they_succeed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """statvfs shows room; the quota of the directory is full."""
+    monkeypatch.setattr(duty_module, "WAKE_SECONDS", 0.02)
+    with quirk_mount(tmp_path, volume_bytes=1 << 30, quota_bytes=40 * FILE_BYTES) as mount:
+        replica = Replica(mount.path / "shelf", limits=Limits(volume_percent=90))
+        told = Told(replica)
+        try:
+            told.until((mount.path / "shelf" / "evict").exists)
+            failed = succeeded = number = 0
+            deadline = time.monotonic() + 60
+            while not (failed and succeeded):
+                number += 1
+                replica.store([key(number)], list(range(4)))
+                told.step()
+                is_stored = replica.path(key(number)).exists()
+                failed += not is_stored
+                succeeded += is_stored and failed > 0
+                assert time.monotonic() < deadline, (number, failed, told.counted)
+                time.sleep(0.02)
+            assert number > 30  # until then the quota held
+            told.until(lambda: told.counted.get(metrics.EVICTED_CHUNKS))
+            assert told.counted[metrics.ROOM_REQUESTS] >= 1
+            assert told.counted[metrics.EVICTED_CHUNKS] <= 4  # a tenth in a minute
+        finally:
+            replica.close()

@@ -23,6 +23,7 @@ from kvshelf.cli.common import (
 )
 from kvshelf.engine import Direct
 from kvshelf.root import why_not_writable
+from kvshelf.volume import NO_ROOM, volume_of, why_no_room
 
 HELP = "measure stores, loads and lookups on a mount"
 DESCRIPTION = """\
@@ -77,7 +78,9 @@ def run(options: argparse.Namespace) -> Exit:
         with sigterm_as_interrupt(), Scratch(root) as scratch:
             rows = measure(scratch.path, workload, progress)
     except OSError as error:
-        raise CommandError(Exit.FINDINGS, f"{safe(str(root))}: {error}") from error
+        raise CommandError(
+            Exit.FINDINGS, f"{safe(str(root))}: {_reason(error, root, 3 * workload.total_bytes)}"
+        ) from error
     except MemoryError as error:
         message = f"--size-mb {options.size_mb} needs more memory than there is"
         raise CommandError(Exit.USAGE, message) from error
@@ -91,6 +94,12 @@ def run(options: argparse.Namespace) -> Exit:
         print_rows(rows)
         _print_tokens(rows, options.bytes_per_token)
     return Exit.FINE
+
+
+def _reason(error: OSError, root: Path, wanted_bytes: int) -> str:
+    if error.errno not in NO_ROOM:
+        return str(error)
+    return "; ".join(why_no_room(error.errno, volume_of(root), wanted_bytes))
 
 
 def _workload(options: argparse.Namespace) -> Workload:

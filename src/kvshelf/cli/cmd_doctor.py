@@ -28,13 +28,15 @@ from kvshelf.doctor.host import check_host
 from kvshelf.doctor.mounts import mount_of
 from kvshelf.doctor.peers import findings_of, meet
 from kvshelf.doctor.recommend import recommend
+from kvshelf.doctor.room import check_room, check_write, no_room
 from kvshelf.doctor.semantics import check_semantics
-from kvshelf.doctor.site import check_directory, check_mount, check_room
+from kvshelf.doctor.site import check_directory, check_mount
 from kvshelf.doctor.trial import check_trial
 from kvshelf.doctor.why import explain
 from kvshelf.errors import ConfigError
 from kvshelf.namespace import diff
 from kvshelf.root import is_shelf, list_namespaces
+from kvshelf.volume import NO_ROOM
 
 HELP = "check a mount and this host, and recommend settings"
 DESCRIPTION = """\
@@ -92,7 +94,7 @@ def run(options: argparse.Namespace) -> Exit:
                 if options.peer:
                     findings += _meet(root, options.wait_seconds)
         except OSError as error:
-            findings.append(_failure(error))
+            findings.append(_failure(error, root))
     findings += check_host()
     if given is not None:
         findings.append(given)
@@ -123,7 +125,9 @@ def _check_options(options: argparse.Namespace) -> None:
             raise CommandError(Exit.USAGE, message)
 
 
-def _failure(error: OSError) -> Finding:
+def _failure(error: OSError, root: Path) -> Finding:
+    if error.errno in NO_ROOM:
+        return no_room(error.errno, root)
     return problem("mount", f"it fails: {error}", "see the kernel's and its server's log")
 
 
@@ -135,7 +139,7 @@ def _first_look(root: Path) -> list[Finding]:
             problem("mount", f"{root}: {error}", "it hangs: see its server and the kernel's log")
         ]
     except OSError as error:
-        return [_failure(error)]
+        return [_failure(error, root)]
 
 
 def _bad(findings: Sequence[Finding]) -> bool:
@@ -147,12 +151,14 @@ def _probe(
 ) -> list[Row]:
     """Semantics, a trial and speed, in a scratch folder."""
     with Scratch(root) as scratch:
-        findings += check_semantics(
-            scratch.path,
-            durability=settings.durability,
-            file_mode=settings.file_mode,
-            dir_mode=settings.dir_mode,
-        )
+        findings.append(check_write(scratch.path))
+        if not _bad(findings):
+            findings += check_semantics(
+                scratch.path,
+                durability=settings.durability,
+                file_mode=settings.file_mode,
+                dir_mode=settings.dir_mode,
+            )
         if not _bad(findings):
             findings.append(check_trial(scratch.path, settings))
         if options.quick or _bad(findings):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from kvshelf.census.folders import temp_bytes
 from kvshelf.cli import counting
 from kvshelf.cli.common import Exit, print_json, safe, table_lines
 from kvshelf.text import bytes_text
+from kvshelf.volume import volume_of
 
 HELP = "say what takes how much room on a shelf"
 DESCRIPTION = """\
@@ -25,15 +25,12 @@ add_arguments = counting.add_arguments
 def run(options: argparse.Namespace) -> Exit:
     root, census = counting.counted(options, _lines)
     if options.json:
-        free = os.statvfs(root)
         print_json(
             {
                 "root": str(root),
                 **counting.census_json(census),
                 "total": counting.summary_json(summary(census.ranks)),
-                "free_bytes": free.f_bavail * free.f_frsize,
-                "size_bytes": free.f_blocks * free.f_frsize,
-                "free_inodes": free.f_favail,
+                **counting.volume_json(volume_of(root)),
                 "namespaces": [_json(root, census, *each) for each in _largest_first(census)],
             }
         )
@@ -63,11 +60,11 @@ def _lines(root: Path, census: Census) -> list[str]:
         if temp:
             rows.append((bytes_text(temp), "", "", "  temp files"))
     add(census.ranks, "all")
-    free = os.statvfs(root)
-    line = (
-        f"{bytes_text(free.f_bavail * free.f_frsize)} of "
-        f"{bytes_text(free.f_blocks * free.f_frsize)} free on the file system"
-    )
+    volume = volume_of(root)
+    line = volume.text()
+    if volume.counts_bytes:
+        free, size = bytes_text(volume.free_bytes), bytes_text(volume.size_bytes)
+        line = f"{volume.used_percent}% used, {free} of {size} free on the file system"
     return [*table_lines(rows), counting.sureness(census, total), line]
 
 

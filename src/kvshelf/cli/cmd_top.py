@@ -19,6 +19,7 @@ from kvshelf.cli import counting
 from kvshelf.cli.common import CommandError, Exit, existing_shelf, safe
 from kvshelf.cli.scrape import ScrapeError, scrape
 from kvshelf.text import bytes_text
+from kvshelf.volume import Volume, volume_of
 
 HELP = "watch a shelf: bytes, chunks, what is stored and evicted, ages, free space"
 DESCRIPTION = """\
@@ -40,8 +41,7 @@ class _Moment:
     """
 
     view: View
-    free_bytes: int
-    size_bytes: int
+    volume: Volume
     counters: dict[str, float] | None
     problem: str = ""
 
@@ -80,7 +80,7 @@ def run(options: argparse.Namespace) -> Exit:
 
 def _look(root: Path, watch: Watch, url: str | None) -> _Moment:
     try:
-        view, free = watch.look(), os.statvfs(root)
+        view, volume = watch.look(), volume_of(root)
     except OSError as error:
         raise CommandError(Exit.NO_SHELF, f"{root}: {error.strerror}") from error
     counters, problem = None, ""
@@ -89,8 +89,7 @@ def _look(root: Path, watch: Watch, url: str | None) -> _Moment:
             counters = scrape(url)
         except ScrapeError as error:
             problem = str(error)
-    free_bytes, size = free.f_bavail * free.f_frsize, free.f_blocks * free.f_frsize
-    return _Moment(view, free_bytes, size, counters, problem)
+    return _Moment(view, volume, counters, problem)
 
 
 def _printer(options: argparse.Namespace) -> Callable[[Path, _Moment, _Moment | None], None]:
@@ -110,8 +109,6 @@ def _printer(options: argparse.Namespace) -> Callable[[Path, _Moment, _Moment | 
 
 def _lines(root: Path, now: _Moment, before: _Moment | None) -> list[str]:
     view = now.view
-    used = now.size_bytes - now.free_bytes
-    share = used / now.size_bytes if now.size_bytes else 0.0
     lines = [
         f"{safe(str(root))}  {time.strftime('%H:%M:%S')}",
         f"bytes    {_with_error(view.bytes, bytes_text)}",
@@ -119,7 +116,7 @@ def _lines(root: Path, now: _Moment, before: _Moment | None) -> list[str]:
         f"stored   {_rate_text(view.stored_per_second)}, {_ages(view.stored)}",
         f"used     {_ages(view.used)}",
         f"evicted  {_rate_text(view.evicted_per_second)}",
-        f"free     {bytes_text(now.free_bytes)} of {bytes_text(now.size_bytes)}, {share:.0%} used",
+        f"free     {now.volume.text()}",
     ]
     if now.problem:
         lines.append(f"hits     unknown: {safe(now.problem)}")
@@ -182,8 +179,7 @@ def _json(root: Path, now: _Moment) -> dict[str, Any]:
         "evicted_per_second": _rate_json(view.evicted_per_second),
         "stored_seconds_ago": counting.ages_json(view.stored),
         "used_seconds_ago": counting.ages_json(view.used),
-        "free_bytes": now.free_bytes,
-        "size_bytes": now.size_bytes,
+        **counting.volume_json(now.volume),
         "unread": view.unread.count,
         "share_of_folders": round(view.share, 6),
     }

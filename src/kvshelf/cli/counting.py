@@ -14,6 +14,7 @@ from kvshelf.census.census import SHARES, Census, Summary
 from kvshelf.census.estimate import CONFIDENCE, Estimate
 from kvshelf.cli.common import CommandError, Exit, existing_shelf, safe
 from kvshelf.text import age_text, bytes_text
+from kvshelf.volume import Volume
 
 # How often a terminal sees a better estimate.
 _REDRAW_SECONDS = 0.5
@@ -117,6 +118,18 @@ def census_json(census: Census) -> dict[str, Any]:
         "confidence": CONFIDENCE,
         "folders": census.folders,
         "folders_counted": census.seen,
+    }
+
+
+def volume_json(volume: Volume) -> dict[str, int | None]:
+    """Of the file system, for anybody's use; None for what it does not count."""
+    bytes_known, inodes_known = volume.counts_bytes, volume.counts_inodes
+    return {
+        "free_bytes": volume.free_bytes if bytes_known else None,
+        "size_bytes": volume.size_bytes if bytes_known else None,
+        "used_percent": volume.used_percent,
+        "free_inodes": volume.free_inodes if inodes_known else None,
+        "used_inode_percent": volume.used_inode_percent,
     }
 
 

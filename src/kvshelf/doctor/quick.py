@@ -8,7 +8,8 @@ from pathlib import Path
 
 from kvshelf.doctor.findings import Finding, Severity
 from kvshelf.doctor.mounts import mount_of
-from kvshelf.doctor.site import check_mount, check_room
+from kvshelf.doctor.room import check_room
+from kvshelf.doctor.site import check_mount
 
 _STATS = 16
 

@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from kvshelf.doctor.findings import Finding, fine, note, problem, warning
+from kvshelf.doctor.room import no_room
 from kvshelf.engine import FileStatus
 from kvshelf.engine.probe import Naming, Outcome, ProbeReport, probe
+from kvshelf.volume import NO_ROOM
 
 # A clock that differs by more shows wrong ages, but nothing that kvshelf decides.
 _SKEW_SECONDS_MAX = 5.0
@@ -50,6 +52,8 @@ def check_semantics(
     except OSError as error:
         reason = error.strerror or str(error)
         findings = [problem("publication", f"the mount refuses: {reason}", _SERVER_LOG)]
+        if error.errno in NO_ROOM:
+            findings = [no_room(error.errno, folder)]
     try:
         findings.append(check_clock(folder))
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The directory and its mount: what kind it is, whose, how full. Reads only."""
+"""The directory and its mount: what kind it is, and whose. Reads only."""
 
 from __future__ import annotations
 
@@ -12,11 +12,6 @@ from kvshelf.doctor.mounts import Mount, Reach
 from kvshelf.errors import NotAShelfError
 from kvshelf.layout import MARKER
 from kvshelf.root import check_root, others_data, why_not_writable
-from kvshelf.text import bytes_text
-
-# statvfs(3) of file systems that do not count inodes: 0, or all ones (CephFS).
-_UNCOUNTED = (0, 2**64 - 1)
-_NEARLY_FULL = 0.9
 
 
 def check_directory(root: Path) -> list[Finding]:
@@ -182,35 +177,3 @@ def _nfs(mount: Mount) -> list[Finding]:
             note("mount", "NFS over one TCP connection", "nconnect=8 or more is often faster")
         )
     return found
-
-
-def check_room(root: Path) -> list[Finding]:
-    """Free bytes and inodes.
-
-    Raises:
-        OSError: the file system does not say.
-    """
-    numbers = os.statvfs(root)
-    total, free = numbers.f_blocks * numbers.f_frsize, numbers.f_bavail * numbers.f_frsize
-    findings = []
-    used = 1 - free / total if total else 0.0
-    text = f"{bytes_text(free)} of {bytes_text(total)} free ({used:.0%} used)"
-    if used > _NEARLY_FULL:
-        findings.append(
-            warning("room", text, "free some, or set a limit so that kvshelf evicts in time")
-        )
-    else:
-        findings.append(fine("room", text))
-    if numbers.f_files in _UNCOUNTED or numbers.f_ffree in _UNCOUNTED:
-        findings.append(fine("inodes", "not counted by this file system"))
-    elif numbers.f_ffree < (1 - _NEARLY_FULL) * numbers.f_files:
-        findings.append(
-            warning(
-                "inodes",
-                f"{numbers.f_ffree:,} of {numbers.f_files:,} free",
-                "larger chunks (block_size), or a file system with more inodes",
-            )
-        )
-    else:
-        findings.append(fine("inodes", f"{numbers.f_ffree:,} of {numbers.f_files:,} free"))
-    return findings

@@ -20,12 +20,15 @@ from pathlib import Path
 from typing import Protocol
 
 from kvshelf.errors import NotAShelfError
+from kvshelf.evict.effect import unkept
 from kvshelf.evict.evictor import Evictor, OnRemoved
 from kvshelf.evict.journal import RemovedReader
 from kvshelf.evict.lease import Lease
-from kvshelf.evict.limits import Limits
-from kvshelf.evict.report import Report, State
+from kvshelf.evict.limits import Amount, Limits
+from kvshelf.evict.mends import with_mend
+from kvshelf.evict.report import Report, State, no_effect_text
 from kvshelf.evict.turn import Turn
+from kvshelf.volume import volume_of
 
 # Limits are looked at so often, and the journal too.
 WAKE_SECONDS = 1.0
@@ -62,6 +65,10 @@ class News:
         gone: keys of this replica's namespace that somebody evicted.
         dropped: keys that were not kept for the owner.
         shelf_bytes: of all chunks by namespace, as the holder knows them; empty for others.
+        leftovers: files of dead writers that this replica removed.
+        room_requests: how often this replica asked for room, because its stores failed.
+        no_effect: limits for which chunks went and made no room, since the last call.
+        notes: log lines: a cause and a text.
         pass_seconds: from crossing a limit to being within it again, of the last pass; None: none
             ended.
     """
@@ -72,6 +79,10 @@ class News:
     gone: dict[bytes, None] = field(default_factory=dict)
     dropped: int = 0
     shelf_bytes: Mapping[str, int] = field(default_factory=dict)
+    leftovers: Amount = field(default_factory=Amount)
+    room_requests: int = 0
+    no_effect: list[str] = field(default_factory=list)
+    notes: list[tuple[str, str]] = field(default_factory=list)
     pass_seconds: float | None = None
     faults: list[Fault] = field(default_factory=list)
 
@@ -80,6 +91,7 @@ class Steps(Protocol):
     """The part of ``Evictor`` that is used here."""
 
     def step(self, seconds_max: float = 1.0) -> Report: ...
+    def wants_room(self) -> None: ...
     def stop(self) -> None: ...
     def leave(self) -> None: ...
 
@@ -127,6 +139,8 @@ class EvictionDuty:
         self._make_evictor = evictor
         self._evictor: Steps | None = None
         self._reader = RemovedReader(root, folder)
+        self._wants_room = False  # set by the owner, taken by the thread
+        self._unfreed: frozenset[str] = frozenset()
         self._stand_back_until = 0.0
         self._wait_seconds = WAKE_SECONDS  # before the thread looks again
         self._pass_since: float | None = None
@@ -145,6 +159,10 @@ class EvictionDuty:
             news, self.has_news = self._news, False
             self._news = News(is_holder=news.is_holder, shelf_bytes=news.shelf_bytes)
         return news
+
+    def want_room(self) -> None:
+        """A store of this replica failed for lack of room: whoever evicts is to make some."""
+        self._wants_room = True
 
     def stop(self) -> None:
         """Tell the thread to end; ``close`` waits for it."""
@@ -168,6 +186,7 @@ class EvictionDuty:
             # Of this thread alone, on Linux: setpriority(2), "C library/kernel differences".
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         self._guarded("journal", self._read)  # from now on
+        self._guarded("limits", self._judge)
         while not self._stop.wait(self._wait_seconds):
             self._wait_seconds = WAKE_SECONDS
             self._guarded("evict", self._evict)
@@ -186,7 +205,9 @@ class EvictionDuty:
     def _fault(self, part: str, error: Exception) -> None:
         number = error.errno if isinstance(error, OSError) else None
         name = errno.errorcode.get(number or 0, "other")
-        self._add_fault(Fault(part, name, f"{type(error).__name__}: {error}"))
+        self._add_fault(
+            Fault(part, name, f"{type(error).__name__}: {with_mend(error, self._root)}")
+        )
 
     def _add_fault(self, fault: Fault) -> None:
         with self._lock:
@@ -194,8 +215,40 @@ class EvictionDuty:
                 self._news.faults.append(fault)
             self.has_news = True
 
+    def _judge(self) -> None:
+        """Tell of limits that nobody can keep on this volume."""
+        if self._limits.volume_percent is None:
+            return
+        volume = volume_of(self._root)
+        reason = unkept(self._limits, volume).get("volume_percent", "")
+        if reason:
+            reason = f"evict_percent limits nothing on {self._root}: {reason}"
+        elif volume.doubt and self._limits.shelf_bytes is None:
+            reason = f"evict_percent may limit nothing on {self._root}: {volume.doubt}"
+        if reason:
+            self._note("limits", f"{reason}; set evict_shelf_gb")
+
+    def _note(self, cause: str, text: str) -> None:
+        with self._lock:
+            if len(self._news.notes) < FAULTS_MAX:
+                self._news.notes.append((cause, text))
+            self.has_news = True
+
+    def _ask_for_room(self) -> bool:
+        """Pass on that a store failed for lack of room; True: it is for this replica's evictor."""
+        if not self._wants_room:
+            return False
+        self._wants_room = False
+        with self._lock:
+            self._news.room_requests += 1
+            self.has_news = True
+            is_holder = self._news.is_holder
+        # Where nobody can be told, this replica may be the one that a full disk lets evict.
+        return is_holder or not self._turn.ask_for_room()
+
     def _evict(self) -> None:
         """One step, if it is ours to do."""
+        wants_room = self._ask_for_room()
         if not self._limits or time.monotonic() < self._stand_back_until:
             return
         is_holder = self._turn.is_ours()
@@ -206,6 +259,9 @@ class EvictionDuty:
             if self._evictor is None:
                 told: OnRemoved = self._turn.removed
                 self._evictor = self._make_evictor(self._root, self._limits, on_removed=told)
+            if self._turn.is_room_wanted() or wants_room:
+                self._note("room", f"{self._root}: stores fail for lack of room: evicting")
+                self._evictor.wants_room()
             report = self._evictor.step(self._step_seconds)
         except Exception as error:
             if isinstance(error, NotAShelfError):
@@ -257,8 +313,16 @@ class EvictionDuty:
             name = errno.errorcode.get(number, "other")
             self._add_fault(Fault("evict", name, os.strerror(number), times))
         shelf_bytes = {folder: amount.bytes for folder, amount in report.usage.items()}
+        vain = report.unfreed.keys() - self._unfreed
+        self._unfreed = frozenset(report.unfreed)
         with self._lock:
             news = self._news
+            for reason in vain:
+                text = f"{self._root}: {no_effect_text(reason, report.unfreed[reason])}"
+                news.notes.append((f"eviction makes no room ({reason})", text))
+                news.no_effect.append(reason)
+            news.leftovers += report.leftovers
+            self.has_news |= bool(vain or report.leftovers)
             news.removed_files += report.removed.files
             news.removed_bytes += report.removed.bytes
             news.pass_seconds = ended if ended is not None else news.pass_seconds

@@ -5,31 +5,36 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from kvshelf.errors import NotAShelfError
 from kvshelf.evict.cut import EffectiveAge, choose_cuts
-from kvshelf.evict.limits import Amount, Limits, Need, Volume, may_exceed, needs
-from kvshelf.evict.native import Names, Sweep, Work
+from kvshelf.evict.demand import REASON as DEMAND
+from kvshelf.evict.demand import Demand
+from kvshelf.evict.effect import SETTLE_SECONDS_MAX, Effects
+from kvshelf.evict.leftovers import Leftovers
+from kvshelf.evict.limits import Amount, Limits, Need, may_exceed, needs
+from kvshelf.evict.native import Names, Sweep
 from kvshelf.evict.policy import effective_age
 from kvshelf.evict.refresh import SECONDS_MAX, RefreshTimes, Use
-from kvshelf.evict.report import Report, State
+from kvshelf.evict.report import Report, State, StepLog
 from kvshelf.evict.spaces import Spaces
-from kvshelf.keys import ChunkKey, make_key
+from kvshelf.keys import ChunkKey
 from kvshelf.root import check_root
+from kvshelf.volume import Volume, volume_of
 
 OnRemoved = Callable[[str, int, Sequence[ChunkKey]], None]
 """Called with a namespace's folder, a rank and the keys of its chunk files that were removed."""
 
-# statvfs of a shared file system may tell of removed files so late (CephFS: 3 s).
-SETTLE_SECONDS = 5.0
 # A first scan that takes longer lets removal begin, from a sample of at least such a share.
 _SAMPLE_AFTER_SECONDS, _SAMPLE_COVERAGE = 5.0, 1 / 16
 # When nothing more can be removed, it is tried again after so long.
 _STUCK_SECONDS = 10.0
+# What temp files take is room for these alone: the other limits are of chunks.
+_OF_VOLUME = frozenset({"volume_percent", "inode_percent", DEMAND})
 # Clocks of nodes differ; last uses further ahead of ours are left alone.
 _FUTURE_SECONDS = 86_400.0
 
@@ -48,6 +53,7 @@ class Evictor:
         dry_run: count what would go, remove nothing.
         on_removed: told of all that was removed, in the thread of ``step``, soon after.
         policy: which chunks go first, as ``policy.effective_age``.
+        settle_seconds: statvfs may show so late what was removed.
 
     Raises:
         NotAShelfError: the root carries no marker that we know.
@@ -66,6 +72,7 @@ class Evictor:
         dry_run: bool = False,
         on_removed: OnRemoved | None = None,
         policy: EffectiveAge = effective_age,
+        settle_seconds: float = SETTLE_SECONDS_MAX,
     ) -> None:
         self._root = Path(root)
         check_root(self._root)
@@ -77,7 +84,10 @@ class Evictor:
         self._spaces = Spaces(self._root)
         self._identity = self._root_identity()
         self._stop = threading.Event()
-        self._volumes: deque[tuple[float, Volume, Amount, Amount]] = deque()
+        self._effects = Effects(settle_seconds)
+        self._demand = Demand()
+        self._leftovers = Leftovers(self._root, dry_run=dry_run)
+        self._settling = False  # nothing goes until the volume shows what went
         self._began = time.monotonic()
         self._known = False  # all folders were scanned once
         self._scan_all = True  # all are to be scanned
@@ -105,13 +115,13 @@ class Evictor:
         """
         begin = time.monotonic()
         self._check()
-        log = _Log()
+        log = StepLog()
         state = State.IDLE
         left = seconds_max
         while left > 0 and not self._stop.is_set():
             state = self._advance(log, left)
             left = begin + seconds_max - time.monotonic()
-            if state in (State.IDLE, State.STUCK):
+            if state in (State.IDLE, State.STUCK) or self._settling:
                 break
         if self._stop.is_set():
             state = State.STOPPED
@@ -122,8 +132,14 @@ class Evictor:
         self._stop.set()
         self._sweep.stop()
 
+    def wants_room(self) -> None:
+        """Stores fail for lack of room though no limit may be exceeded: some chunks go."""
+        self._demand.asked(time.monotonic(), sum(self._usage().values(), Amount()))
+
     def leave(self) -> None:
         """Another evicts from now on. When it is this one's turn again nothing is under way."""
+        self._effects.forget()
+        self._demand.forget()
         self._evicting = False
         self._round = None
         self._refresh_times.now()
@@ -132,9 +148,10 @@ class Evictor:
         """Do no more. Descriptors and threads go with the object. Not while a step runs."""
         self.stop()
 
-    def _advance(self, log: _Log, left: float) -> State:
+    def _advance(self, log: StepLog, left: float) -> State:
         """One piece of work: a part of a scan or of a removal."""
         now = time.monotonic()
+        self._settling = False
         scanning = self._learn(log, left) if self._round is None else None
         if scanning is not None:
             return scanning
@@ -143,22 +160,51 @@ class Evictor:
             self._evicting = self._fresh = self._future = False
             self._round = None
             self._stuck_until.clear()
-            return State.IDLE if self._known else State.SCANNING
+            return self._rest()
         stuck = {folder for folder, until in self._stuck_until.items() if now < until}
         if stuck:
             wanted = self._wanted(stuck)
         wanted = [need for need in wanted if need.amount]
         if not wanted:
             self._round = None  # what is known must be renewed meanwhile
+            self._demand.forget()
             return State.STUCK
         if not self._evicting:
             self._evicting, self._evicting_since = True, now
             self._refresh_times.now()  # what others have removed meanwhile counts
+        elif wanted[0].reason in _OF_VOLUME and self._leftovers.is_due:
+            self._clean(log, left)
         else:
             self._evict(wanted[0], log, left)
         return State.EVICTING
 
-    def _learn(self, log: _Log, left: float) -> State | None:
+    def _rest(self) -> State:
+        """No limit is exceeded, if the volume will show what went and nobody has written since."""
+        if not self._dry_run and self._known:
+            if needs(self._limits, self._sees(), self._usage()):
+                self._settling = True
+                return State.EVICTING
+            self._effects.forget()
+        return State.IDLE if self._known else State.SCANNING
+
+    def _clean(self, log: StepLog, left: float) -> None:
+        """What dead writers left goes before good chunks do."""
+        before = self._sees()
+        removed = self._leftovers.step(self._spaces.list(), left, self._stop.is_set)
+        log.leftovers += removed
+        log.faults.update(+self._leftovers.faults)
+        self._leftovers.faults.clear()
+        self._count(removed, before)
+
+    def _count(self, removed: Amount, before: Volume) -> None:
+        """Files were removed: the volume must show it."""
+        if self._dry_run or not removed:
+            return
+        now = time.monotonic()
+        self._effects.removed(now, removed, before, self._sees())
+        self._demand.removed(now, removed)
+
+    def _learn(self, log: StepLog, left: float) -> State | None:
         """Scan, if something is not known that must be before a limit is looked at."""
         now = time.monotonic()
         if self._scan_all:
@@ -180,7 +226,7 @@ class Evictor:
         waited = now - self._began > _SAMPLE_AFTER_SECONDS
         return waited and self._sweep.buckets().coverage >= _SAMPLE_COVERAGE
 
-    def _refresh(self, log: _Log, left: float) -> bool:
+    def _refresh(self, log: StepLog, left: float) -> bool:
         """Renew what is known of folders that have changed; True if that is done."""
         begin = time.monotonic()
         self._refresh_times.begin(self._use())
@@ -205,10 +251,20 @@ class Evictor:
     def _use(self) -> Use:
         return Use.of(self._sees())
 
-    def _evict(self, need: Need, log: _Log, left: float) -> None:
+    def _evict(self, need: Need, log: StepLog, left: float) -> None:
+        if not self._dry_run:
+            shelf = sum(self._usage().values(), Amount())
+            amount = self._effects.limited(need.reason, need.amount, time.monotonic(), shelf)
+            need = replace(need, amount=amount)
+        if not need.amount:
+            self._settling = True
+            self._round = None
+            return
         if self._round is None or self._round.folder != need.folder:
             self._begin_round(need)
+        before = self._sees()
         work = log.add(self._sweep.remove(need.amount, left))
+        self._count(work.removed, before)
         self._round_removed += work.removed
         self._removed += work.removed
         log.removed += work.removed
@@ -264,7 +320,7 @@ class Evictor:
         if self._on_removed is None or self._dry_run:
             return
         for batch in batches:
-            self._on_removed(batch.folder, batch.rank, [_key_of(name) for name in batch.names])
+            self._on_removed(batch.folder, batch.rank, batch.keys())
 
     def _wanted(self, stuck: Container[str | None] = ()) -> list[Need]:
         """What must go, by what is known now."""
@@ -272,7 +328,12 @@ class Evictor:
             # The sample ended when the removal began: what it said holds for this round.
             left = replace(self._round, amount=self._round.amount - self._round_removed)
             return [left] if left.amount else []
-        wanted = needs(self._limits, self._volume(), self._usage(), self._evicting, stuck)
+        usage, volume = self._usage(), self._volume()
+        held = self._effects.held()
+        wanted = needs(self._limits, volume, usage, self._evicting, stuck=stuck, held=held)
+        asked = self._demand.need()
+        if asked is not None and None not in stuck and not any(n.amount for n in wanted):
+            wanted = [asked]
         if not self._dry_run:
             return wanted
         for i, need in enumerate(wanted):
@@ -285,32 +346,18 @@ class Evictor:
         if buckets is None or not buckets.coverage:
             return self._sweep.usage()
         # What the sweep knows may be more than its sample: a removal walks through all folders.
-        usage = {}
-        for index, folder in enumerate(buckets.folders):
-            rows = buckets.namespace == index
-            files, bytes_ = buckets.files[rows].sum(), buckets.bytes[rows].sum()
-            usage[folder] = Amount(int(files / buckets.coverage), int(bytes_ / buckets.coverage))
-        return usage
+        return buckets.estimate()
 
     def _sees(self) -> Volume:
-        return Volume.from_statvfs(tuple(os.statvfs(self._root)))
+        return volume_of(self._root)
 
     def _volume(self) -> Volume:
         """The file system, less what is gone from the shelf and statvfs does not yet tell."""
         now = time.monotonic()
         volume = self._sees()
-        shelf = sum(self._sweep.usage().values(), Amount())
-        while self._volumes and self._volumes[0][0] < now - SETTLE_SECONDS:
-            self._volumes.popleft()
-        used, inodes = volume.used_bytes, volume.used_inodes
-        for _, before, shelf_before, removed_before in self._volumes:
-            # In a first scan what is known of the shelf grows: then what we have removed counts.
-            gone = shelf_before - shelf if self._known else self._removed - removed_before
-            if gone.files > 0:
-                used = min(used, before.used_bytes - gone.bytes)
-                inodes = min(inodes, before.used_inodes - gone.files)
-        self._volumes.append((now, volume, shelf, self._removed))
-        return replace(volume, used_bytes=max(0, used), used_inodes=max(0, inodes))
+        self._effects.saw(now, volume)
+        shelf = sum(self._sweep.usage().values(), Amount()) if self._known else None
+        return self._effects.less_unshown(now, volume, shelf, self._removed)
 
     def _root_identity(self) -> tuple[int, int]:
         found = self._root.stat()
@@ -322,14 +369,23 @@ class Evictor:
         if self._root_identity() != self._identity:
             raise NotAShelfError(f"{self._root} is another directory than it was")
 
-    def _report(self, state: State, log: _Log, seconds: float) -> Report:
+    def _report(self, state: State, log: StepLog, seconds: float) -> Report:
         count, examples = self._sweep.foreign()
         mine = self._spaces.foreign
+        wanted = tuple(self._wanted()) if self._known else ()
+        held = self._effects.held() if wanted else {}
+        unfreed = {need.reason: held[need.reason] for need in wanted if need.reason in held}
+        if self._demand.is_vain(time.monotonic()):
+            unfreed[DEMAND] = 0
         return Report(
             state=state,
             volume=self._sees(),
             usage=self._usage(),
-            needs=tuple(self._wanted()) if self._known else (),
+            needs=wanted,
+            is_settling=self._settling,
+            unfreed=unfreed,
+            leftovers=log.leftovers,
+            room_requests=self._demand.requests,
             removed=log.removed,
             cut_age_seconds=self._cut_age if log.removed else None,
             looked_at=log.looked_at,
@@ -341,24 +397,3 @@ class Evictor:
             faults=dict(log.faults),
             seconds=seconds,
         )
-
-
-class _Log:
-    """What the parts of one step did."""
-
-    def __init__(self) -> None:
-        self.removed = Amount()
-        self.looked_at = 0
-        self.spared = 0
-        self.faults: Counter[int] = Counter()
-
-    def add(self, work: Work) -> Work:
-        self.looked_at += work.files
-        self.spared += work.spared
-        self.faults.update(work.faults)
-        return work
-
-
-def _key_of(name: str) -> ChunkKey:
-    digits, _, group = name.removesuffix(".kv").partition("-g")
-    return make_key(bytes.fromhex(digits), int(group))

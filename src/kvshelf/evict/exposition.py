@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import threading
 import time
 from collections import Counter
@@ -26,12 +27,22 @@ class Exposition:
         self._counters: Counter[tuple[str, str]] = Counter()
         self._report: Report | None = None
         self._last_step = time.monotonic()
+        self._failing_since: float | None = None
+        self._reason = self._last_error = ""
 
     def add(self, report: Report) -> None:
         """Count one step."""
         with self._lock:
+            requests = report.room_requests - (self._report.room_requests if self._report else 0)
+            self._counters[metrics.ROOM_REQUESTS, ""] += max(0, requests)
+            for limit in report.unfreed.keys() - (self._report.unfreed if self._report else {}):
+                self._counters[metrics.EVICT_NO_EFFECT, f'{{limit="{limit}"}}'] += 1
             self._report = report
             self._last_step = time.monotonic()
+            is_refused = errno.EROFS in report.faults and not report.removed
+            self._fails(f"the root cannot be written: {os.strerror(errno.EROFS)}" * is_refused)
+            self._counters[metrics.EVICT_TEMP_FILES, ""] += report.leftovers.files
+            self._counters[metrics.EVICT_TEMP_BYTES, ""] += report.leftovers.bytes
             self._counters[metrics.EVICTED_CHUNKS, ""] += report.removed.files
             self._counters[metrics.EVICTED_BYTES, ""] += report.removed.bytes
             self._counters[metrics.EVICT_SPARED, ""] += report.spared
@@ -39,15 +50,41 @@ class Exposition:
                 name = errno.errorcode.get(number, str(number))
                 self._counters[metrics.EVICT_FAULTS, f'{{errno="{name}"}}'] += times
 
-    def waits(self) -> None:
-        """Another evicts: nothing is done, and all is well."""
+    def waits(self, reason: str = "") -> None:
+        """Nothing is done: another evicts, and all is well, or nobody can for this reason."""
         with self._lock:
             self._last_step = time.monotonic()
+            self._fails(reason)
+
+    def fault(self, error: Exception) -> None:
+        """Count what failed."""
+        number = error.errno if isinstance(error, OSError) else None
+        name = errno.errorcode.get(number or 0, "other")
+        with self._lock:
+            self._counters[metrics.EVICT_FAULTS, f'{{errno="{name}"}}'] += 1
+            self._last_error = str(error)
+
+    def health(self) -> str:
+        """Why this evictor cannot do its work, for a minute now; "" if it can."""
+        with self._lock:
+            now = time.monotonic()
+            if now - self._last_step >= HEALTHY_SECONDS:
+                return self._last_error or "the storage does not answer"
+            if self._failing_since is None or now - self._failing_since < HEALTHY_SECONDS:
+                return ""
+            return self._reason
 
     def healthy(self) -> bool:
-        """Whether a step has ended lately."""
-        with self._lock:
-            return time.monotonic() - self._last_step < HEALTHY_SECONDS
+        """Whether steps end, and the lease and the root can be used."""
+        return not self.health()
+
+    def _fails(self, reason: str) -> None:
+        self._reason = reason
+        if not reason:
+            self._failing_since = None
+            self._last_error = ""
+        elif self._failing_since is None:
+            self._failing_since = time.monotonic()
 
     def text(self) -> str:
         """All metrics. Prometheus's names have a colon here as on vLLM's own page."""
@@ -70,14 +107,17 @@ class Exposition:
 def _gauges(report: Report) -> dict[str, list[tuple[str, float]]]:
     # Folders' names are safe in quotes: kvshelf.layout.is_namespace_folder.
     spaces = [(f'{{namespace="{name}"}}', amount) for name, amount in report.usage.items()]
-    return {
+    volume = report.volume
+    found: dict[str, list[tuple[str, float]]] = {
         metrics.SHELF_CHUNKS: [(labels, amount.files) for labels, amount in spaces],
         metrics.SHELF_BYTES: [(labels, amount.bytes) for labels, amount in spaces],
         metrics.SHELF_FOREIGN: [("", report.foreign)],
-        metrics.VOLUME_USED_BYTES: [("", report.volume.used_bytes)],
-        metrics.VOLUME_TOTAL_BYTES: [("", report.volume.total_bytes)],
         metrics.EVICT_STATE: [("", _STATES.index(report.state))] if report.state in _STATES else [],
     }
+    if volume.counts_bytes:  # else no sample: 0 of 0 would look like a number
+        found[metrics.VOLUME_USED_BYTES] = [("", volume.used_bytes)]
+        found[metrics.VOLUME_TOTAL_BYTES] = [("", volume.total_bytes)]
+    return found
 
 
 def serve(exposition: Exposition, port: int, host: str = "") -> ThreadingHTTPServer:
@@ -95,9 +135,9 @@ def serve(exposition: Exposition, port: int, host: str = "") -> ThreadingHTTPSer
             if self.path == "/metrics":
                 self._answer(HTTPStatus.OK, exposition.text())
             elif self.path == "/healthz":
-                good = exposition.healthy()
-                status = HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE
-                self._answer(status, "ok\n" if good else "the storage does not answer\n")
+                reason = exposition.health()
+                status = HTTPStatus.SERVICE_UNAVAILABLE if reason else HTTPStatus.OK
+                self._answer(status, f"{reason or 'ok'}\n")
             else:
                 self._answer(HTTPStatus.NOT_FOUND, "there are /metrics and /healthz\n")
 

@@ -95,6 +95,7 @@ class Lease:
         self._watched_since: float | None = None
         self.taken = 0  # times that this process took it
         self.lost = 0  # times that another took it from this process
+        self.failure: Exception | None = None  # why the last look at the folder failed
 
     @property
     def token(self) -> str:
@@ -122,9 +123,11 @@ class Lease:
         self._look_at = now + _LOOK_SHARE * self._lease_seconds
         try:
             is_ours = self._look(now)
-        except OSError:
+        except Exception as error:
             self._trusted_until = float("-inf")
+            self.failure = error
             raise
+        self.failure = None
         self._trusted_until = now + _TRUSTED_SHARE * self._lease_seconds if is_ours else now
         return self.is_held
 

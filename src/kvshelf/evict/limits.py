@@ -11,9 +11,9 @@ from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from kvshelf.errors import ConfigError
+from kvshelf.volume import Volume
 
-# More inodes than any file system has: CephFS says 2^64 - 1 for "unknown".
-_INODES_MAX = 1 << 62
+__all__ = ["Amount", "Limits", "Need", "Volume", "may_exceed", "needs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,36 +31,6 @@ class Amount:
 
     def __bool__(self) -> bool:
         return self.files > 0 or self.bytes > 0
-
-
-@dataclass(frozen=True, slots=True)
-class Volume:
-    """A file system, as statvfs(3) tells it.
-
-    Attributes:
-        used_bytes: taken by anybody.
-        total_bytes: used and free for us: without blocks that are kept for root, as df(1) has it.
-        used_inodes, total_inodes: likewise; both 0 if the file system does not count them.
-    """
-
-    used_bytes: int
-    total_bytes: int
-    used_inodes: int = 0
-    total_inodes: int = 0
-
-    @classmethod
-    def from_statvfs(cls, found: tuple[int, ...]) -> Volume:
-        """From ``os.statvfs(path)``."""
-        _, fragment, blocks, free, available, inodes, inodes_free, inodes_available = found[:8]
-        used = max(0, blocks - free)
-        counted = 0 < inodes < _INODES_MAX and inodes_free <= inodes
-        used_inodes = inodes - inodes_free if counted else 0
-        return cls(
-            used * fragment,
-            (used + available) * fragment,
-            used_inodes,
-            used_inodes + inodes_available if counted else 0,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +105,9 @@ def needs(
     volume: Volume,
     usage: Mapping[str, Amount],
     evicting: bool = False,
+    *,
     stuck: Container[str | None] = (),
+    held: Container[str] = (),
 ) -> list[Need]:
     """What must go now, namespaces' own limits first, then the shelf's.
 
@@ -144,6 +116,8 @@ def needs(
         evicting: whether chunks are going already: then down to the low marks; else nothing as
             long as no limit is exceeded.
         stuck: namespaces, and None for the shelf, of which nothing can go now, whatever is needed.
+        held: limits of the shelf that removal does not help to keep: all that they ask for is
+            short.
     """
     found = []
     left = dict(usage)
@@ -158,7 +132,7 @@ def needs(
     shelf = sum(left.values(), Amount())
     wanted = list(_of_shelf(limits, volume, shelf, gone, evicting))
     if wanted and None not in stuck:
-        found.append(_largest(limits, volume, shelf, wanted))
+        found.append(_largest(limits, volume, shelf, wanted, held))
     return [need for need in found if need.amount or need.short]
 
 
@@ -206,9 +180,14 @@ def _of_shelf(
 
 
 def _largest(
-    limits: Limits, volume: Volume, shelf: Amount, wanted: list[tuple[str, Amount]]
+    limits: Limits,
+    volume: Volume,
+    shelf: Amount,
+    wanted: list[tuple[str, Amount]],
+    held: Container[str],
 ) -> Need:
-    """All limits' demands as one: what meets the largest in files and in bytes meets each."""
+    """All limits' demands as one: what meets the largest in files and in bytes meets each. The
+    reason is the one that asks for most."""
     keep = math.ceil(volume.total_bytes * limits.keep_percent / 100)
     spare = max(0, shelf.bytes - keep)
     above_floor = Amount(shelf.files * spare // max(1, shelf.bytes), spare)
@@ -216,9 +195,12 @@ def _largest(
     short = Amount()
     for reason, amount in wanted:
         most = shelf if reason == "shelf_bytes" else above_floor
+        most = Amount() if reason in held else most
         files = max(files, min(amount.files, most.files))
         bytes_ = max(bytes_, min(amount.bytes, most.bytes))
         missing = Amount(max(0, amount.files - most.files), max(0, amount.bytes - most.bytes))
         if missing:
             short = Amount(max(short.files, missing.files), max(short.bytes, missing.bytes))
-    return Need(Amount(files, bytes_), wanted[0][0], None, short)
+    wanted = [each for each in wanted if each[0] not in held] or wanted
+    reason = max(wanted, key=lambda each: (each[1].bytes, each[1].files))[0]
+    return Need(Amount(files, bytes_), reason, None, short)

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from kvshelf.core import native as _native
 from kvshelf.evict.limits import Amount
+from kvshelf.keys import ChunkKey, make_key
+from kvshelf.layout import CHUNK_SUFFIX
 
 NEVER_NS = -(2**63)  # before any time
 AGE_BUCKETS: int = _native.AGE_BUCKETS
@@ -31,6 +33,11 @@ class Names:
     folder: str
     rank: int
     names: tuple[str, ...]
+
+    def keys(self) -> list[ChunkKey]:
+        """Of the chunks."""
+        parts = (name.removesuffix(CHUNK_SUFFIX).partition("-g") for name in self.names)
+        return [make_key(bytes.fromhex(digits), int(group)) for digits, _, group in parts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +84,15 @@ class Buckets:
     last_use_ns: NDArray[np.int64]
     time_ns: int
     coverage: float
+
+    def estimate(self) -> dict[str, Amount]:
+        """What is on the shelf, by namespace, if the folders that are counted are a sample."""
+        usage = {}
+        for index, folder in enumerate(self.folders):
+            rows = self.namespace == index
+            files, bytes_ = self.files[rows].sum(), self.bytes[rows].sum()
+            usage[folder] = Amount(int(files / self.coverage), int(bytes_ / self.coverage))
+        return usage
 
 
 class Sweep:

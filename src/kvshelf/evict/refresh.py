@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from kvshelf.evict.limits import Volume
+from kvshelf.volume import Volume
 
 # A look takes at most this share of the time: while the file system's use does not change, while
 # it does, and when it has grown by so much that a limit may be exceeded.
@@ -15,14 +15,21 @@ SECONDS_MIN, SECONDS_MAX = 0.5, 30.0
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """What changes when anybody stores or removes, as far as the file system tells at once."""
+    """What changes when anybody stores or removes, as far as the file system tells at once.
+
+    Attributes:
+        is_told: whether it tells anything: else no change may mean nothing.
+    """
 
     bytes: int = -1
     inodes: int = -1
+    is_told: bool = True
 
     @classmethod
     def of(cls, volume: Volume) -> Use:
-        return cls(volume.used_bytes, volume.used_inodes)
+        return cls(
+            volume.used_bytes, volume.used_inodes, volume.counts_bytes or volume.counts_inodes
+        )
 
 
 class RefreshTimes:
@@ -55,7 +62,7 @@ class RefreshTimes:
             is_urgent: whether what was stored since may exceed a limit.
         """
         changed_share = URGENT_SHARE if is_urgent else BUSY_SHARE
-        share = QUIET_SHARE if use == self._use else changed_share
+        share = QUIET_SHARE if use == self._use and use.is_told else changed_share
         pause = min(self._cost_seconds * (1 / share - 1), SECONDS_MAX)
         return now >= self._at + max(pause, SECONDS_MIN)
 

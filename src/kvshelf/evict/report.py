@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TYPE_CHECKING
 
-from kvshelf.evict.limits import Amount, Need, Volume
+from kvshelf.evict.limits import Amount, Need
 from kvshelf.evict.refresh import SECONDS_MIN
+from kvshelf.text import bytes_text
+from kvshelf.volume import Volume
+
+if TYPE_CHECKING:
+    from kvshelf.evict.native import Work
+
+# How often the volume is looked at while it must show what went.
+_SETTLING_SECONDS = 0.25
 
 
 class State(Enum):
@@ -39,6 +49,12 @@ class Report:
         foreign: how much lies on the shelf that is not kvshelf's, with a few examples.
         unread: namespaces that may not be read: what lies in them does not count, and stays.
         faults: how often each errno came.
+        is_settling: nothing goes until the volume shows what went.
+        unfreed: limits that removal does not help to keep, because the volume does not show what
+            went, and the bytes (``inode_percent``: files) of which that is so; "stores_failed":
+            chunks went for them, and stores fail all the same.
+        leftovers: files of dead writers that went in this step.
+        room_requests: how often stores failed for lack of room, since the evictor was made.
     """
 
     state: State
@@ -55,6 +71,10 @@ class Report:
     unread: tuple[str, ...] = ()
     faults: Mapping[int, int] = field(default_factory=dict)
     seconds: float = 0.0
+    is_settling: bool = False
+    unfreed: Mapping[str, int] = field(default_factory=dict)
+    leftovers: Amount = field(default_factory=Amount)
+    room_requests: int = 0
 
     @property
     def shelf(self) -> Amount:
@@ -63,6 +83,45 @@ class Report:
 
     def wait_seconds(self, interval_seconds: float) -> float:
         """Until the next step, if limits are looked at every ``interval_seconds``."""
+        if self.is_settling:
+            return min(interval_seconds, _SETTLING_SECONDS)
         if self.state in (State.SCANNING, State.EVICTING):
             return 0.0
         return min(interval_seconds, SECONDS_MIN) if self.is_urgent else interval_seconds
+
+
+def no_effect_text(reason: str, amount: int) -> str:
+    """That removal does not help, what that means and what to do, for a log line.
+
+    Args:
+        reason: the limit, by its name in ``Limits``, or "stores_failed".
+        amount: bytes, or for "inode_percent" files, of which the volume shows nothing.
+    """
+    if reason == "stores_failed":
+        return (
+            "evicted a third of the shelf, and stores still fail for lack of room: suspended, and "
+            "tried again later; look at the quota, and at what else it counts"
+        )
+    what = f"{amount} files" if reason == "inode_percent" else bytes_text(amount)
+    return (
+        f"evicted {what}, and the file system does not show them as free: a snapshot, hard links "
+        "(a backup), a trash folder or open descriptors keep them; eviction is suspended, and "
+        "tried again later or when the numbers move"
+    )
+
+
+class StepLog:
+    """What the parts of one step did."""
+
+    def __init__(self) -> None:
+        self.removed = Amount()
+        self.leftovers = Amount()
+        self.looked_at = 0
+        self.spared = 0
+        self.faults: Counter[int] = Counter()
+
+    def add(self, work: Work) -> Work:
+        self.looked_at += work.files
+        self.spared += work.spared
+        self.faults.update(work.faults)
+        return work

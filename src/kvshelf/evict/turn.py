@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from kvshelf.evict.journal import RemovedWriter
 from kvshelf.evict.lease import Lease, open_lease
+from kvshelf.evict.room import RoomRequests
 
 # The folder of the journal is cleaned so often, by the holder.
 CLEAN_SECONDS = 60.0
@@ -42,13 +43,20 @@ class Turn:
         self._writer = RemovedWriter(
             root, self._lease.token, dir_mode=dir_mode, file_mode=file_mode
         )
+        self._requests = RoomRequests(root, file_mode=file_mode)
         self._on_fault = on_fault
         self._clean_at = 0.0
+
+    @property
+    def failure(self) -> Exception | None:
+        """Why the lease cannot be used; None if it can, whoever holds it."""
+        return getattr(self._lease, "failure", None)
 
     def is_ours(self) -> bool:
         """Whether this process may evict for a moment. Ask before every step."""
         try:
             if not self._lease.tick():
+                self._requests.forget()
                 return False
         except OSError as error:
             self._on_fault("lease", error)
@@ -65,6 +73,22 @@ class Turn:
             except Exception as error:
                 self._on_fault("journal", error)
         return True
+
+    def is_room_wanted(self) -> bool:
+        """Whether an engine's stores have failed for lack of room. For the holder."""
+        try:
+            return self._requests.heard()
+        except Exception as error:
+            self._on_fault("room", error)
+            return False
+
+    def ask_for_room(self) -> bool:
+        """Tell the holder that stores fail for lack of room; False if it cannot be told."""
+        try:
+            return self._requests.ask()
+        except Exception as error:
+            self._on_fault("room", error)
+            return False
 
     def removed(self, folder: str, rank: int, keys: Sequence[bytes]) -> None:
         """Write down what is gone; an ``OnRemoved``."""

@@ -5,8 +5,10 @@ Every root has a duty of its own, with its own lease, limits and journal.
 
 from __future__ import annotations
 
+import errno
 import functools
 import logging
+import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,6 +20,7 @@ from kvshelf.evict.duty import EvictionDuty, News
 from kvshelf.shelf import Shelf
 from kvshelf.vllm.faultlog import FaultLog
 from kvshelf.vllm.masked import MaskedShelf
+from kvshelf.vllm.report import NoRoom
 from kvshelf.vllm.stats import StatsSink
 
 
@@ -87,6 +90,17 @@ class Eviction:
                 gone.extend((root, key) for key in news.gone)
         return gone
 
+    def hear_no_room(self, no_room: Sequence[NoRoom]) -> None:
+        """Stores failed with ENOSPC or EDQUOT: whoever evicts in those roots is to make room."""
+        for number, key in no_room:
+            root = self._shelf.root_of(key)
+            if root < len(self._duties):
+                self._duties[root].want_room()
+            self._faults.fault(
+                f"no room for stores ({errno.errorcode[number]})",
+                f"{self._shelf.roots[root]}: {os.strerror(number)}; asks for eviction",
+            )
+
     def close(self, timeout_seconds: float) -> None:
         end = time.monotonic() + timeout_seconds
         for duty in self._duties:
@@ -112,11 +126,18 @@ class Eviction:
             (metrics.EVICTED_CHUNKS, news.removed_files),
             (metrics.EVICTED_BYTES, news.removed_bytes),
             (metrics.GONE_KEYS, len(news.gone) + news.dropped),
+            (metrics.EVICT_TEMP_FILES, news.leftovers.files),
+            (metrics.EVICT_TEMP_BYTES, news.leftovers.bytes),
+            (metrics.ROOM_REQUESTS, news.room_requests),
         ):
             if value:
                 stats.count(name, by=value)
         if news.pass_seconds is not None:
             stats.gauge(metrics.EVICT_DURATION, news.pass_seconds)
+        for limit in news.no_effect:
+            stats.count(metrics.EVICT_NO_EFFECT, limit)
+        for cause, text in news.notes:
+            self._faults.fault(cause, text)
         for fault in news.faults:
             stats.count(metrics.EVICT_FAULTS, fault.errno, by=fault.times)
             self._faults.fault(f"eviction, {fault.part}", fault.text)

@@ -317,6 +317,7 @@ class KvshelfManager(OffloadingManager):
             share = 1 / self._num_workers
             self.admission.load_ends(chunks * share, loaded * share, busy_seconds * share, now)
         self._breakers.told(report.outcomes, now)
+        self._eviction.hear_no_room(report.no_room)
         self._touches.not_stored(report.not_stored)
         for key in report.not_stored:
             self._presence.not_stored(key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Sequence
@@ -12,6 +13,8 @@ from kvshelf.keys import group_of
 from kvshelf.shelf import Shelf
 from kvshelf.vllm.faultlog import FaultLog
 from kvshelf.vllm.report import STORAGE_FAULTS, WorkerReport
+
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class Outcomes:
@@ -109,6 +112,9 @@ class Outcomes:
         """What the job says of each root, if anything: a damaged chunk says nothing."""
         for share in self._shelf.shares(keys):
             rows = share.rows.tolist()
+            full = next((result.errnos[row] for row in rows if result.errnos[row] in NO_ROOM), 0)
+            if full and kind == "store":
+                self._report.no_room.append((full, share.keys[0]))
             statuses = [result.statuses[row] for row in rows]
             row = next((i for i, status in enumerate(statuses) if status in STORAGE_FAULTS), None)
             if row is not None:

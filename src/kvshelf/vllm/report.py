@@ -17,6 +17,8 @@ STORAGE_FAULTS = frozenset({FileStatus.IO_ERROR, FileStatus.TIMED_OUT})
 
 # What a job says of a root: "load" or "store", the fault or "", and a key of that root.
 Outcome = tuple[str, str, bytes]
+# errno of a store that failed for lack of room, and a key of that root
+NoRoom = tuple[int, bytes]
 # (metric name, label values)
 Series = tuple[str, tuple[str, ...]]
 
@@ -31,6 +33,7 @@ class WorkerReport:
         loads: one a load job that ended: chunks, chunks loaded, seconds by which it lengthened the
             time in which this worker loaded at all.
         outcomes: one a job of a worker and root.
+        no_room: one a job of a worker and root whose stores failed for lack of room.
         published: key -> ranks whose file of it is on the shelf now, a bit each (``1 << rank``).
         not_stored: keys whose store was dropped or failed on a worker.
         namespaces: folders in which workers store; each says it once.
@@ -45,6 +48,7 @@ class WorkerReport:
     unread: set[bytes] = field(default_factory=set)
     loads: list[tuple[int, int, float]] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
+    no_room: list[NoRoom] = field(default_factory=list)
     published: dict[bytes, int] = field(default_factory=dict)
     not_stored: set[bytes] = field(default_factory=set)
     namespaces: set[str] = field(default_factory=set)
@@ -67,6 +71,7 @@ class WorkerReport:
             self.failed
             or self.unread
             or self.outcomes
+            or self.no_room
             or self.published
             or self.not_stored
             or self.namespaces
@@ -86,6 +91,7 @@ class WorkerReport:
             unread=set(names(list(self.unread))),
             not_stored=set(names(list(self.not_stored))),
             outcomes=outcomes,
+            no_room=[(number, names([key])[0]) for number, key in self.no_room],
             published=dict(published),
         )
 
@@ -95,6 +101,7 @@ class WorkerReport:
             unread=self.unread | other.unread,
             loads=self.loads + other.loads,
             outcomes=self.outcomes + other.outcomes,
+            no_room=self.no_room + other.no_room,
         )
         merged.not_stored = self.not_stored | other.not_stored
         merged.namespaces = self.namespaces | other.namespaces

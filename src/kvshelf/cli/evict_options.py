@@ -1,0 +1,181 @@
+"""The options of ``kvshelf evict``: read, checked, and judged against the volume."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kvshelf.cli.common import CommandError, Exit, asked, safe
+from kvshelf.errors import ConfigError
+from kvshelf.volume import volume_of
+
+if TYPE_CHECKING:
+    from kvshelf.evict import Limits
+
+DEFAULT_PERCENT = 90.0
+
+_RANGES = (
+    ("--interval", 0.001, 86_400.0),
+    ("--rate", 0.0, 1e9),
+    ("--threads", 1, 64),
+    ("--lease-seconds", 1.0, 3600.0),
+    ("--settle-seconds", 0.0, 3600.0),
+)
+# Limits by the names that users give them here.
+OPTIONS = {
+    "shelf_bytes": "--shelf-limit",
+    "namespace_bytes": "--namespace-limit",
+    "namespace_bytes_of": "--namespace-limit",
+    "volume_percent": "--volume-percent",
+    "inode_percent": "--inode-percent",
+    "stores_failed": "room for stores",
+    "low_percent": "--low-water",
+    "keep_percent": "--keep-percent",
+}
+
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(|[kMGTP]i?)B?")
+_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15} | {
+    f"{letter}i": 1 << 10 * (i + 1) for i, letter in enumerate("kMGTP")
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("root", metavar="ROOT", help="the shelf's directory")
+    add("--shelf-limit", metavar="SIZE", type=size, help="bytes of all chunks together")
+    add("--volume-percent", metavar="P", type=float, help="of the file system that may be used")
+    add("--inode-percent", metavar="P", type=float, help="of its inodes that may be used")
+    add(
+        "--namespace-limit",
+        metavar="[NAME=]SIZE",
+        type=_namespace_limit,
+        action="append",
+        default=[],
+        help="bytes of each namespace's chunks, or of those whose folder begins with NAME",
+    )
+    add("--low-water", metavar="P", type=float, default=95.0, help="percent of a limit (95)")
+    add(
+        "--keep-percent",
+        metavar="P",
+        type=float,
+        default=10.0,
+        help="of the file system: below that, others' data does not shrink the shelf (10)",
+    )
+    add("--rate", metavar="N", type=float, default=50_000.0, help="files a second (50000); 0: any")
+    add("--threads", metavar="N", type=int, default=4, help="threads that look at files (4)")
+    add("--interval", metavar="S", type=float, default=1.0, help="seconds between two looks (1)")
+    add(
+        "--lease-seconds",
+        metavar="S",
+        type=float,
+        default=15.0,
+        help="another follows an evictor that is gone after so long (15)",
+    )
+    add(
+        "--settle-seconds",
+        metavar="S",
+        type=float,
+        default=40.0,
+        help="the file system may show so late what was removed (40)",
+    )
+    add("--once", action="store_true", help="end when there is nothing to do")
+    add("--dry-run", action="store_true", help="remove nothing, say what would go (with --once)")
+    add("--metrics-port", metavar="PORT", type=int, help="answer /metrics and /healthz there")
+
+
+def size(text: str) -> int:
+    """A number of bytes.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r}: a number of bytes, or one such as 500GB")
+    found = float(match[1]) * _UNITS[match[2]]
+    if found >= 1 << 63:
+        raise argparse.ArgumentTypeError(f"{text!r}: a number of bytes below 8 EiB")
+    return int(found)
+
+
+def _namespace_limit(text: str) -> tuple[str, int]:
+    name, equals, limit = text.rpartition("=")
+    if equals and not name:
+        raise argparse.ArgumentTypeError(f"{text!r}: a name before the =, or a SIZE alone")
+    return name, size(limit)
+
+
+def limits_of(options: argparse.Namespace, root: Path) -> Limits:
+    """The limits that are given, all of which can be kept on this volume.
+
+    Raises:
+        CommandError: an option is out of range, or a limit cannot be kept.
+    """
+    for option, low, high in _RANGES:
+        value = getattr(options, option[2:].replace("-", "_"))
+        if not low <= value <= high:  # never true of NaN
+            raise CommandError(Exit.USAGE, f"{option} {value:g}: {low:g} to {high:g}")
+    try:
+        limits = _given(options)
+    except ConfigError as error:
+        option = OPTIONS.get(error.setting, error.setting)
+        raise CommandError(Exit.USAGE, f"{option} {error.value}: {error.allowed}") from error
+    limits = _kept(options, limits, root)
+    _warn_of_names(root, limits)
+    return limits
+
+
+def _kept(options: argparse.Namespace, limits: Limits, root: Path) -> Limits:
+    """Without the default limits that this volume does not count; an error if it is a given one."""
+    from kvshelf.evict.effect import unkept  # noqa: PLC0415
+
+    try:
+        volume = asked(str(root), lambda: volume_of(root))
+    except OSError as error:
+        raise CommandError(Exit.NO_SHELF, f"{safe(str(root))}: {error.strerror}") from error
+    for name, reason in unkept(limits, volume).items():
+        option, percent = OPTIONS[name], getattr(limits, name)
+        text = f"{option} {percent:g}: limits nothing on {safe(str(root))}: {reason}"
+        if getattr(options, name) is not None or name == "volume_percent":
+            raise CommandError(Exit.USAGE, f"{text}; allowed here: --shelf-limit SIZE")
+        print(f"kvshelf: {text}", file=sys.stderr, flush=True)
+        limits = replace(limits, inode_percent=None)
+    if limits.volume_percent is not None and volume.doubt:
+        print(f"kvshelf: {safe(str(root))}: {volume.doubt}", file=sys.stderr, flush=True)
+    return limits
+
+
+def _given(options: argparse.Namespace) -> Limits:
+    from kvshelf.evict import Limits  # noqa: PLC0415
+
+    of_one = {name: limit for name, limit in options.namespace_limit if name}
+    of_each = [limit for name, limit in options.namespace_limit if not name]
+    limits = Limits(
+        shelf_bytes=options.shelf_limit,
+        volume_percent=options.volume_percent,
+        inode_percent=options.inode_percent,
+        namespace_bytes=of_each[-1] if of_each else None,
+        namespace_bytes_of=of_one,
+        low_percent=options.low_water,
+        keep_percent=options.keep_percent,
+    )
+    if limits:
+        return limits
+    return replace(limits, volume_percent=DEFAULT_PERCENT, inode_percent=DEFAULT_PERCENT)
+
+
+def _warn_of_names(root: Path, limits: Limits) -> None:
+    """A namespace may come later; a name that is misspelt limits nothing, ever."""
+    try:
+        folders = os.listdir(root)  # noqa: PTH208 - names are all that is needed
+    except OSError:
+        return  # the evictor says so
+    for name in limits.namespace_bytes_of:
+        if not any(folder.startswith(name) for folder in folders):
+            text = f"--namespace-limit {name}: no namespace here begins so; it limits nothing yet"
+            print(f"kvshelf: {safe(text)}", file=sys.stderr, flush=True)

@@ -1,0 +1,53 @@
+"""What ``kvshelf evict`` prints of a report as JSON."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kvshelf.evict import Report
+
+
+def as_json(report: Report, *, dry_run: bool) -> dict[str, Any]:
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "state": report.state.value,
+        "dry_run": dry_run,
+        "removed_files": report.removed.files,
+        "removed_bytes": report.removed.bytes,
+        "removed_temp_files": report.leftovers.files,
+        "removed_temp_bytes": report.leftovers.bytes,
+        "cut_age_seconds": report.cut_age_seconds,
+        "spared_files": report.spared,
+        "seconds": round(report.seconds, 3),
+        "namespaces": {
+            folder: {"files": amount.files, "bytes": amount.bytes}
+            for folder, amount in report.usage.items()
+        },
+        "volume": {
+            "used_bytes": report.volume.used_bytes,
+            "total_bytes": report.volume.total_bytes,
+            "used_inodes": report.volume.used_inodes,
+            "total_inodes": report.volume.total_inodes,
+            "used_percent": report.volume.used_percent,
+            "used_inode_percent": report.volume.used_inode_percent,
+        },
+        "exceeded": [
+            {
+                "limit": need.reason,
+                "namespace": need.folder,
+                "bytes": need.amount.bytes + need.short.bytes,
+                "files": need.amount.files + need.short.files,
+            }
+            for need in report.needs
+        ],
+        "no_effect": [
+            {"limit": reason, "files" if reason == "inode_percent" else "bytes": amount}
+            for reason, amount in report.unfreed.items()
+        ],
+        "room_requests": report.room_requests,
+        "foreign": {"count": report.foreign, "examples": list(report.foreign_examples)},
+        "unread": list(report.unread),
+        "faults": {str(number): times for number, times in report.faults.items()},
+    }
