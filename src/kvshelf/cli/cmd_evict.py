@@ -302,13 +302,15 @@ class _Command:
             self._say(f"may not be read, so it does not count and stays: {shown}", repeat=False)
         if self._once and (report.faults or report.unread):
             self._status = Exit.FINDINGS
-        resting = report.state.value in ("idle", "stuck", "stopped")
+        resting = report.state.value in ("idle", "stuck", "blind", "stopped")
         self._sum = None if resting else report
         if not resting:
             return False
-        if report.state.value == "stuck":
+        for text in report.complaints():
+            self._say(text, repeat=False)
+        if report.state.value in ("stuck", "blind"):
             self._status = Exit.FINDINGS
-            for need in report.needs:
+            for need in report.needs if report.state.value == "stuck" else ():
                 what = _OPTIONS[need.reason]
                 self._say(f"{what} is exceeded, and nothing more may go", repeat=False)
         if report.foreign:
@@ -385,5 +387,12 @@ def _as_json(report: Report, *, dry_run: bool) -> dict[str, Any]:
         ],
         "foreign": {"count": report.foreign, "examples": list(report.foreign_examples)},
         "unread": list(report.unread),
+        "unseen_folders": report.unseen,
+        "held": {
+            "files": report.held.amount.files,
+            "bytes": report.held.amount.bytes,
+            "errnos": {str(number): times for number, times in report.held.by_errno.items()},
+            "examples": list(report.held.examples),
+        },
         "faults": {str(number): times for number, times in report.faults.items()},
     }

@@ -25,6 +25,7 @@ from kvshelf.evict.journal import RemovedReader
 from kvshelf.evict.lease import Lease
 from kvshelf.evict.limits import Limits
 from kvshelf.evict.report import Report, State
+from kvshelf.evict.series import with_own_series
 from kvshelf.evict.turn import Turn
 
 # Limits are looked at so often, and the journal too.
@@ -61,7 +62,9 @@ class News:
         removed_files, removed_bytes: that this replica evicted.
         gone: keys of this replica's namespace that somebody evicted.
         dropped: keys that were not kept for the owner.
-        shelf_bytes: of all chunks by namespace, as the holder knows them; empty for others.
+        shelf_bytes: of all chunks by namespace, as the holder knows them; empty for others. Of 100
+            namespaces and ``series.OTHER``.
+        held_chunks: chunk files that the holder could not remove.
         pass_seconds: from crossing a limit to being within it again, of the last pass; None: none
             ended.
     """
@@ -72,6 +75,7 @@ class News:
     gone: dict[bytes, None] = field(default_factory=dict)
     dropped: int = 0
     shelf_bytes: Mapping[str, int] = field(default_factory=dict)
+    held_chunks: int = 0
     pass_seconds: float | None = None
     faults: list[Fault] = field(default_factory=list)
 
@@ -143,7 +147,9 @@ class EvictionDuty:
         """What happened since the last call."""
         with self._lock:
             news, self.has_news = self._news, False
-            self._news = News(is_holder=news.is_holder, shelf_bytes=news.shelf_bytes)
+            self._news = News(
+                news.is_holder, shelf_bytes=news.shelf_bytes, held_chunks=news.held_chunks
+            )
         return news
 
     def stop(self) -> None:
@@ -213,10 +219,15 @@ class EvictionDuty:
             self._stand_back()
             raise
         self._tell(report)
-        if report.faults and not report.removed:
+        if (report.faults and not report.removed) or self._is_refused(report):
             self._stand_back()
         else:
             self._wait_seconds = report.wait_seconds(WAKE_SECONDS)
+
+    @staticmethod
+    def _is_refused(report: Report) -> bool:
+        """Whether what is left may be removed by another replica, if by any."""
+        return report.state is State.STUCK and bool(report.held.amount)
 
     def _holds(self, is_holder: bool) -> None:
         if is_holder == self._news.is_holder:
@@ -226,6 +237,7 @@ class EvictionDuty:
             self._evictor.leave()
         with self._lock:
             self._news.is_holder, self._news.shelf_bytes = is_holder, {}
+            self._news.held_chunks = 0
             self.has_news = True
 
     def _stand_back(self) -> None:
@@ -255,13 +267,16 @@ class EvictionDuty:
             self._pass_since = None
         for number, times in report.faults.items():
             name = errno.errorcode.get(number, "other")
-            self._add_fault(Fault("evict", name, os.strerror(number), times))
-        shelf_bytes = {folder: amount.bytes for folder, amount in report.usage.items()}
+            text = str(report.held) if number in report.held.by_errno else os.strerror(number)
+            self._add_fault(Fault("evict", name, text, times))
+        shown = with_own_series(report.usage, kept=self._news.shelf_bytes)
+        shelf_bytes = {folder: amount.bytes for folder, amount in shown.items()}
         with self._lock:
             news = self._news
             news.removed_files += report.removed.files
             news.removed_bytes += report.removed.bytes
             news.pass_seconds = ended if ended is not None else news.pass_seconds
-            if shelf_bytes != news.shelf_bytes or report.removed or ended is not None:
-                news.shelf_bytes = shelf_bytes
+            known = shelf_bytes, report.held.amount.files
+            if known != (news.shelf_bytes, news.held_chunks) or report.removed or ended is not None:
+                news.shelf_bytes, news.held_chunks = known
                 self.has_news = True

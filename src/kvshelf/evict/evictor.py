@@ -10,6 +10,8 @@ from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from kvshelf.errors import NotAShelfError
 from kvshelf.evict.cut import EffectiveAge, choose_cuts
 from kvshelf.evict.limits import Amount, Limits, Need, Volume, may_exceed, needs
@@ -30,6 +32,8 @@ SETTLE_SECONDS = 5.0
 _SAMPLE_AFTER_SECONDS, _SAMPLE_COVERAGE = 5.0, 1 / 16
 # When nothing more can be removed, it is tried again after so long.
 _STUCK_SECONDS = 10.0
+# What the file system refused to remove is tried again after so long: a flag or a lock may go.
+HELD_SECONDS = 60.0
 # Clocks of nodes differ; last uses further ahead of ours are left alone.
 _FUTURE_SECONDS = 86_400.0
 
@@ -87,6 +91,10 @@ class Evictor:
         self._future = False  # chunks used ahead of our clock are candidates
         self._round: Need | None = None
         self._round_removed = Amount()
+        self._round_refused = 0
+        self._round_held = Amount()  # when it began
+        self._release_at = 0.0  # what is held is tried again from then on
+        self._may_sample = True
         self._cut_age: float | None = None
         self._refresh_times = RefreshTimes()
         self._stuck_until: dict[str | None, float] = {}  # by namespace, as needs are
@@ -111,7 +119,7 @@ class Evictor:
         while left > 0 and not self._stop.is_set():
             state = self._advance(log, left)
             left = begin + seconds_max - time.monotonic()
-            if state in (State.IDLE, State.STUCK):
+            if state not in (State.SCANNING, State.EVICTING):
                 break
         if self._stop.is_set():
             state = State.STOPPED
@@ -140,10 +148,14 @@ class Evictor:
             return scanning
         wanted = self._wanted()
         if not wanted:
+            self._release_held(now)
             self._evicting = self._fresh = self._future = False
             self._round = None
             self._stuck_until.clear()
-            return State.IDLE if self._known else State.SCANNING
+            if not self._known:
+                return State.SCANNING
+            is_blind = self._sweep.unseen() or self._spaces.unread
+            return State.BLIND if is_blind else State.IDLE
         stuck = {folder for folder, until in self._stuck_until.items() if now < until}
         if stuck:
             wanted = self._wanted(stuck)
@@ -168,7 +180,7 @@ class Evictor:
                 self._scan_all, self._known, self._fresh = False, True, True
             elif self._known:
                 return State.EVICTING
-            elif not self._may_sample(now):
+            elif not self._sample_is_due(now):
                 return State.SCANNING
         elif self._refresh_is_due(now):
             done = self._refresh(log, left)
@@ -176,9 +188,9 @@ class Evictor:
                 return State.EVICTING
         return None
 
-    def _may_sample(self, now: float) -> bool:
+    def _sample_is_due(self, now: float) -> bool:
         waited = now - self._began > _SAMPLE_AFTER_SECONDS
-        return waited and self._sweep.buckets().coverage >= _SAMPLE_COVERAGE
+        return self._may_sample and waited and self._sweep.coverage() >= _SAMPLE_COVERAGE
 
     def _refresh(self, log: _Log, left: float) -> bool:
         """Renew what is known of folders that have changed; True if that is done."""
@@ -197,7 +209,7 @@ class Evictor:
     def _is_urgent(self, use: Use) -> bool:
         """Whether what came since the last look may exceed a limit; not if one is known to be."""
         usage = self._sweep.usage()
-        shelf = sum(usage.values(), Amount())
+        shelf = self._sweep.total()
         mean_bytes = shelf.bytes / max(1, shelf.files)
         grown = self._refresh_times.grown_bytes(use, mean_bytes)
         return may_exceed(self._limits, usage, grown) and not may_exceed(self._limits, usage, 0)
@@ -210,6 +222,9 @@ class Evictor:
             self._begin_round(need)
         work = log.add(self._sweep.remove(need.amount, left))
         self._round_removed += work.removed
+        self._round_refused += work.refused
+        if work.refused:
+            self._release_at = time.monotonic() + HELD_SECONDS
         self._removed += work.removed
         log.removed += work.removed
         if self._dry_run:
@@ -223,13 +238,15 @@ class Evictor:
         if not self._known:
             # Samples scatter. Down to the low mark once; then only if the limit seems exceeded.
             self._evicting = False
+            self._may_sample = bool(self._round_removed)
         self._refresh_times.now()  # others may have removed where this walk had been before
-        if 2 * self._round_removed.bytes > planned.amount.bytes:
+        held = self._sweep.held().amount - self._round_held
+        if 2 * (self._round_removed.bytes + held.bytes) > planned.amount.bytes:
             return
         # The histogram promised more than there was: chunks were used since, or others removed.
         if not self._fresh or self._counts_what_is_gone():
             self._scan_all = True
-        elif self._round_removed:
+        elif self._round_removed or self._round_refused:
             return
         elif not self._future:
             self._future = True
@@ -239,10 +256,15 @@ class Evictor:
 
     def _counts_what_is_gone(self) -> bool:
         """Whether others have removed chunks that the histogram has; what we remove leaves it."""
-        there = sum(amount.files for amount in self._sweep.usage().values())
+        there = self._sweep.total().files - self._sweep.held().amount.files
         return there < int(self._sweep.buckets().files.sum())
 
+    def _release_held(self, now: float) -> None:
+        if now >= self._release_at and not self._scan_all:
+            self._sweep.release_held()
+
     def _begin_round(self, need: Need) -> None:
+        self._release_held(time.monotonic())
         now_ns = time.time_ns()
         cuts = choose_cuts(
             self._sweep.buckets(),
@@ -258,7 +280,8 @@ class Evictor:
             cuts, dry_run=self._dry_run, report_names=self._on_removed is not None
         )
         self._round = need
-        self._round_removed = Amount()
+        self._round_removed, self._round_refused = Amount(), 0
+        self._round_held = self._sweep.held().amount
 
     def _tell(self, batches: Sequence[Names]) -> None:
         if self._on_removed is None or self._dry_run:
@@ -285,12 +308,12 @@ class Evictor:
         if buckets is None or not buckets.coverage:
             return self._sweep.usage()
         # What the sweep knows may be more than its sample: a removal walks through all folders.
-        usage = {}
-        for index, folder in enumerate(buckets.folders):
-            rows = buckets.namespace == index
-            files, bytes_ = buckets.files[rows].sum(), buckets.bytes[rows].sum()
-            usage[folder] = Amount(int(files / buckets.coverage), int(bytes_ / buckets.coverage))
-        return usage
+        files, bytes_ = (
+            np.bincount(buckets.namespace, column, len(buckets.folders)) / buckets.coverage
+            for column in (buckets.files, buckets.bytes)
+        )
+        pairs = zip(files.astype(int).tolist(), bytes_.astype(int).tolist(), strict=True)
+        return dict(zip(buckets.folders, (Amount(*pair) for pair in pairs), strict=True))
 
     def _sees(self) -> Volume:
         return Volume.from_statvfs(tuple(os.statvfs(self._root)))
@@ -299,7 +322,7 @@ class Evictor:
         """The file system, less what is gone from the shelf and statvfs does not yet tell."""
         now = time.monotonic()
         volume = self._sees()
-        shelf = sum(self._sweep.usage().values(), Amount())
+        shelf = self._sweep.total()
         while self._volumes and self._volumes[0][0] < now - SETTLE_SECONDS:
             self._volumes.popleft()
         used, inodes = volume.used_bytes, volume.used_inodes
@@ -338,6 +361,8 @@ class Evictor:
             foreign=count + len(mine),
             foreign_examples=(*mine[:8], *examples),
             unread=self._spaces.unread,
+            held=self._sweep.held(),
+            unseen=self._sweep.unseen(),
             faults=dict(log.faults),
             seconds=seconds,
         )

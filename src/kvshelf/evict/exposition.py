@@ -12,8 +12,9 @@ from typing import Any
 
 from kvshelf import metrics
 from kvshelf.evict.report import Report, State
+from kvshelf.evict.series import with_own_series
 
-_STATES = (State.IDLE, State.SCANNING, State.EVICTING, State.STUCK)
+_STATES = (State.IDLE, State.SCANNING, State.EVICTING, State.STUCK, State.BLIND)
 # A step that takes longer hangs in the storage: it should take a second.
 HEALTHY_SECONDS = 60.0
 
@@ -69,10 +70,12 @@ class Exposition:
 
 def _gauges(report: Report) -> dict[str, list[tuple[str, float]]]:
     # Folders' names are safe in quotes: kvshelf.layout.is_namespace_folder.
-    spaces = [(f'{{namespace="{name}"}}', amount) for name, amount in report.usage.items()]
+    shown = with_own_series(report.usage)
+    spaces = [(f'{{namespace="{name}"}}', amount) for name, amount in shown.items()]
     return {
         metrics.SHELF_CHUNKS: [(labels, amount.files) for labels, amount in spaces],
         metrics.SHELF_BYTES: [(labels, amount.bytes) for labels, amount in spaces],
+        metrics.EVICT_HELD: [("", report.held.amount.files)],
         metrics.SHELF_FOREIGN: [("", report.foreign)],
         metrics.VOLUME_USED_BYTES: [("", report.volume.used_bytes)],
         metrics.VOLUME_TOTAL_BYTES: [("", report.volume.total_bytes)],
