@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 
 from kvshelf.cli.common import Exit
 from kvshelf.evict import Evictor, Limits, State
+from kvshelf.evict.duty import EvictionDuty
 from tests.evict.shelves import CHUNK_BYTES, ShelfMaker, settle
 
 ENGINE_UID = 1000
@@ -176,3 +178,29 @@ def test_a_read_only_file_system_is_said_to_be_one(mount: Path) -> None:
     report = settle(Evictor(shelf.root, to_keep(10)))
     assert report.state is State.STUCK and report.held.by_errno == {errno.EROFS: 20}
     assert not shelf.gone()
+
+
+def test_a_replica_that_is_refused_says_so_and_lets_another_try(mount: Path) -> None:
+    shelf = shelf_of(mount / "shelf", 40)
+    flag("+i", oldest(shelf, 30))
+    duty = EvictionDuty(
+        shelf.root, shelf.folders[0], limits=to_keep(5), lease_seconds=2.0, dir_mode=0o777
+    )
+    duty._turn.is_ours()
+    deadline = time.monotonic() + 30
+    while not duty._stand_back_until:
+        assert time.monotonic() < deadline
+        duty._evict()
+    news = duty.take()
+    assert len(shelf.gone()) == 10 and news.removed_files == 10
+    assert news.held_chunks == 30 and not news.is_holder
+    [fault] = [each for each in news.faults if each.errno == "EPERM"][-1:]
+    assert "30 chunks cannot be removed (Operation not permitted: 30), such as " in fault.text
+    # Another may take it at once; then this one no longer speaks of what it could not remove.
+    other = EvictionDuty(shelf.root, shelf.folders[0], limits=to_keep(5), lease_seconds=2.0)
+    while not other._turn.is_ours():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    duty._stand_back_until = 0.0
+    duty._evict()
+    assert duty.take().held_chunks == 0

@@ -31,7 +31,7 @@ engines: one evicts and the others wait, but --once does not wait. Without any l
 90 percent of the file system and of its inodes may be used. SIZE is a number of
 bytes, or with a unit: 500GB, 1.5TB, 200GiB. See docs/eviction.md.
 Exit status 1 with --once: a limit is still exceeded, and nothing more may go; or some
-of the shelf may not be read.
+of the shelf could not be read or removed.
 """
 DEFAULT_PERCENT = 90.0
 # How long a hung step is waited for once the command is to end.

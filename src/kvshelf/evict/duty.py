@@ -64,7 +64,7 @@ class News:
         dropped: keys that were not kept for the owner.
         shelf_bytes: of all chunks by namespace, as the holder knows them; empty for others. Of 100
             namespaces and ``series.OTHER``.
-        held_chunks: chunk files that the holder could not remove.
+        held_chunks: chunk files that this replica could not remove when it last tried.
         pass_seconds: from crossing a limit to being within it again, of the last pass; None: none
             ended.
     """
@@ -229,21 +229,22 @@ class EvictionDuty:
         """Whether what is left may be removed by another replica, if by any."""
         return report.state is State.STUCK and bool(report.held.amount)
 
-    def _holds(self, is_holder: bool) -> None:
-        if is_holder == self._news.is_holder:
+    def _holds(self, is_holder: bool, *, keep_held: bool = False) -> None:
+        if is_holder == self._news.is_holder and (is_holder or not self._news.held_chunks):
             return
         self._pass_since = None
         if not is_holder and self._evictor is not None:
             self._evictor.leave()
         with self._lock:
             self._news.is_holder, self._news.shelf_bytes = is_holder, {}
-            self._news.held_chunks = 0
+            if not keep_held:
+                self._news.held_chunks = 0
             self.has_news = True
 
     def _stand_back(self) -> None:
         """Leave it to another for a while, who may be allowed or able to do it."""
         self._stand_back_until = time.monotonic() + STAND_BACK_SECONDS
-        self._holds(False)
+        self._holds(False, keep_held=True)  # until another removes them, or this one tries again
         self._turn.leave()
 
     def _read(self) -> None:
