@@ -204,3 +204,17 @@ def test_a_replica_that_is_refused_says_so_and_lets_another_try(mount: Path) -> 
     duty._stand_back_until = 0.0
     duty._evict()
     assert duty.take().held_chunks == 0
+
+
+def test_a_chunk_that_is_a_mount_point_is_busy_and_stays(mount: Path) -> None:
+    shelf = shelf_of(mount / "shelf", 40)
+    busy = oldest(shelf, 3)
+    try:
+        for path in busy:
+            subprocess.run(["mount", "--bind", str(path), str(path)], check=True, timeout=60)
+        report = settle(Evictor(shelf.root, to_keep(10)))
+        assert report.state is State.IDLE and report.held.by_errno == {errno.EBUSY: 3}
+        assert shelf.gone() == {chunk.path for chunk in shelf.chunks[3:33]}
+    finally:
+        for path in busy:
+            subprocess.run(["umount", str(path)], check=True, timeout=60)

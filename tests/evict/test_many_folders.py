@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import kvshelf.evict.spaces as spaces_module
+import kvshelf.root as root_module
 from kvshelf import metrics
 from kvshelf.cli.common import Exit
 from kvshelf.evict import Amount, Evictor, Limits, State
@@ -212,3 +213,29 @@ def test_the_page_of_metrics_is_bounded(wide: ShelfMaker) -> None:
         rows = [line for line in lines if line.startswith(f"{name}{{")]
         assert len(rows) == NAMESPACES_MAX + 1
         assert sum('namespace="other"' in row for row in rows) == 1
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES])
+def test_a_namespace_json_that_cannot_be_read_is_told_by_cause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Our own lack ends the step; what one namespace refuses leaves the others."""
+    shelf = ShelfMaker(tmp_path, "one", "two")
+    for i in range(20):
+        shelf.add(10_000 - i, name_space=i % 2)
+    bad = shelf.folders[0]
+    real = root_module.read_json
+
+    def read(path: Path | str, *arguments: int) -> object:
+        if str(path).startswith(str(tmp_path / bad)):
+            raise OSError(number, os.strerror(number))
+        return real(path, *arguments)
+
+    monkeypatch.setattr(root_module, "read_json", read)
+    evictor = Evictor(tmp_path, Limits(shelf_bytes=10**12))
+    if number != errno.EACCES:
+        with pytest.raises(OSError, match=os.strerror(number)):
+            evictor.step()
+        return
+    report = settle(evictor)
+    assert report.state is State.BLIND and report.unread == (bad,) and report.shelf.files == 10

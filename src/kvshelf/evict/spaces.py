@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Iterable
@@ -14,6 +15,8 @@ from kvshelf.root import is_of_file_system, namespace_entry
 _RACY_SECONDS = 5.0
 _LIST_SECONDS = 60.0
 _FOREIGN_MAX = 1000
+# What this process or machine lacks says nothing of a namespace.
+_OWN_LACK = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 # Device, inode, size, modification and change time of a namespace.json.
 _Signature = tuple[int, int, int, int, int]
@@ -44,7 +47,7 @@ class Spaces:
         """Names of the folders.
 
         Raises:
-            OSError: the root cannot be listed.
+            OSError: the root cannot be listed, or no descriptor is left to look further.
         """
         now = time.time()
         mtime = self._root.stat().st_mtime
@@ -72,6 +75,8 @@ class Spaces:
             if signature is None or self._sound.get(name) != signature:
                 entry = namespace_entry(self._root, name)
                 if entry is not None and entry.errno:
+                    if entry.errno in _OWN_LACK:
+                        raise OSError(entry.errno, os.strerror(entry.errno), str(self._root / name))
                     unread.append(name)
                 if entry is None or entry.identity is None or entry.problem:
                     continue
