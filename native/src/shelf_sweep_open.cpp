@@ -8,6 +8,9 @@
 namespace kvshelf {
 namespace {
 
+// A rank of no more leaf folders is looked at whole when it is opened, not opened once more.
+constexpr std::size_t kFewLeaves = 16;
+
 std::string RankName(std::uint32_t number) {
   return std::string("r").append(std::to_string(number));
 }
@@ -211,6 +214,7 @@ void ShelfSweep::MatchRanks(Walk& walk, std::size_t index, const std::vector<std
 void ShelfSweep::OpenRank(Walk& walk, int space, Rank& rank) {
   const std::int64_t before = Now();
   struct stat status{};
+  std::vector<bool> settled;
   int error = OpenFolder(space, RankName(rank.number), &status);
   if (error >= 0) {
     const auto folder = std::make_shared<const UniqueFd>(error);
@@ -221,6 +225,13 @@ void ShelfSweep::OpenRank(Walk& walk, int space, Rank& rank) {
         MatchLeaves(walk, rank, names);
         rank.mtime_ns = SafeTime(status, before);
       }
+    }
+    if (error >= 0 && rank.leaves.size() <= kFewLeaves) {
+      for (const Leaf& leaf : rank.leaves) {
+        error = ops_->StatAt(folder->get(), LeafName(leaf.index).c_str(), &status);
+        settled.push_back(error >= 0 && NeedsNoList(walk, rank, leaf, status));
+      }
+      error = 0;  // the walk asks again, and counts it
     }
     if (error >= 0) Keep(rank, folder, false);
   }
@@ -233,7 +244,9 @@ void ShelfSweep::OpenRank(Walk& walk, int space, Rank& rank) {
     return;
   }
   std::lock_guard lock(mutex_);
+  settled.resize(rank.leaves.size());
   for (std::size_t i = 0; i < rank.leaves.size(); ++i) {
+    if (settled[i]) continue;
     walk.pass.items.emplace_back(&rank, static_cast<std::uint16_t>(i));
   }
 }

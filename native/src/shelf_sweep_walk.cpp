@@ -75,6 +75,13 @@ bool ShelfSweep::WalkLeaf(Walk& walk, Burst& burst, Rank& rank, std::size_t posi
   return complete;
 }
 
+// Whether what is known of a leaf folder is all that the pass wants.
+bool ShelfSweep::NeedsNoList(const Walk& walk, const Rank& rank, const Leaf& leaf,
+                             const struct stat& status) const {
+  if (leaf.mtime_ns == 0 || leaf.mtime_ns != Nanoseconds(status.st_mtim)) return false;
+  return walk.pass.removing ? Spares(walk, rank, leaf) : !walk.pass.all;
+}
+
 // 0, kUnchanged if the names need not be known, or -errno.
 int ShelfSweep::ListLeaf(Walk& walk, Rank& rank, Found& found, struct stat* status,
                          std::vector<std::string>* names) {
@@ -83,11 +90,7 @@ int ShelfSweep::ListLeaf(Walk& walk, Rank& rank, Found& found, struct stat* stat
   if (folder == nullptr) return error;
   error = ops_->StatAt(folder->get(), found.leaf.c_str(), status);
   if (error < 0) return error;
-  const Leaf& leaf = rank.leaves[found.position];
-  const bool unchanged = leaf.mtime_ns == Nanoseconds(status->st_mtim);
-  if (unchanged && (walk.pass.removing ? Spares(walk, rank, leaf) : !walk.pass.all)) {
-    return kUnchanged;
-  }
+  if (NeedsNoList(walk, rank, rank.leaves[found.position], *status)) return kUnchanged;
   error = OpenFolder(folder->get(), found.leaf, status);
   if (error < 0) return error;
   found.folder = UniqueFd(error);

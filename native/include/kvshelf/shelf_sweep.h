@@ -184,6 +184,8 @@ class ShelfSweep {
   // Leaf folders:
   void WalkLeaves(Walk& walk);
   bool WalkLeaf(Walk& walk, Burst& burst, Rank& rank, std::size_t position);
+  bool NeedsNoList(const Walk& walk, const Rank& rank, const Leaf& leaf,
+                   const struct stat& status) const;
   int ListLeaf(Walk& walk, Rank& rank, Found& found, struct stat* status,
                std::vector<std::string>* names);
   bool LookAt(Walk& walk, Burst& burst, Rank& rank, Found& found, const std::string& name);
