@@ -173,7 +173,10 @@ ShelfSweep::ShelfSweep(std::shared_ptr<FileOps> ops, const std::string& root, Sw
   device_ = found.st_dev;
   rlimit limit{};
   ::getrlimit(RLIMIT_NOFILE, &limit);
-  kept_max_ = std::min<std::size_t>(kKeptMax, limit.rlim_cur / kKeptShare);
+  const auto share = static_cast<std::size_t>(limit.rlim_cur / kKeptShare);
+  kept_max_ = std::min(kKeptMax, share);
+  // Each thread has three folders open.
+  config_.threads = static_cast<unsigned>(std::clamp<std::size_t>(share, 1, config_.threads));
 }
 
 ShelfSweep::~ShelfSweep() = default;

@@ -93,7 +93,7 @@ void ManyRanksNeedFewDescriptors() {
   const std::size_t before = OpenDescriptors();
   const FewDescriptors few(40);
   std::atomic<std::size_t> most = 0;
-  WideSwept swept(shelf);
+  WideSwept swept(shelf, {.threads = 32});
   swept.ops->SetHook([&](Call call) {
     if (call == Call::kStat) most = std::max(most.load(), OpenDescriptors());
     return 0;

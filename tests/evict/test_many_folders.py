@@ -38,15 +38,20 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> ShelfMaker:
     return shelf
 
 
-def test_a_shelf_of_more_ranks_than_descriptors_is_known_and_evicted(wide: ShelfMaker) -> None:
+@pytest.mark.parametrize("threads", [4, 64])
+def test_a_shelf_of_more_ranks_than_descriptors_is_known_and_evicted(
+    wide: ShelfMaker, threads: int
+) -> None:
+    there = len(wide.chunks) - len(wide.gone())
+    keep = there - 80
     command = ["prlimit", "--nofile=64:64", sys.executable, "-m", "kvshelf.cli", "evict"]
     command += [str(wide.root), "--once", "--json", "--low-water", "100", "--shelf-limit"]
-    command += [str(400 * CHUNK_BYTES)]
+    command += [str(keep * CHUNK_BYTES), "--threads", str(threads)]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
     told = json.loads(done.stdout)
     assert (done.returncode, done.stderr, told["state"]) == (0, "", "idle")
-    assert told["removed_files"] == 80 and len(wide.gone()) == 80
-    assert sum(each["files"] for each in told["namespaces"].values()) == 400
+    assert told["removed_files"] == 80 and len(wide.gone()) == len(wide.chunks) - keep
+    assert sum(each["files"] for each in told["namespaces"].values()) == keep
 
 
 @pytest.fixture
