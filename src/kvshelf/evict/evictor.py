@@ -29,7 +29,8 @@ OnRemoved = Callable[[str, int, Sequence[ChunkKey]], None]
 # statvfs of a shared file system may tell of removed files so late (CephFS: 3 s).
 SETTLE_SECONDS = 5.0
 # A first scan that takes longer lets removal begin, from a sample of at least such a share.
-_SAMPLE_AFTER_SECONDS, _SAMPLE_COVERAGE = 5.0, 1 / 16
+# The scan begins anew then, and has twice the time before the next sample, so that it ends.
+_SAMPLE_AFTER_SECONDS, _SAMPLE_SECONDS_MAX, _SAMPLE_COVERAGE = 5.0, 60.0, 1 / 16
 # When nothing more can be removed, it is tried again after so long.
 _STUCK_SECONDS = 10.0
 # What the file system refused to remove is tried again after so long: a flag or a lock may go.
@@ -82,7 +83,7 @@ class Evictor:
         self._identity = self._root_identity()
         self._stop = threading.Event()
         self._volumes: deque[tuple[float, Volume, Amount, Amount]] = deque()
-        self._began = time.monotonic()
+        self._scan_began, self._sample_seconds = time.monotonic(), _SAMPLE_AFTER_SECONDS
         self._known = False  # all folders were scanned once
         self._scan_all = True  # all are to be scanned
         self._evicting = False
@@ -189,7 +190,7 @@ class Evictor:
         return None
 
     def _sample_is_due(self, now: float) -> bool:
-        waited = now - self._began > _SAMPLE_AFTER_SECONDS
+        waited = now - self._scan_began > self._sample_seconds
         return self._may_sample and waited and self._sweep.coverage() >= _SAMPLE_COVERAGE
 
     def _refresh(self, log: _Log, left: float) -> bool:
@@ -239,6 +240,8 @@ class Evictor:
             # Samples scatter. Down to the low mark once; then only if the limit seems exceeded.
             self._evicting = False
             self._may_sample = bool(self._round_removed)
+            self._scan_began = time.monotonic()
+            self._sample_seconds = min(2 * self._sample_seconds, _SAMPLE_SECONDS_MAX)
         self._refresh_times.now()  # others may have removed where this walk had been before
         held = self._sweep.held().amount - self._round_held
         if 2 * (self._round_removed.bytes + held.bytes) > planned.amount.bytes:
