@@ -213,9 +213,10 @@ ROWS: tuple[tuple[str, str, tuple[Panel, ...]], ...] = (
                 (
                     (gauge("kvshelf:evict_state", "max", "instance"), "state of {{instance}}"),
                     (gauge("kvshelf:evict_lease_held", "sum", "job"), "leases held"),
+                    (gauge("kvshelf:evict_held_chunks", "max", "job"), "cannot be removed"),
                     (rate("kvshelf:evict_faults_total"), "faults"),
                 ),
-                "State: 0 within limits, 1 scanning, 2 evicting, 3 nothing more may go.",
+                "State: 0 within limits, 1 scanning, 2 evicting, 3 nothing may go, 4 blind.",
             ),
             Panel(
                 "Time of an eviction",
