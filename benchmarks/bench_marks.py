@@ -1,5 +1,6 @@
-"""What eviction with default limits does to a shelf on each file system: nothing at 60% used, and at
-95% down to the low mark, 85.5%, and no further.
+"""What eviction with default limits does to a shelf on each file system.
+
+At 60% used it removes nothing; at 95% it goes down to the low mark, 85.5%, and no further.
 
     python benchmarks/bench_marks.py [--only NAME ...] [--out FILE]
 

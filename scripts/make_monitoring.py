@@ -221,11 +221,12 @@ ROWS: tuple[tuple[str, str, tuple[Panel, ...]], ...] = (
                 (
                     (gauge("kvshelf:evict_state", "max", "instance"), "state of {{instance}}"),
                     (gauge("kvshelf:evict_lease_held", "sum", "job"), "leases held"),
+                    (gauge("kvshelf:evict_held_chunks", "max", "job"), "cannot be removed"),
                     (rate("kvshelf:evict_faults_total"), "faults"),
                     (rate("kvshelf:evict_no_effect_total"), "suspended: makes no room"),
                     (rate("kvshelf:evict_room_requests_total"), "requests for room"),
                 ),
-                "State: 0 within limits, 1 scanning, 2 evicting, 3 nothing more may go.",
+                "State: 0 within limits, 1 scanning, 2 evicting, 3 nothing may go, 4 blind.",
             ),
             Panel(
                 "Time of an eviction",

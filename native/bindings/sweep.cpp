@@ -26,15 +26,15 @@ void MakeSweep(ShelfSweep* self, std::string root, unsigned threads, double file
       ShelfSweep(MakePosixFileOps(), root, {threads, files_per_second, band_files, removals_max});
 }
 
-// (finished, folders, files, removed files, removed bytes, spared, faults by errno,
-//  [(namespace, rank, names)]).
+// (finished, folders, files, removed files, removed bytes, spared, refused, faults by
+//  errno, [(namespace, rank, names)]).
 nb::tuple AsTuple(const SweepReport& report) {
   nb::list names;
   for (const RemovedNames& each : report.names) {
     names.append(nb::make_tuple(each.name_space, each.rank, each.names));
   }
   return nb::make_tuple(report.finished, report.folders, report.files, report.removed.files,
-                        report.removed.bytes, report.spared, report.faults, names);
+                        report.removed.bytes, report.spared, report.refused, report.faults, names);
 }
 
 nb::tuple Scan(ShelfSweep& sweep, bool all, double seconds_max) {
@@ -84,14 +84,13 @@ nb::ndarray<nb::numpy, std::int64_t, nb::ndim<2>> Buckets(const ShelfSweep& swee
   const std::vector<Histograms>& histograms = sweep.histograms();
   for (std::size_t space = 0; space < histograms.size(); ++space) {
     for (std::size_t use = 0; use < kUseClasses; ++use) {
-      const std::vector<Amount>& buckets = histograms[space][use];
-      for (std::size_t i = 0; i < buckets.size(); ++i) {
-        if (buckets[i].files == 0) continue;
-        for (const std::size_t index : {space, use, i}) {
+      for (const auto& [bucket, amount] : histograms[space][use].rows()) {
+        if (amount.files == 0) continue;
+        for (const std::size_t index : {space, use, bucket}) {
           rows->push_back(static_cast<std::int64_t>(index));
         }
-        rows->push_back(buckets[i].files);
-        rows->push_back(buckets[i].bytes);
+        rows->push_back(amount.files);
+        rows->push_back(amount.bytes);
       }
     }
   }
@@ -100,6 +99,12 @@ nb::ndarray<nb::numpy, std::int64_t, nb::ndim<2>> Buckets(const ShelfSweep& swee
     delete static_cast<std::vector<std::int64_t>*>(pointer);
   });
   return {data->data(), {data->size() / 5, 5}, owner};
+}
+
+nb::list AsBytes(const std::vector<std::string>& paths) {  // names are bytes, UTF-8 or not
+  nb::list result;
+  for (const std::string& path : paths) result.append(nb::bytes(path.data(), path.size()));
+  return result;
 }
 
 }  // namespace
@@ -117,12 +122,16 @@ void BindSweep(nb::module_& m) {
       .def("buckets", Buckets)
       .def("histogram_time_ns", &ShelfSweep::histogram_time_ns)
       .def("coverage", &ShelfSweep::coverage)
+      .def("unseen", &ShelfSweep::unseen)
+      .def("release_held", &ShelfSweep::ReleaseHeld)
+      .def("held",
+           [](const ShelfSweep& sweep) {
+             const Held& held = sweep.held();
+             return nb::make_tuple(held.amount.files, held.amount.bytes, held.by_errno,
+                                   AsBytes(held.examples));
+           })
       .def("foreign", [](const ShelfSweep& sweep) {
-        nb::list examples;  // names are bytes, UTF-8 or not
-        for (const std::string& path : sweep.foreign().examples) {
-          examples.append(nb::bytes(path.data(), path.size()));
-        }
-        return nb::make_tuple(sweep.foreign().count, examples);
+        return nb::make_tuple(sweep.foreign().count, AsBytes(sweep.foreign().examples));
       });
   m.def("is_chunk_name",
         [](const std::string& leaf, const std::string& name) { return IsChunkName(leaf, name); });

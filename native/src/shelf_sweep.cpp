@@ -11,7 +11,6 @@
 #include <bit>
 #include <cerrno>
 #include <cstdio>
-#include <cstring>
 #include <ctime>
 #include <system_error>
 #include <thread>
@@ -28,6 +27,10 @@ constexpr std::size_t kItemsPerThread = 16;
 constexpr int kNice = 19;
 constexpr int kIoClassBestEffort = 2 << 13;
 constexpr int kIoLowest = 7;
+// Folders of ranks that stay open between two looks into them: at most this many, and this part of
+// the descriptors that the process may have. An engine's process needs them for other things.
+constexpr std::size_t kKeptMax = 64;
+constexpr std::size_t kKeptShare = 16;
 
 constexpr std::size_t kHashDigitsMin = 16;  // as src/kvshelf/layout.py
 constexpr std::size_t kHashDigitsMax = 248;
@@ -118,23 +121,19 @@ std::string LeafName(std::size_t index) {
 }
 
 int ListNames(int folder, std::vector<std::string>* names) {
-  const int copy = ::fcntl(folder, F_DUPFD_CLOEXEC, 0);
-  if (copy < 0) return -errno;
-  DIR* const stream = ::fdopendir(copy);
-  if (stream == nullptr) {
-    const int error = -errno;
-    ::close(copy);
-    return error;
+  if (::lseek(folder, 0, SEEK_SET) < 0) return -errno;
+  alignas(dirent64) char buffer[16384];
+  for (;;) {
+    const ssize_t bytes = ::getdents64(folder, buffer, sizeof(buffer));
+    if (bytes < 0 && errno == EINTR) continue;
+    if (bytes <= 0) return bytes < 0 ? -errno : 0;
+    for (ssize_t at = 0; at < bytes;) {
+      const auto* const entry = reinterpret_cast<const dirent64*>(buffer + at);
+      const std::string_view name = entry->d_name;
+      if (name != "." && name != "..") names->emplace_back(name);
+      at += entry->d_reclen;
+    }
   }
-  errno = 0;
-  while (const dirent* const entry = ::readdir(stream)) {
-    const std::string_view name = entry->d_name;
-    if (name != "." && name != "..") names->emplace_back(name);
-    errno = 0;
-  }
-  const int error = -errno;
-  ::closedir(stream);
-  return error;
 }
 
 void NoteForeign(Foreign& foreign, const std::string& path) {
@@ -146,6 +145,23 @@ std::size_t UseClass(const struct stat& file) {
   return Nanoseconds(file.st_atim) > Nanoseconds(file.st_mtim) + kReuse ? 1 : 0;
 }
 
+void Histogram::Add(std::size_t bucket, Amount amount) {
+  const auto before = [](const Row& row, std::size_t value) { return row.bucket < value; };
+  auto row = std::lower_bound(rows_.begin(), rows_.end(), bucket, before);
+  if (row == rows_.end() || row->bucket != bucket) {
+    if (amount.files <= 0) return;
+    row = rows_.insert(row, {bucket, {}});
+  }
+  row->amount.files = std::max<std::int64_t>(0, row->amount.files + amount.files);
+  row->amount.bytes = std::max<std::int64_t>(0, row->amount.bytes + amount.bytes);
+}
+
+Amount Histogram::operator[](std::size_t bucket) const {
+  const auto before = [](const Row& row, std::size_t value) { return row.bucket < value; };
+  const auto row = std::lower_bound(rows_.begin(), rows_.end(), bucket, before);
+  return row != rows_.end() && row->bucket == bucket ? row->amount : Amount{};
+}
+
 ShelfSweep::ShelfSweep(std::shared_ptr<FileOps> ops, const std::string& root, SweepConfig config)
     : ops_(std::move(ops)),
       config_(config),
@@ -155,119 +171,15 @@ ShelfSweep::ShelfSweep(std::shared_ptr<FileOps> ops, const std::string& root, Sw
     throw std::system_error(errno, std::generic_category(), root);
   }
   device_ = found.st_dev;
+  rlimit limit{};
+  ::getrlimit(RLIMIT_NOFILE, &limit);
+  const auto share = static_cast<std::size_t>(limit.rlim_cur / kKeptShare);
+  kept_max_ = std::min(kKeptMax, share);
+  // Each thread has three folders open.
+  config_.threads = static_cast<unsigned>(std::clamp<std::size_t>(share, 1, config_.threads));
 }
 
 ShelfSweep::~ShelfSweep() = default;
-
-void ShelfSweep::SetNamespaces(const std::vector<std::string>& folders) {
-  for (NamespaceState& known : namespaces_) {
-    known.listed = std::find(folders.begin(), folders.end(), known.folder) != folders.end();
-  }
-  for (const std::string& folder : folders) {
-    const auto same = [&](const NamespaceState& known) { return known.folder == folder; };
-    if (std::none_of(namespaces_.begin(), namespaces_.end(), same)) {
-      namespaces_.push_back({folder, true, {}, 0});
-    }
-  }
-}
-
-int ShelfSweep::OpenFolder(int parent, const std::string& name, struct stat* found) const {
-  const int fd = ops_->OpenBeneath(parent, name.c_str(), O_RDONLY | O_DIRECTORY, 0);
-  if (fd < 0) return fd;
-  const int error = ops_->Fstat(fd, found);
-  if (error >= 0 && found->st_dev == device_) return fd;
-  ::close(fd);
-  return error < 0 ? error : -EXDEV;  // another file system is mounted there
-}
-
-std::unique_ptr<ShelfSweep::Pass> ShelfSweep::BeginPass() {
-  auto pass = std::make_unique<Pass>();
-  pass->time_ns = Now();
-  pass->histograms.resize(namespaces_.size());
-  for (std::unique_ptr<Rank>& rank : ranks_) rank->fd.Reset();
-  for (std::size_t i = 0; i < namespaces_.size(); ++i) {
-    if (namespaces_[i].listed) OpenNamespace(i, *pass);
-  }
-  // A rank whose folder is gone counts no more; after a fault nobody knows which those are.
-  std::erase_if(ranks_, [&](const std::unique_ptr<Rank>& rank) {
-    if (rank->fd || !pass->faults.empty()) return false;
-    for (Leaf& leaf : rank->leaves) Forget(*rank, leaf);
-    complete_ = nullptr;  // its histograms count what is gone
-    return true;
-  });
-  for (const std::unique_ptr<Rank>& rank : ranks_) {
-    if (rank->fd) ListRank(*rank, *pass);
-  }
-  std::stable_sort(pass->items.begin(), pass->items.end(),
-                   [](const auto& a, const auto& b) { return a.second < b.second; });
-  return pass;
-}
-
-void ShelfSweep::NoteUnopened(Pass& pass, const std::string& path, int error) {
-  if (error == -ENOTDIR || error == -ELOOP || error == -EXDEV) {
-    NoteForeign(pass.foreign, path);
-  } else if (error != -ENOENT && error != -ESTALE) {
-    ++pass.faults[-error];
-  }
-}
-
-void ShelfSweep::OpenNamespace(std::size_t index, Pass& pass) {
-  const std::string& name = namespaces_[index].folder;
-  struct stat found{};
-  const UniqueFd folder(OpenFolder(root_.get(), name, &found));
-  int error = folder.get();
-  if (folder) error = ops_->StatAt(folder.get(), "namespace.json", &found);
-  if (error >= 0 && !S_ISREG(found.st_mode)) error = -ENOTDIR;
-  std::vector<std::string> names;
-  if (error >= 0) error = ListNames(folder.get(), &names);
-  if (error < 0) return NoteUnopened(pass, name, error);
-  for (const std::string& entry : names) {
-    if (entry == "namespace.json" || entry == "tmp") continue;
-    const std::int64_t number = RankOf(entry);
-    UniqueFd fd(number < 0 ? -ENOTDIR : OpenFolder(folder.get(), entry, &found));
-    if (!fd) {
-      NoteUnopened(pass, name + "/" + entry, fd.get());
-      continue;
-    }
-    const auto same = [&](const std::unique_ptr<Rank>& rank) {
-      return rank->name_space == index && rank->number == number;
-    };
-    auto rank = std::find_if(ranks_.begin(), ranks_.end(), same);
-    if (rank == ranks_.end()) rank = ranks_.insert(rank, std::make_unique<Rank>());
-    (*rank)->name_space = index;
-    (*rank)->number = static_cast<std::uint32_t>(number);
-    (*rank)->path = name + "/" + entry;
-    (*rank)->fd = std::move(fd);
-  }
-}
-
-void ShelfSweep::ListRank(Rank& rank, Pass& pass) {
-  std::vector<std::string> names;
-  const int error = ListNames(rank.fd.get(), &names);
-  if (error < 0) return NoteUnopened(pass, rank.path, error);
-  std::vector<bool> there(kLeaves);
-  for (const std::string& name : names) {
-    if (name.size() == 3 && IsHex(name)) {
-      there[std::stoul(name, nullptr, 16)] = true;
-    } else {
-      NoteForeign(pass.foreign, rank.path + "/" + name);
-    }
-  }
-  for (std::size_t i = 0; i < kLeaves; ++i) {
-    if (there[i]) {
-      pass.items.emplace_back(&rank, static_cast<std::uint16_t>(i));
-    } else {
-      Forget(rank, rank.leaves[i]);
-    }
-  }
-}
-
-void ShelfSweep::Forget(Rank& rank, Leaf& leaf) {
-  Amount& amount = namespaces_[rank.name_space].amount;
-  amount.files -= leaf.amount.files;
-  amount.bytes -= leaf.amount.bytes;
-  leaf = {};
-}
 
 void ShelfSweep::Run(Walk& walk, std::size_t items, void (ShelfSweep::*work)(Walk&)) {
   const std::size_t threads = std::clamp<std::size_t>(items / kItemsPerThread, 1, config_.threads);
@@ -280,21 +192,25 @@ void ShelfSweep::Run(Walk& walk, std::size_t items, void (ShelfSweep::*work)(Wal
   }
 }
 
+// Whether a thread of a walk is to take nothing more. Its first is not refused for lack of time, so
+// that each call gets on. Call with the mutex held.
+bool ShelfSweep::IsOver(const Walk& walk, bool first) const {
+  return stop_ || (!first && Clock::now() >= walk.deadline);
+}
+
 SweepReport ShelfSweep::Scan(bool all, double seconds_max) {
   removal_ = nullptr;
-  if (scan_ == nullptr || scan_->all != all) {
-    scan_ = BeginPass();
-    scan_->all = all;
-  }
+  if (scan_ == nullptr || scan_->all != all) scan_ = BeginPass(all);
   const auto span = std::chrono::duration<double>(seconds_max);
   Walk walk{*scan_, {}, Clock::now() + std::chrono::duration_cast<Clock::duration>(span), {}, {}};
-  walk.report.faults = std::exchange(scan_->faults, {});
-  Run(walk, scan_->items.size(), &ShelfSweep::WalkLeaves);
-  if (scan_->done == scan_->items.size()) {
+  if (Open(walk)) Run(walk, scan_->items.size(), &ShelfSweep::WalkLeaves);
+  if (scan_->opened && scan_->done == scan_->items.size()) {
     walk.report.finished = true;
+    unseen_ = scan_->unseen;
     scan_->items = {};
     if (all) complete_ = std::move(scan_);
     scan_ = nullptr;
+    CloseKept();
   }
   return std::move(walk.report);
 }
@@ -312,7 +228,7 @@ std::int64_t ShelfSweep::histogram_time_ns() const {
 
 double ShelfSweep::coverage() const {
   if (complete_ != nullptr) return 1;
-  if (scan_ == nullptr || !scan_->all || scan_->items.empty()) return 0;
+  if (scan_ == nullptr || !scan_->all || !scan_->opened || scan_->items.empty()) return 0;
   return static_cast<double>(scan_->done) / static_cast<double>(scan_->items.size());
 }
 

@@ -47,12 +47,13 @@ std::int64_t Now();
 double SteadySeconds();
 std::chrono::nanoseconds ThreadTime();  // that this thread has run on a processor
 std::string LeafName(std::size_t index);
-// All names in a folder but . and ..; 0 or -errno.
+// All names in a folder but . and ..; 0 or -errno. Needs no further descriptor.
 int ListNames(int folder, std::vector<std::string>* names);
 void NoteForeign(Foreign& foreign, const std::string& path);
 std::size_t UseClass(const struct stat& file);
 
 struct ShelfSweep::Leaf {
+  std::uint16_t index = 0;  // its name, as a number
   bool seen = false;
   std::int64_t mtime_ns = 0;           // when it was listed; 0: list it again
   std::int64_t oldest_ns = INT64_MAX;  // no chunk in it was used earlier
@@ -62,16 +63,22 @@ struct ShelfSweep::Leaf {
 struct ShelfSweep::Rank {
   std::size_t name_space = 0;
   std::uint32_t number = 0;
-  std::string path;
-  UniqueFd fd;
-  std::vector<Leaf> leaves{kLeaves};
+  bool gone = false;
+  std::int64_t mtime_ns = 0;  // when it was listed; 0: list it again
+  Folder folder;              // open, or null
+  std::vector<Leaf> leaves;   // that are there, in order
+};
+
+struct ShelfSweep::Space {
+  std::int64_t mtime_ns = 0;  // as a rank's
+  std::vector<std::unique_ptr<Rank>> ranks;
 };
 
 // A file that goes if there is still need when all that surely go are gone.
 struct ShelfSweep::Candidate {
   double order = 0;  // the largest goes first
   Rank* rank = nullptr;
-  std::uint16_t leaf = 0;
+  std::uint16_t leaf = 0;  // position
   std::int64_t bytes = 0;
   std::string name;
 
@@ -80,10 +87,13 @@ struct ShelfSweep::Candidate {
   }
 };
 
-// One walk over all leaf folders, over several calls. By leaf first: a part of a pass is a sample
-// of every namespace, because names are digests.
+// One walk over all leaf folders, over several calls. By the first two digits of leaf folders
+// first: a part of a pass is a sample of every namespace, because names are digests.
 struct ShelfSweep::Pass {
-  std::vector<std::pair<Rank*, std::uint16_t>> items;
+  std::vector<std::size_t> spaces;  // namespaces to open
+  std::size_t next_space = 0;
+  bool opened = false;                                 // all of them: `items` is complete
+  std::vector<std::pair<Rank*, std::uint16_t>> items;  // ranks and positions in their leaves
   std::size_t next = 0;
   std::vector<std::size_t> again;  // items that were broken off
   std::size_t done = 0;
@@ -92,7 +102,7 @@ struct ShelfSweep::Pass {
   bool all = false;  // a scan that makes histograms
   std::vector<Histograms> histograms;
   Foreign foreign;
-  std::map<int, std::uint64_t> faults;  // of opening and listing
+  std::uint64_t unseen = 0;  // folders
 
   bool removing = false;
   bool dry_run = false;
@@ -108,8 +118,10 @@ struct ShelfSweep::Found {
     std::int64_t used_ns;
     std::int64_t bytes;
     std::size_t use_class;
+    bool held;
   };
-  std::size_t index = 0;
+  std::size_t position = 0;  // in the rank's leaves
+  std::string leaf;          // its name
   UniqueFd folder;
   std::vector<File> kept;
   std::vector<Candidate> candidates;

@@ -2,15 +2,25 @@
 #include <algorithm>
 #include <cerrno>
 #include <climits>
+#include <functional>
 
 #include "shelf_sweep_parts.h"
 
 namespace kvshelf {
+namespace {
+
+std::uint64_t HashOf(std::size_t name_space, std::uint32_t rank, const std::string& name) {
+  constexpr std::uint64_t kOdd = 0x9e3779b97f4a7c15;
+  const std::uint64_t folder = (static_cast<std::uint64_t>(name_space) << 32 | rank) * kOdd;
+  return (std::hash<std::string>{}(name) ^ folder) * kOdd;
+}
+
+}  // namespace
 
 void ShelfSweep::BeginRemoval(std::vector<Cuts> cuts, bool dry_run, bool report_names) {
   scan_ = nullptr;
   removal_ = nullptr;
-  removal_ = BeginPass();
+  removal_ = BeginPass(false);
   removal_->removing = true;
   removal_->dry_run = dry_run;
   removal_->report_names = report_names;
@@ -25,8 +35,7 @@ SweepReport ShelfSweep::Remove(Amount need, double seconds_max) {
   Pass& pass = *removal_;
   const auto span = std::chrono::duration<double>(seconds_max);
   Walk walk{pass, {}, Clock::now() + std::chrono::duration_cast<Clock::duration>(span), need, {}};
-  walk.report.faults = std::exchange(pass.faults, {});
-  if (!pass.in_band) {
+  if (Open(walk) && !pass.in_band) {
     Run(walk, pass.items.size(), &ShelfSweep::WalkLeaves);
     if (pass.done == pass.items.size()) {
       pass.in_band = true;
@@ -40,7 +49,10 @@ SweepReport ShelfSweep::Remove(Amount need, double seconds_max) {
   for (auto& [rank, names] : walk.names) {
     walk.report.names.push_back({rank->name_space, rank->number, std::move(names)});
   }
-  if (walk.report.finished) removal_ = nullptr;
+  if (walk.report.finished) {
+    removal_ = nullptr;
+    CloseKept();
+  }
   return std::move(walk.report);
 }
 
@@ -64,6 +76,10 @@ bool ShelfSweep::Judge(Walk& walk, Rank& rank, Found& found, const std::string& 
   const std::int64_t used = Nanoseconds(file.st_atim);
   const std::size_t use_class = UseClass(file);
   const Cut& cut = walk.pass.cuts[rank.name_space][use_class];
+  if (IsHeld(rank, name)) {
+    found.kept.push_back({used, file.st_size, use_class, true});
+    return true;
+  }
   if (used < cut.sure_before_ns) {
     {
       std::lock_guard lock(mutex_);
@@ -71,7 +87,7 @@ bool ShelfSweep::Judge(Walk& walk, Rank& rank, Found& found, const std::string& 
       walk.need.files -= 1;
       walk.need.bytes -= file.st_size;
     }
-    const int error = RemoveFile(walk, rank, found.folder.get(), name, file);
+    const int error = RemoveFile(walk, rank, found.folder.get(), found.leaf, name, file);
     if (error == 0 || error == -ENOENT) {
       if (!walk.pass.dry_run) {
         Amount& gone = error == 0 ? found.removed : found.vanished;
@@ -88,9 +104,9 @@ bool ShelfSweep::Judge(Walk& walk, Rank& rank, Found& found, const std::string& 
     const auto width = static_cast<double>(cut.maybe_before_ns - cut.sure_before_ns);
     const double order = static_cast<double>(cut.maybe_before_ns - used) / width;
     found.candidates.push_back(
-        {order, &rank, static_cast<std::uint16_t>(found.index), file.st_size, name});
+        {order, &rank, static_cast<std::uint16_t>(found.position), file.st_size, name});
   }
-  found.kept.push_back({used, file.st_size, use_class});
+  found.kept.push_back({used, file.st_size, use_class, false});
   return true;
 }
 
@@ -113,9 +129,7 @@ void ShelfSweep::WalkBand(Walk& walk) {
     std::size_t index = 0;
     {
       std::lock_guard lock(mutex_);
-      const bool late = !first && Clock::now() >= walk.deadline;
-      const bool over = stop_ || late || Enough(walk);
-      if (over || pass.next == pass.band.size()) return;
+      if (IsOver(walk, first) || Enough(walk) || pass.next == pass.band.size()) return;
       index = pass.next++;
       walk.need.files -= 1;
       walk.need.bytes -= pass.band[index].bytes;
@@ -132,10 +146,12 @@ void ShelfSweep::WalkBand(Walk& walk) {
 // meets the need as well. False if it stays.
 bool ShelfSweep::RemoveCandidate(Walk& walk, const Candidate& candidate) {
   Rank& rank = *candidate.rank;
-  struct stat status{};
-  const UniqueFd folder(OpenFolder(rank.fd.get(), LeafName(candidate.leaf), &status));
-  struct stat file{};
-  int error = folder ? ops_->StatAt(folder.get(), candidate.name.c_str(), &file) : folder.get();
+  const std::string leaf_name = LeafName(rank.leaves[candidate.leaf].index);
+  int error = 0;
+  const Folder parent = FolderOf(rank, &error);
+  struct stat status{}, file{};
+  const UniqueFd folder(parent != nullptr ? OpenFolder(parent->get(), leaf_name, &status) : error);
+  error = folder ? ops_->StatAt(folder.get(), candidate.name.c_str(), &file) : folder.get();
   if (error >= 0) {
     if (!S_ISREG(file.st_mode) || file.st_dev != device_) return false;
     const Cut& cut = walk.pass.cuts[rank.name_space][UseClass(file)];
@@ -144,7 +160,7 @@ bool ShelfSweep::RemoveCandidate(Walk& walk, const Candidate& candidate) {
       ++walk.report.spared;
       return false;
     }
-    error = RemoveFile(walk, rank, folder.get(), candidate.name, file);
+    error = RemoveFile(walk, rank, folder.get(), leaf_name, candidate.name, file);
     if (walk.pass.dry_run) return true;
   } else if (error != -ENOENT && error != -ESTALE) {
     Fault(walk, -error);
@@ -161,8 +177,8 @@ bool ShelfSweep::RemoveCandidate(Walk& walk, const Candidate& candidate) {
 }
 
 // 0, -ENOENT if another was faster (its removal meets the need as well), or -errno.
-int ShelfSweep::RemoveFile(Walk& walk, Rank& rank, int folder, const std::string& name,
-                           const struct stat& file) {
+int ShelfSweep::RemoveFile(Walk& walk, Rank& rank, int folder, const std::string& leaf,
+                           const std::string& name, const struct stat& file) {
   int error = walk.pass.dry_run ? 0 : ops_->UnlinkAt(folder, name.c_str());
   if (error == -ESTALE) error = -ENOENT;
   std::lock_guard lock(mutex_);
@@ -171,9 +187,43 @@ int ShelfSweep::RemoveFile(Walk& walk, Rank& rank, int folder, const std::string
     walk.report.removed.bytes += file.st_size;
     if (walk.pass.report_names) walk.names[&rank].push_back(name);
   }
-  if ((error == 0 && !walk.pass.dry_run) || error == -ENOENT) Uncount(rank, file);
-  if (error < 0 && error != -ENOENT) ++walk.report.faults[-error];
+  if (!walk.pass.dry_run) Uncount(rank, file);  // refused, it is no candidate either
+  if (error < 0 && error != -ENOENT) {
+    ++walk.report.faults[-error];
+    ++walk.report.refused;
+    Hold(rank, leaf, name, file, -error);
+  }
   return error;
+}
+
+// Remembers a file whose removal was refused. Call with the mutex held.
+void ShelfSweep::Hold(const Rank& rank, const std::string& leaf, const std::string& name,
+                      const struct stat& file, int error) {
+  if (refused_.size() >= config_.held_files) return;
+  const Refused refused{rank.name_space, UseClass(file), Nanoseconds(file.st_atim), file.st_size};
+  if (!refused_.try_emplace(HashOf(rank.name_space, rank.number, name), refused).second) return;
+  held_.amount.files += 1;
+  held_.amount.bytes += file.st_size;
+  ++held_.by_errno[error];
+  if (held_.examples.size() < kExamples) {
+    held_.examples.push_back(PathOf(rank) + "/" + leaf + "/" + name);
+  }
+}
+
+bool ShelfSweep::IsHeld(const Rank& rank, const std::string& name) {
+  std::lock_guard lock(mutex_);
+  return !refused_.empty() && refused_.contains(HashOf(rank.name_space, rank.number, name));
+}
+
+void ShelfSweep::ReleaseHeld() {
+  for (const auto& [hash, file] : refused_) {
+    const bool counts = complete_ != nullptr && file.name_space < complete_->histograms.size();
+    if (!counts || !namespaces_[file.name_space].listed) continue;
+    const std::size_t bucket = AgeBucket(complete_->time_ns - file.used_ns);
+    complete_->histograms[file.name_space][file.use_class].Add(bucket, {1, file.bytes});
+  }
+  refused_.clear();
+  held_ = {};
 }
 
 }  // namespace kvshelf

@@ -13,27 +13,18 @@ namespace {
 constexpr double kPaceSlackSeconds = 0.005;
 constexpr double kPaceSleepSeconds = 0.02;
 
-void Count(Histograms& histograms, std::size_t use_class, std::int64_t age_ns, std::int64_t files,
-           std::int64_t bytes) {
-  std::vector<Amount>& buckets = histograms[use_class];
-  if (buckets.empty()) buckets.resize(kAgeBuckets);
-  Amount& bucket = buckets[AgeBucket(age_ns)];
-  bucket.files = std::max<std::int64_t>(0, bucket.files + files);
-  bucket.bytes = std::max<std::int64_t>(0, bucket.bytes + bytes);
-}
+constexpr int kUnchanged = 1;
 
 }  // namespace
 
 void ShelfSweep::WalkLeaves(Walk& walk) {
   Pass& pass = walk.pass;
   Burst burst(awake_);
-  // The first is not refused for lack of time, so that each call gets on.
   for (bool first = true;; first = false) {
     std::size_t item = 0;
     {
       std::lock_guard lock(mutex_);
-      const bool late = !first && Clock::now() >= walk.deadline;
-      if (stop_ || late || (pass.removing && Enough(walk))) return;
+      if (IsOver(walk, first) || (pass.removing && Enough(walk))) return;
       if (!pass.again.empty()) {
         item = pass.again.back();
         pass.again.pop_back();
@@ -56,30 +47,20 @@ void ShelfSweep::WalkLeaves(Walk& walk) {
 }
 
 // False if it was broken off and is to be walked again.
-bool ShelfSweep::WalkLeaf(Walk& walk, Burst& burst, Rank& rank, std::size_t index) {
-  Leaf& leaf = rank.leaves[index];
+bool ShelfSweep::WalkLeaf(Walk& walk, Burst& burst, Rank& rank, std::size_t position) {
+  Leaf& leaf = rank.leaves[position];
   Found found;
-  found.index = index;
+  found.position = position;
+  found.leaf = LeafName(leaf.index);
   const std::int64_t before = Now();
-  struct stat status{};
-  int error = ops_->StatAt(rank.fd.get(), LeafName(index).c_str(), &status);
-  const bool unchanged = error >= 0 && leaf.mtime_ns == Nanoseconds(status.st_mtim);
-  if (unchanged && (walk.pass.removing ? Spares(walk, rank, leaf) : !walk.pass.all)) return true;
   std::vector<std::string> names;
-  if (error >= 0) error = OpenFolder(rank.fd.get(), LeafName(index), &status);
-  if (error >= 0) {
-    found.folder = UniqueFd(error);
-    error = ListNames(found.folder.get(), &names);
-  }
+  struct stat status{};
+  const int error = ListLeaf(walk, rank, found, &status, &names);
+  if (error == kUnchanged) return true;
   if (error < 0) {
+    const bool gone = NoteUnopened(walk, PathOf(rank) + "/" + found.leaf, error);
     std::lock_guard lock(mutex_);
-    const bool foreign = error == -ENOTDIR || error == -ELOOP || error == -EXDEV;
-    if (foreign) NoteForeign(walk.pass.foreign, rank.path + "/" + LeafName(index));
-    if (foreign || error == -ENOENT || error == -ESTALE) {
-      Forget(rank, leaf);
-    } else {
-      ++walk.report.faults[-error];  // what is known of it stays
-    }
+    if (gone) Forget(rank, leaf);  // else what is known of it stays
     return true;
   }
   const bool complete = std::all_of(names.begin(), names.end(), [&](const std::string& name) {
@@ -94,12 +75,34 @@ bool ShelfSweep::WalkLeaf(Walk& walk, Burst& burst, Rank& rank, std::size_t inde
   return complete;
 }
 
+// Whether what is known of a leaf folder is all that the pass wants.
+bool ShelfSweep::NeedsNoList(const Walk& walk, const Rank& rank, const Leaf& leaf,
+                             const struct stat& status) const {
+  if (leaf.mtime_ns == 0 || leaf.mtime_ns != Nanoseconds(status.st_mtim)) return false;
+  return walk.pass.removing ? Spares(walk, rank, leaf) : !walk.pass.all;
+}
+
+// 0, kUnchanged if the names need not be known, or -errno.
+int ShelfSweep::ListLeaf(Walk& walk, Rank& rank, Found& found, struct stat* status,
+                         std::vector<std::string>* names) {
+  int error = 0;
+  const Folder folder = FolderOf(rank, &error);
+  if (folder == nullptr) return error;
+  error = ops_->StatAt(folder->get(), found.leaf.c_str(), status);
+  if (error < 0) return error;
+  if (NeedsNoList(walk, rank, rank.leaves[found.position], *status)) return kUnchanged;
+  error = OpenFolder(folder->get(), found.leaf, status);
+  if (error < 0) return error;
+  found.folder = UniqueFd(error);
+  return ListNames(found.folder.get(), names);
+}
+
 // False if the walk is to be broken off.
 bool ShelfSweep::LookAt(Walk& walk, Burst& burst, Rank& rank, Found& found,
                         const std::string& name) {
   if (!Pace(burst)) return false;
   struct stat file{};
-  const bool ours = IsChunkName(LeafName(found.index), name);
+  const bool ours = IsChunkName(found.leaf, name);
   const int error = ours ? ops_->StatAt(found.folder.get(), name.c_str(), &file) : 0;
   if (error == -ENOENT || error == -ESTALE) return true;
   if (error < 0) {
@@ -109,12 +112,13 @@ bool ShelfSweep::LookAt(Walk& walk, Burst& burst, Rank& rank, Found& found,
   }
   ++found.looked;
   if (!ours || !S_ISREG(file.st_mode) || file.st_dev != device_) {
-    NoteForeign(found.foreign, rank.path + "/" + LeafName(found.index) + "/" + name);
+    NoteForeign(found.foreign, PathOf(rank) + "/" + found.leaf + "/" + name);
     return true;
   }
   if (walk.pass.removing && !Judge(walk, rank, found, name, file)) return false;
   if (!walk.pass.removing) {
-    found.kept.push_back({Nanoseconds(file.st_atim), file.st_size, UseClass(file)});
+    const bool held = IsHeld(rank, name);
+    found.kept.push_back({Nanoseconds(file.st_atim), file.st_size, UseClass(file), held});
   }
   return true;
 }
@@ -125,22 +129,24 @@ void ShelfSweep::Commit(Walk& walk, Rank& rank, Found& found, bool complete) {
   NamespaceState& state = namespaces_[rank.name_space];
   std::lock_guard lock(mutex_);
   walk.report.files += found.looked;
-  Leaf& leaf = rank.leaves[found.index];
+  Leaf& leaf = rank.leaves[found.position];
+  if (found.unseen) ++pass.unseen;
   const Amount gone{found.removed.files + found.vanished.files,
                     found.removed.bytes + found.vanished.bytes};
   Leaf now = leaf;
   now.mtime_ns = 0;
   if (complete) {
     now = {};
+    now.index = leaf.index;
     now.seen = true;
     for (const Found::File& file : found.kept) {
       now.amount.files += 1;
       now.amount.bytes += file.bytes;
       now.oldest_ns = std::min(now.oldest_ns, file.used_ns);
       state.last_use_ns = std::max(state.last_use_ns, file.used_ns);
-      if (pass.all) {
-        Count(pass.histograms[rank.name_space], file.use_class, pass.time_ns - file.used_ns, 1,
-              file.bytes);
+      if (pass.all && !file.held) {
+        Histogram& histogram = pass.histograms[rank.name_space][file.use_class];
+        histogram.Add(AgeBucket(pass.time_ns - file.used_ns), {1, file.bytes});
       }
     }
     for (const std::string& path : found.foreign.examples) NoteForeign(pass.foreign, path);
@@ -203,7 +209,7 @@ void ShelfSweep::Fault(Walk& walk, int error) {
 void ShelfSweep::Uncount(const Rank& rank, const struct stat& file) {
   if (complete_ == nullptr || rank.name_space >= complete_->histograms.size()) return;
   const std::int64_t age = complete_->time_ns - Nanoseconds(file.st_atim);
-  Count(complete_->histograms[rank.name_space], UseClass(file), age, -1, -file.st_size);
+  complete_->histograms[rank.name_space][UseClass(file)].Add(AgeBucket(age), {-1, -file.st_size});
 }
 
 }  // namespace kvshelf

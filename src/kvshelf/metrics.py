@@ -67,6 +67,7 @@ SHELF_FOREIGN = "kvshelf:shelf_foreign_files"
 VOLUME_USED_BYTES = "kvshelf:volume_used_bytes"
 VOLUME_TOTAL_BYTES = "kvshelf:volume_total_bytes"
 EVICT_STATE = "kvshelf:evict_state"
+EVICT_HELD = "kvshelf:evict_held_chunks"
 
 LOOKUP_RESULTS = ("hit", "miss", "timeout", "error")
 BREAKER_SIDES = ("reading", "writing")
@@ -132,8 +133,16 @@ _EVICTED: tuple[Metric, ...] = (
         SHELF_BYTES,
         Kind.GAUGE,
         "bytes",
-        "Bytes of chunk files on the shelf, as who evicts knows them; 0 from others.",
+        "Bytes of chunk files on the shelf, as who evicts knows them; 0 from others. 100 "
+        "namespaces have a series each, the rest is `other`.",
         ("namespace",),
+    ),
+    Metric(
+        EVICT_HELD,
+        Kind.GAUGE,
+        "files",
+        "Chunk files that the file system refused to remove, as the evictor knows them. They are "
+        "tried again after a minute.",
     ),
 )
 
@@ -146,7 +155,13 @@ EVICT_METRICS: tuple[Metric, ...] = (
         "files",
         "Chunk files that were to go, and stayed because they were used meanwhile.",
     ),
-    Metric(SHELF_CHUNKS, Kind.GAUGE, "files", "Chunk files on the shelf.", ("namespace",)),
+    Metric(
+        SHELF_CHUNKS,
+        Kind.GAUGE,
+        "files",
+        "Chunk files on the shelf, of the same namespaces.",
+        ("namespace",),
+    ),
     Metric(SHELF_FOREIGN, Kind.GAUGE, "files", "Entries on the shelf that are not kvshelf's."),
     Metric(VOLUME_USED_BYTES, Kind.GAUGE, "bytes", "Bytes of the file system that are used."),
     Metric(VOLUME_TOTAL_BYTES, Kind.GAUGE, "bytes", "Bytes of the file system, used or free."),
@@ -154,7 +169,8 @@ EVICT_METRICS: tuple[Metric, ...] = (
         EVICT_STATE,
         Kind.GAUGE,
         "state",
-        "0 within limits, 1 scanning, 2 evicting, 3 a limit is exceeded and nothing more may go.",
+        "0 within limits, 1 scanning, 2 evicting, 3 a limit is exceeded and nothing more may go, "
+        "4 within limits as far as is known, but folders could not be looked into.",
     ),
 )
 

@@ -241,19 +241,23 @@ def list_namespaces(root: Path) -> list[NamespaceEntry]:
     for name in folders:
         if name in ROOT_FOLDERS or is_of_file_system(name):
             continue
-        try:
-            identity = Identity.from_json(read_json(root / name / NAMESPACE_FILE))
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            problem = error.strerror or str(error)
-            entries.append(NamespaceEntry(name, None, problem, error.errno or errno.EIO))
-        except ValueError as error:
-            entries.append(NamespaceEntry(name, None, str(error)))
-        else:
-            moved = "" if name == identity.folder else f"it is of the folder {identity.folder}"
-            entries.append(NamespaceEntry(name, identity, moved))
+        if (entry := namespace_entry(root, name)) is not None:
+            entries.append(entry)
     return entries
+
+
+def namespace_entry(root: Path, name: str) -> NamespaceEntry | None:
+    """What a folder's namespace.json says; None if there is none. Raises nothing."""
+    try:
+        identity = Identity.from_json(read_json(root / name / NAMESPACE_FILE))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return NamespaceEntry(name, None, error.strerror or str(error), error.errno or errno.EIO)
+    except ValueError as error:
+        return NamespaceEntry(name, None, str(error))
+    moved = "" if name == identity.folder else f"it is of the folder {identity.folder}"
+    return NamespaceEntry(name, identity, moved)
 
 
 def others_data(root: Path) -> str | None:

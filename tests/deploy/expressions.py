@@ -19,6 +19,7 @@ _NAME = re.compile(r"\b(?:kvshelf|vllm|job):\w+(?::\w+)?|\bkubelet_\w+")
 # Metrics of eviction that an engine without an evictor, or one that evicts nothing, does not have.
 EVICTION = {
     "kvshelf:evict_faults_total",
+    "kvshelf:evict_held_chunks",
     "kvshelf:evict_lease_held",
     "kvshelf:evict_pass_seconds",
     "kvshelf:evict_spared_chunks_total",

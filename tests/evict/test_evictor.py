@@ -173,6 +173,21 @@ def test_a_long_first_scan_does_not_hold_up_removal(
     assert len(shelf.gone() & shelf.oldest(500)) >= 400 and len(shelf.gone()) == 500
 
 
+def test_after_a_sample_the_scan_has_twice_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It begins anew then; else a scan of some seconds would be broken off for ever."""
+    monkeypatch.setattr("kvshelf.evict.evictor._SAMPLE_AFTER_SECONDS", 0.01)
+    shelf = ShelfMaker(tmp_path)
+    for i in range(1500):
+        shelf.add(1000 + i)
+    evictor = Evictor(tmp_path, to_keep(1000), files_per_second=4000)
+    waits = {evictor._sample_seconds}
+    while evictor.step(seconds_max=0.1).state in (State.SCANNING, State.EVICTING):
+        waits.add(evictor._sample_seconds)
+    assert {0.01, 0.02} <= waits and len(shelf.gone()) == 500
+
+
 def test_a_namespace_has_a_limit_of_its_own(tmp_path: Path) -> None:
     shelf = ShelfMaker(tmp_path, "big", "small")
     for i in range(200):

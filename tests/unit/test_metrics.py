@@ -12,6 +12,7 @@ from kvshelf.metrics import (
     AUDIT_OFF,
     BREAKER_STATE,
     EVICT_DURATION,
+    EVICT_HELD,
     EVICT_LEASE_HELD,
     EVICT_METRICS,
     METRICS,
@@ -69,7 +70,7 @@ def test_an_engine_gives_every_gauge() -> None:
     }
     # The scheduler's and eviction's.
     others = {AUDIT_OFF, WEIGHTS_KNOWN, BREAKER_STATE, SHELF_BYTES}
-    others |= {EVICT_LEASE_HELD, EVICT_DURATION}
+    others |= {EVICT_LEASE_HELD, EVICT_DURATION, EVICT_HELD}
     assert {n for n, _ in gauges} | others == {m.name for m in METRICS if m.kind is Kind.GAUGE}
     assert all(len(labels) == len(BY_NAME[name].labels) for name, labels in gauges)
 

@@ -6,11 +6,13 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
+#include <deque>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <string>
 #include <string_view>
+#include <unordered_map>
 #include <vector>
 
 #include "kvshelf/file_ops.h"
@@ -34,9 +36,26 @@ struct Amount {
   std::int64_t bytes = 0;
 };
 
+// Chunks by bucket of age. Takes memory for the buckets that hold chunks only: a shelf may have
+// 100,000 namespaces with a few chunks each.
+class Histogram {
+ public:
+  struct Row {
+    std::size_t bucket = 0;
+    Amount amount;
+  };
+  // Adds to a bucket, or takes from it; no bucket falls below 0.
+  void Add(std::size_t bucket, Amount amount);
+  Amount operator[](std::size_t bucket) const;
+  const std::vector<Row>& rows() const { return rows_; }  // in order of buckets
+
+ private:
+  std::vector<Row> rows_;
+};
+
 // Classes of a namespace's chunks: 0 not used since they were stored, 1 used again.
 inline constexpr std::size_t kUseClasses = 2;
-using Histograms = std::array<std::vector<Amount>, kUseClasses>;  // each empty or kAgeBuckets long
+using Histograms = std::array<Histogram, kUseClasses>;
 
 // Which chunks of a class go: all that were last used before `sure`; and of those last used before
 // `maybe` as many as are needed, the ones nearest to `sure` first. CLOCK_REALTIME, ns.
@@ -66,7 +85,8 @@ struct SweepReport {
   std::uint64_t folders = 0;
   std::uint64_t files = 0;  // that were looked at, one by one
   Amount removed;
-  std::uint64_t spared = 0;  // were to go, but had been used since the pass first saw them
+  std::uint64_t spared = 0;   // were to go, but had been used since the pass first saw them
+  std::uint64_t refused = 0;  // were to go, but the file system refused; they are held from now on
   std::map<int, std::uint64_t> faults;  // by errno
   std::vector<RemovedNames> names;
 };
@@ -77,11 +97,19 @@ struct Foreign {
   std::vector<std::string> examples;  // paths beneath the root, a few
 };
 
+// Chunk files whose removal was refused. They count, and stay out of the plan until ReleaseHeld.
+struct Held {
+  Amount amount;
+  std::map<int, std::uint64_t> by_errno;
+  std::vector<std::string> examples;  // paths beneath the root, a few
+};
+
 struct SweepConfig {
   unsigned threads = 4;
   double files_per_second = 0;         // stats and removals together; 0: no limit
   std::size_t band_files = 131072;     // candidates between `sure` and `maybe` that are remembered
   std::uint64_t removals_max = 16384;  // a call returns after so many, to report their names
+  std::size_t held_files = 131072;     // that are remembered; others are tried again and again
 };
 
 // One thread calls; Stop may be called from any. Calls work on threads of their own, of low
@@ -112,24 +140,54 @@ class ShelfSweep {
   double coverage() const;
   // Of the same scan.
   const Foreign& foreign() const;
+  // Folders that the last finished scan could not look into: what lies in them may not be known.
+  std::uint64_t unseen() const { return unseen_; }
+  const Held& held() const { return held_; }
+  // Lets removal try again what was refused. Call it while no scan of all is in progress.
+  void ReleaseHeld();
 
  private:
   struct Leaf;
   struct Rank;
+  struct Space;
   struct Pass;
   struct Candidate;
   struct Found;
   struct Walk;
   class Burst;
+  using Folder = std::shared_ptr<const UniqueFd>;
+  // A chunk file whose removal was refused, as the histogram had it.
+  struct Refused {
+    std::size_t name_space = 0;
+    std::size_t use_class = 0;
+    std::int64_t used_ns = 0;
+    std::int64_t bytes = 0;
+  };
 
-  std::unique_ptr<Pass> BeginPass();
-  static void NoteUnopened(Pass& pass, const std::string& path, int error);
-  void OpenNamespace(std::size_t index, Pass& pass);
-  void ListRank(Rank& rank, Pass& pass);
-  int OpenFolder(int parent, const std::string& name, struct stat* found) const;
+  std::unique_ptr<Pass> BeginPass(bool all);
   void Run(Walk& walk, std::size_t items, void (ShelfSweep::*work)(Walk&));
+  bool IsOver(const Walk& walk, bool first) const;
+  int OpenFolder(int parent, const std::string& name, struct stat* found);
+  std::string PathOf(const Rank& rank) const;
+  // Namespaces and ranks:
+  bool Open(Walk& walk);
+  void OpenSpaces(Walk& walk);
+  void OpenSpace(Walk& walk, std::size_t index);
+  void MatchRanks(Walk& walk, std::size_t index, const std::vector<std::string>& names);
+  void OpenRank(Walk& walk, int space, Rank& rank);
+  void MatchLeaves(Walk& walk, Rank& rank, const std::vector<std::string>& names);
+  bool NoteUnopened(Walk& walk, const std::string& path, int error);
+  void DropRanks(std::size_t index);
+  Folder FolderOf(Rank& rank, int* error);
+  void Keep(Rank& rank, const Folder& folder, bool replace);
+  void CloseKept();
+  // Leaf folders:
   void WalkLeaves(Walk& walk);
-  bool WalkLeaf(Walk& walk, Burst& burst, Rank& rank, std::size_t index);
+  bool WalkLeaf(Walk& walk, Burst& burst, Rank& rank, std::size_t position);
+  bool NeedsNoList(const Walk& walk, const Rank& rank, const Leaf& leaf,
+                   const struct stat& status) const;
+  int ListLeaf(Walk& walk, Rank& rank, Found& found, struct stat* status,
+               std::vector<std::string>* names);
   bool LookAt(Walk& walk, Burst& burst, Rank& rank, Found& found, const std::string& name);
   void Commit(Walk& walk, Rank& rank, Found& found, bool complete);
   void Forget(Rank& rank, Leaf& leaf);
@@ -143,9 +201,12 @@ class ShelfSweep {
   void AddToBand(Pass& pass, Found& found);
   void WalkBand(Walk& walk);
   bool RemoveCandidate(Walk& walk, const Candidate& candidate);
-  int RemoveFile(Walk& walk, Rank& rank, int folder, const std::string& name,
-                 const struct stat& file);
+  int RemoveFile(Walk& walk, Rank& rank, int folder, const std::string& leaf,
+                 const std::string& name, const struct stat& file);
   void Uncount(const Rank& rank, const struct stat& file);
+  void Hold(const Rank& rank, const std::string& leaf, const std::string& name,
+            const struct stat& file, int error);
+  bool IsHeld(const Rank& rank, const std::string& name);
 
   std::shared_ptr<FileOps> ops_;
   SweepConfig config_;
@@ -156,7 +217,13 @@ class ShelfSweep {
   std::mutex mutex_;           // guards all below while threads of a call run
 
   std::vector<NamespaceState> namespaces_;
-  std::vector<std::unique_ptr<Rank>> ranks_;
+  std::vector<Space> spaces_;                           // of each namespace
+  std::unordered_map<std::string, std::size_t> index_;  // of each namespace's folder
+  std::deque<Rank*> kept_;  // ranks whose folders are open, oldest first
+  std::size_t kept_max_ = 0;
+  Held held_;
+  std::unordered_map<std::uint64_t, Refused> refused_;  // by a hash of rank and name
+  std::uint64_t unseen_ = 0;
   std::unique_ptr<Pass> scan_;      // in progress
   std::unique_ptr<Pass> removal_;   // in progress
   std::unique_ptr<Pass> complete_;  // the last scan of all

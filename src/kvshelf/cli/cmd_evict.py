@@ -35,7 +35,7 @@ engines: one evicts and the others wait, but --once does not wait. Without any l
 90 percent of the file system and of its inodes may be used. SIZE is a number of
 bytes, or with a unit: 500GB, 1.5TB, 200GiB. See docs/eviction.md.
 Exit status 1 with --once: a limit is still exceeded, and nothing more may go, or what
-went made no room; or some of the shelf may not be read.
+went made no room; or some of the shelf could not be read or removed.
 """
 # How long a hung step is waited for once the command is to end.
 STOP_SECONDS = 2.0
@@ -205,13 +205,15 @@ class _Command:
             self._say(f"{self._root}: {OPTIONS[reason]}: {text}", repeat=False)
         if self._once and (report.faults or report.unread or report.unfreed):
             self._status = Exit.FINDINGS
-        resting = report.state.value in ("idle", "stuck", "stopped")
+        resting = report.state.value in ("idle", "stuck", "blind", "stopped")
         self._sum = None if resting else report
         if not resting:
             return False
-        if report.state.value == "stuck":
+        for text in report.complaints():
+            self._say(text, repeat=False)
+        if report.state.value in ("stuck", "blind"):
             self._status = Exit.FINDINGS
-            for need in report.needs:
+            for need in report.needs if report.state.value == "stuck" else ():
                 what = OPTIONS[need.reason]
                 self._say(f"{what} is exceeded, and nothing more may go", repeat=False)
         if report.foreign:

@@ -49,5 +49,12 @@ def as_json(report: Report, *, dry_run: bool) -> dict[str, Any]:
         "room_requests": report.room_requests,
         "foreign": {"count": report.foreign, "examples": list(report.foreign_examples)},
         "unread": list(report.unread),
+        "unseen_folders": report.unseen,
+        "held": {
+            "files": report.held.amount.files,
+            "bytes": report.held.amount.bytes,
+            "errnos": {str(number): times for number, times in report.held.by_errno.items()},
+            "examples": list(report.held.examples),
+        },
         "faults": {str(number): times for number, times in report.faults.items()},
     }

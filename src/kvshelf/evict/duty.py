@@ -27,6 +27,7 @@ from kvshelf.evict.lease import Lease
 from kvshelf.evict.limits import Amount, Limits
 from kvshelf.evict.mends import with_mend
 from kvshelf.evict.report import Report, State, no_effect_text
+from kvshelf.evict.series import with_own_series
 from kvshelf.evict.turn import Turn
 from kvshelf.volume import volume_of
 
@@ -64,7 +65,9 @@ class News:
         removed_files, removed_bytes: that this replica evicted.
         gone: keys of this replica's namespace that somebody evicted.
         dropped: keys that were not kept for the owner.
-        shelf_bytes: of all chunks by namespace, as the holder knows them; empty for others.
+        shelf_bytes: of all chunks by namespace, as the holder knows them; empty for others. Of 100
+            namespaces and ``series.OTHER``.
+        held_chunks: chunk files that this replica could not remove when it last tried.
         leftovers: files of dead writers that this replica removed.
         room_requests: how often this replica asked for room, because its stores failed.
         no_effect: limits for which chunks went and made no room, since the last call.
@@ -83,6 +86,7 @@ class News:
     room_requests: int = 0
     no_effect: list[str] = field(default_factory=list)
     notes: list[tuple[str, str]] = field(default_factory=list)
+    held_chunks: int = 0
     pass_seconds: float | None = None
     faults: list[Fault] = field(default_factory=list)
 
@@ -157,7 +161,9 @@ class EvictionDuty:
         """What happened since the last call."""
         with self._lock:
             news, self.has_news = self._news, False
-            self._news = News(is_holder=news.is_holder, shelf_bytes=news.shelf_bytes)
+            self._news = News(
+                news.is_holder, shelf_bytes=news.shelf_bytes, held_chunks=news.held_chunks
+            )
         return news
 
     def want_room(self) -> None:
@@ -269,25 +275,32 @@ class EvictionDuty:
             self._stand_back()
             raise
         self._tell(report)
-        if report.faults and not report.removed:
+        if (report.faults and not report.removed) or self._is_refused(report):
             self._stand_back()
         else:
             self._wait_seconds = report.wait_seconds(WAKE_SECONDS)
 
-    def _holds(self, is_holder: bool) -> None:
-        if is_holder == self._news.is_holder:
+    @staticmethod
+    def _is_refused(report: Report) -> bool:
+        """Whether what is left may be removed by another replica, if by any."""
+        return report.state is State.STUCK and bool(report.held.amount)
+
+    def _holds(self, is_holder: bool, *, keep_held: bool = False) -> None:
+        if is_holder == self._news.is_holder and (is_holder or not self._news.held_chunks):
             return
         self._pass_since = None
         if not is_holder and self._evictor is not None:
             self._evictor.leave()
         with self._lock:
             self._news.is_holder, self._news.shelf_bytes = is_holder, {}
+            if not keep_held:
+                self._news.held_chunks = 0
             self.has_news = True
 
     def _stand_back(self) -> None:
         """Leave it to another for a while, who may be allowed or able to do it."""
         self._stand_back_until = time.monotonic() + STAND_BACK_SECONDS
-        self._holds(False)
+        self._holds(False, keep_held=True)  # until another removes them, or this one tries again
         self._turn.leave()
 
     def _read(self) -> None:
@@ -311,8 +324,10 @@ class EvictionDuty:
             self._pass_since = None
         for number, times in report.faults.items():
             name = errno.errorcode.get(number, "other")
-            self._add_fault(Fault("evict", name, os.strerror(number), times))
-        shelf_bytes = {folder: amount.bytes for folder, amount in report.usage.items()}
+            text = str(report.held) if number in report.held.by_errno else os.strerror(number)
+            self._add_fault(Fault("evict", name, text, times))
+        shown = with_own_series(report.usage, kept=self._news.shelf_bytes)
+        shelf_bytes = {folder: amount.bytes for folder, amount in shown.items()}
         vain = report.unfreed.keys() - self._unfreed
         self._unfreed = frozenset(report.unfreed)
         with self._lock:
@@ -326,6 +341,7 @@ class EvictionDuty:
             news.removed_files += report.removed.files
             news.removed_bytes += report.removed.bytes
             news.pass_seconds = ended if ended is not None else news.pass_seconds
-            if shelf_bytes != news.shelf_bytes or report.removed or ended is not None:
-                news.shelf_bytes = shelf_bytes
+            known = shelf_bytes, report.held.amount.files
+            if known != (news.shelf_bytes, news.held_chunks) or report.removed or ended is not None:
+                news.shelf_bytes, news.held_chunks = known
                 self.has_news = True

@@ -16,7 +16,7 @@ from kvshelf.evict.demand import REASON as DEMAND
 from kvshelf.evict.demand import Demand
 from kvshelf.evict.effect import SETTLE_SECONDS_MAX, Effects
 from kvshelf.evict.leftovers import Leftovers
-from kvshelf.evict.limits import Amount, Limits, Need, may_exceed, needs
+from kvshelf.evict.limits import Amount, Limits, Need, may_exceed, needs, total
 from kvshelf.evict.native import Names, Sweep
 from kvshelf.evict.policy import effective_age
 from kvshelf.evict.refresh import SECONDS_MAX, RefreshTimes, Use
@@ -30,11 +30,14 @@ OnRemoved = Callable[[str, int, Sequence[ChunkKey]], None]
 """Called with a namespace's folder, a rank and the keys of its chunk files that were removed."""
 
 # A first scan that takes longer lets removal begin, from a sample of at least such a share.
-_SAMPLE_AFTER_SECONDS, _SAMPLE_COVERAGE = 5.0, 1 / 16
+# The scan begins anew then, and has twice the time before the next sample, so that it ends.
+_SAMPLE_AFTER_SECONDS, _SAMPLE_SECONDS_MAX, _SAMPLE_COVERAGE = 5.0, 60.0, 1 / 16
 # When nothing more can be removed, it is tried again after so long.
 _STUCK_SECONDS = 10.0
 # What temp files take is room for these alone: the other limits are of chunks.
 _OF_VOLUME = frozenset({"volume_percent", "inode_percent", DEMAND})
+# What the file system refused to remove is tried again after so long: a flag or a lock may go.
+HELD_SECONDS = 60.0
 # Clocks of nodes differ; last uses further ahead of ours are left alone.
 _FUTURE_SECONDS = 86_400.0
 
@@ -88,7 +91,7 @@ class Evictor:
         self._demand = Demand()
         self._leftovers = Leftovers(self._root, dry_run=dry_run)
         self._settling = False  # nothing goes until the volume shows what went
-        self._began = time.monotonic()
+        self._scan_began, self._sample_seconds = time.monotonic(), _SAMPLE_AFTER_SECONDS
         self._known = False  # all folders were scanned once
         self._scan_all = True  # all are to be scanned
         self._evicting = False
@@ -97,6 +100,10 @@ class Evictor:
         self._future = False  # chunks used ahead of our clock are candidates
         self._round: Need | None = None
         self._round_removed = Amount()
+        self._round_refused = 0
+        self._round_held = Amount()  # when it began
+        self._release_at = 0.0  # what is held is tried again from then on
+        self._may_sample = True
         self._cut_age: float | None = None
         self._refresh_times = RefreshTimes()
         self._stuck_until: dict[str | None, float] = {}  # by namespace, as needs are
@@ -121,7 +128,7 @@ class Evictor:
         while left > 0 and not self._stop.is_set():
             state = self._advance(log, left)
             left = begin + seconds_max - time.monotonic()
-            if state in (State.IDLE, State.STUCK) or self._settling:
+            if state not in (State.SCANNING, State.EVICTING) or self._settling:
                 break
         if self._stop.is_set():
             state = State.STOPPED
@@ -157,6 +164,7 @@ class Evictor:
             return scanning
         wanted = self._wanted()
         if not wanted:
+            self._release_held(now)
             self._evicting = self._fresh = self._future = False
             self._round = None
             self._stuck_until.clear()
@@ -185,7 +193,10 @@ class Evictor:
                 self._settling = True
                 return State.EVICTING
             self._effects.forget()
-        return State.IDLE if self._known else State.SCANNING
+        if not self._known:
+            return State.SCANNING
+        is_blind = self._sweep.unseen() or self._spaces.unread
+        return State.BLIND if is_blind else State.IDLE
 
     def _clean(self, log: StepLog, left: float) -> None:
         """What dead writers left goes before good chunks do."""
@@ -214,7 +225,7 @@ class Evictor:
                 self._scan_all, self._known, self._fresh = False, True, True
             elif self._known:
                 return State.EVICTING
-            elif not self._may_sample(now):
+            elif not self._sample_is_due(now):
                 return State.SCANNING
         elif self._refresh_is_due(now):
             done = self._refresh(log, left)
@@ -222,9 +233,9 @@ class Evictor:
                 return State.EVICTING
         return None
 
-    def _may_sample(self, now: float) -> bool:
-        waited = now - self._began > _SAMPLE_AFTER_SECONDS
-        return waited and self._sweep.buckets().coverage >= _SAMPLE_COVERAGE
+    def _sample_is_due(self, now: float) -> bool:
+        waited = now - self._scan_began > self._sample_seconds
+        return self._may_sample and waited and self._sweep.coverage() >= _SAMPLE_COVERAGE
 
     def _refresh(self, log: StepLog, left: float) -> bool:
         """Renew what is known of folders that have changed; True if that is done."""
@@ -243,7 +254,7 @@ class Evictor:
     def _is_urgent(self, use: Use) -> bool:
         """Whether what came since the last look may exceed a limit; not if one is known to be."""
         usage = self._sweep.usage()
-        shelf = sum(usage.values(), Amount())
+        shelf = self._sweep.total()
         mean_bytes = shelf.bytes / max(1, shelf.files)
         grown = self._refresh_times.grown_bytes(use, mean_bytes)
         return may_exceed(self._limits, usage, grown) and not may_exceed(self._limits, usage, 0)
@@ -253,7 +264,7 @@ class Evictor:
 
     def _evict(self, need: Need, log: StepLog, left: float) -> None:
         if not self._dry_run:
-            shelf = sum(self._usage().values(), Amount())
+            shelf = total(self._usage())
             amount = self._effects.limited(need.reason, need.amount, time.monotonic(), shelf)
             need = replace(need, amount=amount)
         if not need.amount:
@@ -266,6 +277,9 @@ class Evictor:
         work = log.add(self._sweep.remove(need.amount, left))
         self._count(work.removed, before)
         self._round_removed += work.removed
+        self._round_refused += work.refused
+        if work.refused:
+            self._release_at = time.monotonic() + HELD_SECONDS
         self._removed += work.removed
         log.removed += work.removed
         if self._dry_run:
@@ -279,13 +293,17 @@ class Evictor:
         if not self._known:
             # Samples scatter. Down to the low mark once; then only if the limit seems exceeded.
             self._evicting = False
+            self._may_sample = bool(self._round_removed)
+            self._scan_began = time.monotonic()
+            self._sample_seconds = min(2 * self._sample_seconds, _SAMPLE_SECONDS_MAX)
         self._refresh_times.now()  # others may have removed where this walk had been before
-        if 2 * self._round_removed.bytes > planned.amount.bytes:
+        held = self._sweep.held().amount - self._round_held
+        if 2 * (self._round_removed.bytes + held.bytes) > planned.amount.bytes:
             return
         # The histogram promised more than there was: chunks were used since, or others removed.
         if not self._fresh or self._counts_what_is_gone():
             self._scan_all = True
-        elif self._round_removed:
+        elif self._round_removed or self._round_refused:
             return
         elif not self._future:
             self._future = True
@@ -295,10 +313,15 @@ class Evictor:
 
     def _counts_what_is_gone(self) -> bool:
         """Whether others have removed chunks that the histogram has; what we remove leaves it."""
-        there = sum(amount.files for amount in self._sweep.usage().values())
+        there = self._sweep.total().files - self._sweep.held().amount.files
         return there < int(self._sweep.buckets().files.sum())
 
+    def _release_held(self, now: float) -> None:
+        if now >= self._release_at and not self._scan_all:
+            self._sweep.release_held()
+
     def _begin_round(self, need: Need) -> None:
+        self._release_held(time.monotonic())
         now_ns = time.time_ns()
         cuts = choose_cuts(
             self._sweep.buckets(),
@@ -314,7 +337,8 @@ class Evictor:
             cuts, dry_run=self._dry_run, report_names=self._on_removed is not None
         )
         self._round = need
-        self._round_removed = Amount()
+        self._round_removed, self._round_refused = Amount(), 0
+        self._round_held = self._sweep.held().amount
 
     def _tell(self, batches: Sequence[Names]) -> None:
         if self._on_removed is None or self._dry_run:
@@ -356,7 +380,7 @@ class Evictor:
         now = time.monotonic()
         volume = self._sees()
         self._effects.saw(now, volume)
-        shelf = sum(self._sweep.usage().values(), Amount()) if self._known else None
+        shelf = self._sweep.total() if self._known else None
         return self._effects.less_unshown(now, volume, shelf, self._removed)
 
     def _root_identity(self) -> tuple[int, int]:
@@ -394,6 +418,8 @@ class Evictor:
             foreign=count + len(mine),
             foreign_examples=(*mine[:8], *examples),
             unread=self._spaces.unread,
+            held=self._sweep.held(),
+            unseen=self._sweep.unseen(),
             faults=dict(log.faults),
             seconds=seconds,
         )

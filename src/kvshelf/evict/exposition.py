@@ -13,8 +13,9 @@ from typing import Any
 
 from kvshelf import metrics
 from kvshelf.evict.report import Report, State
+from kvshelf.evict.series import with_own_series
 
-_STATES = (State.IDLE, State.SCANNING, State.EVICTING, State.STUCK)
+_STATES = (State.IDLE, State.SCANNING, State.EVICTING, State.STUCK, State.BLIND)
 # A step that takes longer hangs in the storage: it should take a second.
 HEALTHY_SECONDS = 60.0
 
@@ -106,11 +107,13 @@ class Exposition:
 
 def _gauges(report: Report) -> dict[str, list[tuple[str, float]]]:
     # Folders' names are safe in quotes: kvshelf.layout.is_namespace_folder.
-    spaces = [(f'{{namespace="{name}"}}', amount) for name, amount in report.usage.items()]
+    shown = with_own_series(report.usage)
+    spaces = [(f'{{namespace="{name}"}}', amount) for name, amount in shown.items()]
     volume = report.volume
     found: dict[str, list[tuple[str, float]]] = {
         metrics.SHELF_CHUNKS: [(labels, amount.files) for labels, amount in spaces],
         metrics.SHELF_BYTES: [(labels, amount.bytes) for labels, amount in spaces],
+        metrics.EVICT_HELD: [("", report.held.amount.files)],
         metrics.SHELF_FOREIGN: [("", report.foreign)],
         metrics.EVICT_STATE: [("", _STATES.index(report.state))] if report.state in _STATES else [],
     }

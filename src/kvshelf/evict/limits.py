@@ -33,6 +33,12 @@ class Amount:
         return self.files > 0 or self.bytes > 0
 
 
+def total(usage: Mapping[str, Amount]) -> Amount:
+    """Of all namespaces. A shelf may have 10,000: it makes no object a namespace."""
+    amounts = usage.values()
+    return Amount(sum(each.files for each in amounts), sum(each.bytes for each in amounts))
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What a shelf may take. None: no such limit.
@@ -75,6 +81,11 @@ class Limits:
     def __bool__(self) -> bool:
         one = (self.shelf_bytes, self.volume_percent, self.inode_percent, self.namespace_bytes)
         return any(limit is not None for limit in one) or bool(self.namespace_bytes_of)
+
+    @property
+    def limits_namespaces(self) -> bool:
+        """Whether any limit is of one namespace's bytes."""
+        return self.namespace_bytes is not None or bool(self.namespace_bytes_of)
 
     def of_namespace(self, folder: str) -> int | None:
         """The limit of one namespace's bytes."""
@@ -121,7 +132,7 @@ def needs(
     """
     found = []
     left = dict(usage)
-    for folder, amount in usage.items():
+    for folder, amount in usage.items() if limits.limits_namespaces else ():
         limit = limits.of_namespace(folder)
         over = _over(amount.bytes, limit, limits.low_percent, evicting)
         if over and folder not in stuck:
@@ -129,7 +140,7 @@ def needs(
             left[folder] = replace(amount, bytes=amount.bytes - over)
     # What goes for a namespace's limit helps the shelf's; its files are not known before.
     gone = sum(need.amount.bytes for need in found)
-    shelf = sum(left.values(), Amount())
+    shelf = total(left)
     wanted = list(_of_shelf(limits, volume, shelf, gone, evicting))
     if wanted and None not in stuck:
         found.append(_largest(limits, volume, shelf, wanted, held))
@@ -138,10 +149,10 @@ def needs(
 
 def may_exceed(limits: Limits, usage: Mapping[str, Amount], grown_bytes: int) -> bool:
     """Whether a limit of bytes is exceeded if the shelf has grown by so much, wherever it was."""
-    shelf = sum(amount.bytes for amount in usage.values())
-    if limits.shelf_bytes is not None and shelf + grown_bytes > limits.shelf_bytes:
+    shelf_limit = limits.shelf_bytes
+    if shelf_limit is not None and total(usage).bytes + grown_bytes > shelf_limit:
         return True
-    for folder, amount in usage.items():
+    for folder, amount in usage.items() if limits.limits_namespaces else ():
         limit = limits.of_namespace(folder)
         if limit is not None and amount.bytes + grown_bytes > limit:
             return True

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvshelf.core import native as _native
-from kvshelf.evict.limits import Amount
+from kvshelf.evict.limits import Amount, total
+from kvshelf.evict.report import Held
 from kvshelf.keys import ChunkKey, make_key
 from kvshelf.layout import CHUNK_SUFFIX
 
@@ -49,6 +50,7 @@ class Work:
         folders: folders that were looked at.
         files: files that were looked at, one by one.
         spared: files that were to go, but had been used since the pass first saw them.
+        refused: files that were to go, and that the file system did not let go. They are held.
         faults: how often each errno came.
     """
 
@@ -57,6 +59,7 @@ class Work:
     files: int
     removed: Amount
     spared: int
+    refused: int
     faults: dict[int, int]
     names: tuple[Names, ...]
 
@@ -87,12 +90,12 @@ class Buckets:
 
     def estimate(self) -> dict[str, Amount]:
         """What is on the shelf, by namespace, if the folders that are counted are a sample."""
-        usage = {}
-        for index, folder in enumerate(self.folders):
-            rows = self.namespace == index
-            files, bytes_ = self.files[rows].sum(), self.bytes[rows].sum()
-            usage[folder] = Amount(int(files / self.coverage), int(bytes_ / self.coverage))
-        return usage
+        files, bytes_ = (
+            np.bincount(self.namespace, column, len(self.folders)) / self.coverage
+            for column in (self.files, self.bytes)
+        )
+        pairs = zip(files.astype(int).tolist(), bytes_.astype(int).tolist(), strict=True)
+        return dict(zip(self.folders, (Amount(*pair) for pair in pairs), strict=True))
 
 
 class Sweep:
@@ -121,9 +124,12 @@ class Sweep:
         self._sweep = _native.ShelfSweep(
             os.fspath(root), threads, files_per_second, band_files, removals_max
         )
+        self._usage: dict[str, Amount] | None = None  # as of the last call that changed it
+        self._total = Amount()
 
     def set_namespaces(self, folders: Sequence[str]) -> None:
         """Say which folders of the root are namespaces; others are not looked into."""
+        self._usage = None
         self._sweep.set_namespaces(list(folders))
 
     def scan(self, *, all_folders: bool, seconds_max: float) -> Work:
@@ -154,12 +160,38 @@ class Sweep:
         self._sweep.stop()
 
     def usage(self) -> dict[str, Amount]:
-        """What is known to be on the shelf, by namespace."""
-        return {
-            folder: Amount(files, bytes_)
-            for folder, listed, files, bytes_, _ in self._sweep.namespaces()
-            if listed
-        }
+        """What is known to be on the shelf, by namespace. Made once between two walks."""
+        if self._usage is None:
+            self._usage = {
+                folder: Amount(files, bytes_)
+                for folder, listed, files, bytes_, _ in self._sweep.namespaces()
+                if listed
+            }
+            self._total = total(self._usage)
+        return self._usage
+
+    def total(self) -> Amount:
+        """What is known to be on the shelf."""
+        self.usage()
+        return self._total
+
+    def unseen(self) -> int:
+        """Folders that the last scan could not look into."""
+        return int(self._sweep.unseen())
+
+    def held(self) -> Held:
+        """What the file system refused to remove since ``release_held``. It counts as usage, and
+        no removal tries it again."""
+        files, bytes_, by_errno, examples = self._sweep.held()
+        return Held(Amount(files, bytes_), by_errno, tuple(map(os.fsdecode, examples)))
+
+    def release_held(self) -> None:
+        """Let removal try again what it could not remove. Not while a scan of all is unfinished."""
+        self._sweep.release_held()
+
+    def coverage(self) -> float:
+        """The share of the shelf's folders that the histogram counts."""
+        return float(self._sweep.coverage())
 
     def buckets(self) -> Buckets:
         """The histogram of the last scan of all folders, or of the first that is in progress."""
@@ -183,7 +215,8 @@ class Sweep:
         return count, tuple(map(os.fsdecode, examples))
 
     def _work(self, report: Any) -> Work:
-        finished, folders, files, removed, removed_bytes, spared, faults, names = report
+        finished, folders, files, removed, removed_bytes, spared, refused, faults, names = report
+        self._usage = None
         states = self._sweep.namespaces() if names else ()
         return Work(
             finished=finished,
@@ -191,6 +224,7 @@ class Sweep:
             files=files,
             removed=Amount(removed, removed_bytes),
             spared=spared,
+            refused=refused,
             faults=faults,
             names=tuple(Names(states[index][0], rank, tuple(n)) for index, rank, n in names),
         )

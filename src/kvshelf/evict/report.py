@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from kvshelf.evict.limits import Amount, Need
+from kvshelf.evict.limits import Amount, Need, total
 from kvshelf.evict.refresh import SECONDS_MIN
 from kvshelf.text import bytes_text
 from kvshelf.volume import Volume
@@ -31,7 +32,29 @@ class State(Enum):
     """A limit was exceeded, and the low mark is not yet reached."""
     STUCK = "stuck"
     """A limit is exceeded, but nothing more may or can be removed."""
+    BLIND = "blind"
+    """No limit is exceeded as far as is known, but some folders could not be looked into."""
     STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Chunk files that the file system refused to remove. They are tried again after a while.
+
+    Attributes:
+        by_errno: how many, by the errno that came.
+        examples: paths beneath the root, a few.
+    """
+
+    amount: Amount = field(default_factory=Amount)
+    by_errno: Mapping[int, int] = field(default_factory=dict)
+    examples: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """Name reasons and examples, for people."""
+        causes = ", ".join(f"{os.strerror(code)}: {n}" for code, n in self.by_errno.items())
+        shown = ", ".join(self.examples)
+        return f"{self.amount.files} chunks cannot be removed ({causes}), such as {shown}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +71,8 @@ class Report:
         is_urgent: what came since the last look at the shelf may exceed a limit.
         foreign: how much lies on the shelf that is not kvshelf's, with a few examples.
         unread: namespaces that may not be read: what lies in them does not count, and stays.
+        held: what the file system refused to remove.
+        unseen: folders that could not be looked into: what lies in them may not be known.
         faults: how often each errno came.
         is_settling: nothing goes until the volume shows what went.
         unfreed: limits that removal does not help to keep, because the volume does not show what
@@ -69,6 +94,8 @@ class Report:
     foreign: int = 0
     foreign_examples: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
+    held: Held = field(default_factory=Held)
+    unseen: int = 0
     faults: Mapping[int, int] = field(default_factory=dict)
     seconds: float = 0.0
     is_settling: bool = False
@@ -76,10 +103,17 @@ class Report:
     leftovers: Amount = field(default_factory=Amount)
     room_requests: int = 0
 
+    def complaints(self) -> Iterator[str]:
+        """What an operator should mend, in words: what is held, and what could not be seen."""
+        if self.held.amount.files:
+            yield str(self.held)
+        if self.unseen:
+            yield f"{self.unseen} folders could not be looked into, so their chunks do not count"
+
     @property
     def shelf(self) -> Amount:
         """What is on the shelf."""
-        return sum(self.usage.values(), Amount())
+        return total(self.usage)
 
     def wait_seconds(self, interval_seconds: float) -> float:
         """Until the next step, if limits are looked at every ``interval_seconds``."""

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
-from kvshelf.layout import ROOT_FILES, ROOT_FOLDERS, is_namespace_folder
-from kvshelf.root import is_of_file_system, list_namespaces
+from kvshelf.layout import NAMESPACE_FILE, ROOT_FILES, ROOT_FOLDERS, is_namespace_folder
+from kvshelf.root import is_of_file_system, namespace_entry
 
 # The root's time may be so coarse, and a namespace.json comes a moment after its folder.
 _RACY_SECONDS = 5.0
 _LIST_SECONDS = 60.0
 _FOREIGN_MAX = 1000
+# What this process or machine lacks says nothing of a namespace.
+_OWN_LACK = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+
+# Device, inode, size, modification and change time of a namespace.json.
+_Signature = tuple[int, int, int, int, int]
 
 
 class Spaces:
     """The namespaces of a root, listed again when its modification time has changed.
 
     A folder counts if its name may be a namespace's and its namespace.json is sound and says so.
+    A namespace.json is read again only when its inode or its times have changed.
 
     Attributes:
         foreign: other entries of the root, as far as is counted. Hidden ones and those that begin
@@ -31,6 +39,7 @@ class Spaces:
         self._listed_at = 0.0
         self._mtime = -1.0
         self._folders: list[str] = []
+        self._sound: dict[str, _Signature] = {}  # by folder
         self.foreign: tuple[str, ...] = ()
         self.unread: tuple[str, ...] = ()
 
@@ -38,23 +47,47 @@ class Spaces:
         """Names of the folders.
 
         Raises:
-            OSError: the root cannot be listed.
+            OSError: the root cannot be listed, or no descriptor is left to look further.
         """
         now = time.time()
         mtime = self._root.stat().st_mtime
         racy = self._listed_at < mtime + _RACY_SECONDS
         if mtime == self._mtime and not racy and now < self._listed_at + _LIST_SECONDS:
             return self._folders
-        entries = [e for e in list_namespaces(self._root) if is_namespace_folder(e.folder)]
-        self._folders = [e.folder for e in entries if e.identity is not None and not e.problem]
-        self.unread = tuple(e.folder for e in entries if e.errno)
+        with os.scandir(self._root) as scan:
+            names = {entry.name: entry.is_dir(follow_symlinks=False) for entry in scan}
+        self._judge(name for name in names if names[name] and is_namespace_folder(name))
         known = ROOT_FILES | ROOT_FOLDERS | {*self._folders, *self.unread}
         self.foreign = tuple(
             name
-            for name in sorted(os.listdir(self._root))[:_FOREIGN_MAX]  # noqa: PTH208
-            if name not in known
-            and not is_of_file_system(name)
-            and not name.startswith((".", "kvshelf"))
+            for name in sorted(names.keys() - known)[:_FOREIGN_MAX]
+            if not is_of_file_system(name) and not name.startswith((".", "kvshelf"))
         )
         self._listed_at, self._mtime = now, mtime
         return self._folders
+
+    def _judge(self, names: Iterable[str]) -> None:
+        """Tell namespaces from folders whose namespace.json is absent, unsound or unreadable."""
+        sound: dict[str, _Signature] = {}
+        unread = []
+        for name in sorted(names):
+            signature = self._signature(name)
+            if signature is None or self._sound.get(name) != signature:
+                entry = namespace_entry(self._root, name)
+                if entry is not None and entry.errno:
+                    if entry.errno in _OWN_LACK:
+                        raise OSError(entry.errno, os.strerror(entry.errno), str(self._root / name))
+                    unread.append(name)
+                if entry is None or entry.identity is None or entry.problem:
+                    continue
+            sound[name] = signature or (0, 0, 0, 0, 0)
+        self._sound, self._folders, self.unread = sound, list(sound), tuple(unread)
+
+    def _signature(self, name: str) -> _Signature | None:
+        """None if it cannot be had."""
+        try:
+            found = (self._root / name / NAMESPACE_FILE).lstat()
+        except OSError:
+            return None
+        times = found.st_mtime_ns, found.st_ctime_ns
+        return found.st_dev, found.st_ino, found.st_size, *times

@@ -92,6 +92,8 @@ def folder_at(parent: int, name: str) -> Iterator[int]:
 def remove_tree(parent: int, name: str, device: int, *, last: str = "", depth: int = 0) -> None:
     """Remove a folder and all that is in it. Follows no link.
 
+    What cannot be removed stays with the folders that it is in and with ``last``; the rest goes.
+
     Args:
         device: of the file system that it must all be on (st_dev).
         depth: of the folder in the tree.
@@ -99,19 +101,27 @@ def remove_tree(parent: int, name: str, device: int, *, last: str = "", depth: i
 
     Raises:
         StillOpenError: it is empty but for what processes of this host have open.
-        OSError: something cannot be removed, another file system is mounted there (EXDEV), or it is
-            deeper than anything of kvshelf's (ELOOP).
+        OSError: the first of what cannot be removed; another file system is mounted there
+            (EXDEV), or it is deeper than anything of kvshelf's (ELOOP).
     """
     if depth > DEPTH_MAX:
         raise OSError(errno.ELOOP, "it is too deep to be kvshelf's", name)
     with folder_at(parent, name) as folder:
         if os.fstat(folder).st_dev != device:
             raise OSError(errno.EXDEV, "another file system is mounted in it", name)
+        refused: OSError | None = None
         for entry in entries(folder):
-            if entry.type is Type.FOLDER:
-                remove_tree(folder, entry.name, device, depth=depth + 1)
-            elif entry.name != last:
-                os.unlink(entry.name, dir_fd=folder)
+            try:
+                if entry.type is Type.FOLDER:
+                    remove_tree(folder, entry.name, device, depth=depth + 1)
+                elif entry.name != last:
+                    os.unlink(entry.name, dir_fd=folder)
+            except OSError as error:
+                if error.errno in (errno.EXDEV, errno.ELOOP):
+                    raise
+                refused = refused or error
+        if refused is not None:
+            raise refused
         if last:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(last, dir_fd=folder)

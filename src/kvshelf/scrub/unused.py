@@ -73,25 +73,30 @@ class UnusedNamespaces:
 
     def empty(self, root: int, gone: str) -> Iterator[Finding]:
         """Delete what ``judge`` renamed; also what a scrub that was killed left. Entries that are
-        not kvshelf's stay, and keep the folder."""
+        not kvshelf's, or that cannot be removed, stay and keep the folder; the rest goes."""
         name = gone.removeprefix(".removed-").rpartition("-")[0]
+        refused: dict[str, list[str]] = {}  # paths by reason
         try:
             with folder_at(root, gone) as folder:
                 for found in walk(folder, name):
+                    path = f"{gone}/{found.path.partition('/')[2]}"
                     if found.what is What.FOREIGN:
-                        path = f"{gone}/{found.path.partition('/')[2]}"
                         yield Finding(Kind.FOREIGN, path, "not kvshelf's")
-                    else:
-                        self._remove(found)
+                    elif reason := self._refusal(found):
+                        refused.setdefault(reason, []).append(path)
             os.rmdir(gone, dir_fd=root)
         except OSError as error:
             if error.errno not in (*GONE, *_NOT_EMPTY):
                 yield Finding(Kind.FAULT, gone, error.strerror or str(error))
+        for reason, paths in refused.items():
+            detail = reason if len(paths) == 1 else f"{reason}, as for {len(paths) - 1} others"
+            yield Finding(Kind.FAULT, paths[0], detail)
 
-    def _remove(self, found: Found) -> None:
-        if found.error is not None:
-            raise found.error
+    def _refusal(self, found: Found) -> str:
+        """Remove an entry; why that is refused, or nothing."""
         try:
+            if found.error is not None:
+                raise found.error
             if found.what is What.FOLDER:
                 os.rmdir(found.name, dir_fd=found.folder)
             else:
@@ -99,7 +104,8 @@ class UnusedNamespaces:
                 os.unlink(found.name, dir_fd=found.folder)
         except OSError as error:
             if error.errno not in (*GONE, *_NOT_EMPTY):
-                raise
+                return error.strerror or str(error)
+        return ""
 
     def _all_old_and_ours(self, folder: int, name: str) -> bool:
         """Raises _InUseError at the first entry that was used of late."""

@@ -105,8 +105,7 @@ class FileVerifier:
                 if not (second.verdict.bad and remove):
                     return second
                 # The first descriptor is still open: its inode is nobody else's.
-                removed = unlink_if_same(folder, name, seen)
-                return replace(second, removed=True) if removed else Outcome(Verdict.GONE)
+                return _removed(folder, name, seen, second)
         except OSError as error:
             return _outcome_of(error)
 
@@ -180,6 +179,15 @@ class FileVerifier:
         if error in GONE or os.fstat(file).st_nlink == 0:
             return Outcome(Verdict.GONE)
         return Outcome(Verdict(verdict), reason)
+
+
+def _removed(folder: int, name: str, seen: os.stat_result, outcome: Outcome) -> Outcome:
+    """A bad file that cannot be removed is bad all the same."""
+    try:
+        removed = unlink_if_same(folder, name, seen)
+    except OSError as error:
+        return replace(outcome, reason=f"{outcome.reason}; cannot be removed: {error.strerror}")
+    return replace(outcome, removed=True) if removed else Outcome(Verdict.GONE)
 
 
 def _outcome_of(error: OSError) -> Outcome:

@@ -75,6 +75,7 @@ class Eviction:
         self._faults = FaultLog(logger)
         self._holds: set[int] = set()  # roots in which this engine evicts
         self._bytes: dict[int, Mapping[str, int]] = {}  # of each root, by namespace
+        self._held: dict[int, int] = {}  # chunk files of each root that cannot be removed
         self._counted: set[str] = set()  # namespaces
         for duty in duties:
             duty.start()
@@ -117,6 +118,8 @@ class Eviction:
             what = "now" if news.is_holder else "no longer"
             self._logger.info("kvshelf: this engine %s keeps %s within its limits", what, path)
         stats.gauge(metrics.EVICT_LEASE_HELD, float(news.is_holder), self._shelf.roots[root])
+        self._held[root] = news.held_chunks
+        stats.gauge(metrics.EVICT_HELD, sum(self._held.values()))
         self._bytes[root] = news.shelf_bytes
         known = sum(map(Counter, self._bytes.values()), Counter[str]())
         for folder in self._counted | known.keys():
