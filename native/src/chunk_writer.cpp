@@ -88,6 +88,7 @@ FileResult ChunkWriter::CreateTemp() {
     return FileResult::IoError(-fd);
   }
   file_ = UniqueFd(fd);
+  root_.GiveToUsers(fd, options_.file_mode);
   // A full file system says so before any work is done, and ext4 writes a fifth faster into blocks
   // that it has allocated at once. Where it is not supported there is nothing lost.
   const int allocated = root_.ops().Allocate(fd, static_cast<off_t>(FileBytes(header_)));

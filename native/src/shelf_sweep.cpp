@@ -15,6 +15,7 @@
 #include <ctime>
 #include <system_error>
 #include <thread>
+#include <utility>
 
 #include "shelf_sweep_parts.h"
 
@@ -137,6 +138,19 @@ int ListNames(int folder, std::vector<std::string>* names) {
   return error;
 }
 
+bool Junk::Has(std::string_view path) const {
+  std::string name(path.substr(path.rfind('/') + 1));
+  for (char& c : name) {
+    if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
+  }
+  auto any = [](const std::vector<std::string>& texts, auto&& matches) {
+    return std::any_of(texts.begin(), texts.end(), matches);
+  };
+  return any(names, [&](const std::string& text) { return name == text; }) ||
+         any(prefixes, [&](const std::string& text) { return name.starts_with(text); }) ||
+         any(suffixes, [&](const std::string& text) { return name.ends_with(text); });
+}
+
 void NoteForeign(Foreign& foreign, const std::string& path) {
   ++foreign.count;
   if (foreign.examples.size() < kExamples) foreign.examples.push_back(path);
@@ -148,7 +162,7 @@ std::size_t UseClass(const struct stat& file) {
 
 ShelfSweep::ShelfSweep(std::shared_ptr<FileOps> ops, const std::string& root, SweepConfig config)
     : ops_(std::move(ops)),
-      config_(config),
+      config_(std::move(config)),
       root_(::open(root.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)) {
   struct stat found{};
   if (!root_ || ops_->Fstat(root_.get(), &found) < 0) {
@@ -203,9 +217,13 @@ std::unique_ptr<ShelfSweep::Pass> ShelfSweep::BeginPass() {
   return pass;
 }
 
-void ShelfSweep::NoteUnopened(Pass& pass, const std::string& path, int error) {
+void ShelfSweep::NoteUnknown(Foreign& foreign, const std::string& path) const {
+  if (!config_.junk.Has(path)) NoteForeign(foreign, path);
+}
+
+void ShelfSweep::NoteUnopened(Pass& pass, const std::string& path, int error) const {
   if (error == -ENOTDIR || error == -ELOOP || error == -EXDEV) {
-    NoteForeign(pass.foreign, path);
+    NoteUnknown(pass.foreign, path);
   } else if (error != -ENOENT && error != -ESTALE) {
     ++pass.faults[-error];
   }
@@ -250,7 +268,7 @@ void ShelfSweep::ListRank(Rank& rank, Pass& pass) {
     if (name.size() == 3 && IsHex(name)) {
       there[std::stoul(name, nullptr, 16)] = true;
     } else {
-      NoteForeign(pass.foreign, rank.path + "/" + name);
+      NoteUnknown(pass.foreign, rank.path + "/" + name);
     }
   }
   for (std::size_t i = 0; i < kLeaves; ++i) {
@@ -273,10 +291,15 @@ void ShelfSweep::Run(Walk& walk, std::size_t items, void (ShelfSweep::*work)(Wal
   const std::size_t threads = std::clamp<std::size_t>(items / kItemsPerThread, 1, config_.threads);
   std::vector<std::jthread> running;
   for (std::size_t i = 0; i < threads; ++i) {
-    running.emplace_back([&] {
-      LowerOwnPriority();
-      (this->*work)(walk);
-    });
+    try {
+      running.emplace_back([&] {
+        LowerOwnPriority();
+        (this->*work)(walk);
+      });
+    } catch (const std::system_error&) {
+      if (running.empty()) throw;  // the caller says so
+      return;                      // those that were to be had do the work
+    }
   }
 }
 

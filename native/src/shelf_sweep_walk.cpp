@@ -109,7 +109,7 @@ bool ShelfSweep::LookAt(Walk& walk, Burst& burst, Rank& rank, Found& found,
   }
   ++found.looked;
   if (!ours || !S_ISREG(file.st_mode) || file.st_dev != device_) {
-    NoteForeign(found.foreign, rank.path + "/" + LeafName(found.index) + "/" + name);
+    NoteUnknown(found.foreign, rank.path + "/" + LeafName(found.index) + "/" + name);
     return true;
   }
   if (walk.pass.removing && !Judge(walk, rank, found, name, file)) return false;

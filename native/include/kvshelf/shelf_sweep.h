@@ -77,11 +77,23 @@ struct Foreign {
   std::vector<std::string> examples;  // paths beneath the root, a few
 };
 
+// Names that file systems, desktops and scanners put into any folder: neither ours nor anybody's
+// data. In lower case; src/kvshelf/junk.py has the list.
+struct Junk {
+  std::vector<std::string> names;
+  std::vector<std::string> prefixes;
+  std::vector<std::string> suffixes;
+
+  // Whether the last component of `path` is such a name.
+  bool Has(std::string_view path) const;
+};
+
 struct SweepConfig {
   unsigned threads = 4;
   double files_per_second = 0;         // stats and removals together; 0: no limit
   std::size_t band_files = 131072;     // candidates between `sure` and `maybe` that are remembered
   std::uint64_t removals_max = 16384;  // a call returns after so many, to report their names
+  Junk junk;                           // is not counted as foreign
 };
 
 // One thread calls; Stop may be called from any. Calls work on threads of their own, of low
@@ -123,7 +135,9 @@ class ShelfSweep {
   class Burst;
 
   std::unique_ptr<Pass> BeginPass();
-  static void NoteUnopened(Pass& pass, const std::string& path, int error);
+  // Counts what is neither a chunk nor junk.
+  void NoteUnknown(Foreign& foreign, const std::string& path) const;
+  void NoteUnopened(Pass& pass, const std::string& path, int error) const;
   void OpenNamespace(std::size_t index, Pass& pass);
   void ListRank(Rank& rank, Pass& pass);
   int OpenFolder(int parent, const std::string& name, struct stat* found) const;

@@ -11,7 +11,8 @@ from pathlib import Path
 from kvshelf.doctor.findings import Finding, fine, note, problem, warning
 from kvshelf.errors import NotAShelfError
 from kvshelf.layout import MARKER
-from kvshelf.root import check_root, others_data
+from kvshelf.proof import others_data
+from kvshelf.root import check_root
 from kvshelf.text import bytes_text
 
 # statvfs(3) of file systems that do not count inodes: 0, or all ones (CephFS).

@@ -6,8 +6,9 @@ import os
 import time
 from pathlib import Path
 
+from kvshelf.junk import is_junk
 from kvshelf.layout import ROOT_FILES, ROOT_FOLDERS, is_namespace_folder
-from kvshelf.root import is_of_file_system, list_namespaces
+from kvshelf.root import list_namespaces
 
 # The root's time may be so coarse, and a namespace.json comes a moment after its folder.
 _RACY_SECONDS = 5.0
@@ -52,9 +53,7 @@ class Spaces:
         self.foreign = tuple(
             name
             for name in sorted(os.listdir(self._root))[:_FOREIGN_MAX]  # noqa: PTH208
-            if name not in known
-            and not is_of_file_system(name)
-            and not name.startswith((".", "kvshelf"))
+            if name not in known and not is_junk(name) and not name.startswith((".", "kvshelf"))
         )
         self._listed_at, self._mtime = now, mtime
         return self._folders

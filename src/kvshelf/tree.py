@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from enum import Enum
 from typing import NamedTuple
 
-from kvshelf.root import is_of_file_system
+from kvshelf.junk import is_junk
 
 # Names held in memory at once. A folder of kvshelf's has 3,000; one with more is listed again.
 NAMES_MAX = 10_000
@@ -34,7 +34,7 @@ class Entry(NamedTuple):
 def entries(folder: int, after: str = "", *, inclusive: bool = False) -> Iterator[Entry]:
     """Entries of a folder in order of their names, those behind ``after`` only, or from it on.
 
-    What a file system puts there itself is left out. Memory is bounded however many there are;
+    Junk is left out. Memory is bounded however many there are;
     the folder may change meanwhile.
 
     Raises:
@@ -55,7 +55,7 @@ def _typed(
 ) -> Iterator[tuple[str, str]]:
     for entry in scan:
         before = entry.name < after or (entry.name == after and not inclusive)
-        if before or is_of_file_system(entry.name):
+        if before or is_junk(entry.name):
             continue
         kind = Type.OTHER
         if entry.is_dir(follow_symlinks=False):
@@ -81,7 +81,7 @@ def folder_at(parent: int, name: str) -> Iterator[int]:
 
 
 def remove_tree(parent: int, name: str, device: int, *, last: str = "", depth: int = 0) -> None:
-    """Remove a folder and all that is in it. Follows no link.
+    """Remove a folder and all that is in it but junk. Follows no link.
 
     Args:
         device: of the file system that it must all be on (st_dev).
@@ -105,7 +105,12 @@ def remove_tree(parent: int, name: str, device: int, *, last: str = "", depth: i
         if last:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(last, dir_fd=folder)
-    os.rmdir(name, dir_fd=parent)
+    try:
+        os.rmdir(name, dir_fd=parent)
+    except OSError as error:
+        # Junk is not ours to remove, and keeps its folder.
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
 
 
 def unlink_if_same(folder: int, name: str, seen: os.stat_result) -> bool:
