@@ -16,10 +16,10 @@ from kvshelf.cli.common import (
     CommandError,
     Exit,
     check_path,
+    ended_as_by_ctrl_c,
     existing_shelf,
     print_json,
     safe,
-    sigterm_as_interrupt,
 )
 from kvshelf.config import Settings
 from kvshelf.deadline import NoAnswerError, within
@@ -81,7 +81,7 @@ def run(options: argparse.Namespace) -> Exit:
     if not _bad(findings):
         try:
             findings += check_mount(mount_of(root)) + check_room(root)
-            with sigterm_as_interrupt():
+            with ended_as_by_ctrl_c():
                 rows = _probe(options, root, findings)
                 if options.peer:
                     findings += _meet(root, options.wait_seconds)

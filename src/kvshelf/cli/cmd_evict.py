@@ -16,8 +16,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from kvshelf.cli.common import CommandError, Exit, existing_shelf, safe
+from kvshelf.cli.common import (
+    CommandError,
+    Exit,
+    end_signals,
+    existing_shelf,
+    prepared_shelf,
+    safe,
+    status_of,
+)
 from kvshelf.errors import ConfigError, KvshelfError
+from kvshelf.threads import start
 
 if TYPE_CHECKING:
     from kvshelf.evict import Evictor, Limits, OnRemoved, Report
@@ -124,7 +133,7 @@ def _namespace_limit(text: str) -> tuple[str, int]:
 def run(options: argparse.Namespace) -> Exit:
     from kvshelf.evict import Evictor  # noqa: PLC0415 - other commands do without the extension
 
-    root = existing_shelf(options.root)
+    root = existing_shelf(options.root) if options.dry_run else prepared_shelf(options.root)
     for option, low, high in _RANGES:
         value = getattr(options, option[2:].replace("-", "_"))
         if not low <= value <= high:  # never true of NaN
@@ -213,9 +222,9 @@ class _Command:
             if self._evictor is not None:
                 self._evictor.stop()
 
-        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, *end_signals())}
         worker = threading.Thread(target=self._work, name="kvs-evictor", daemon=True)
-        worker.start()
+        start(worker)
         try:
             while not self._ended.wait(0.2) and not received:
                 pass
@@ -271,7 +280,7 @@ class _Command:
                 report = self._evictor.step()
             except (OSError, KvshelfError) as error:
                 if self._once:
-                    raise CommandError(Exit.NO_SHELF, f"{self._root}: {error}") from error
+                    raise CommandError(status_of(error), f"{self._root}: {error}") from error
                 self._say(f"{self._root}: {error}; trying again", repeat=False)
                 self._evictor = None
                 self._stop.wait(RETRY_SECONDS)

@@ -21,6 +21,11 @@ from kvshelf.cli import (
     cmd_top,
 )
 from kvshelf.cli.common import EXIT_HELP, CommandError, Exit
+from kvshelf.errors import ResourceError
+from kvshelf.threads import NO_THREAD
+
+# What the interpreter says when pools of threads, such as bench's, grow in vain.
+_NO_THREAD = "can't start new thread"
 
 # Name -> module with HELP, DESCRIPTION, add_arguments(parser) and run(options).
 COMMANDS = {
@@ -67,6 +72,17 @@ def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _what_lacks(error: MemoryError | RuntimeError) -> str:
+    """What the system does not give. Raises the error if that is not its cause."""
+    if isinstance(error, MemoryError):
+        return "out of memory: raise the limit (ulimit -v, memory.max)"
+    if isinstance(error, ResourceError):
+        return str(error)
+    if _NO_THREAD in str(error):
+        return NO_THREAD
+    raise error
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status; arguments are the process's own by default.
 
@@ -92,6 +108,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _drop_output()
         return Exit.CLOSED_PIPE
+    except (MemoryError, RuntimeError) as error:
+        print(f"kvshelf: {_what_lacks(error)}", file=sys.stderr)
+        return Exit.NO_RESOURCES
     except OSError as error:  # the shelf's are CommandErrors: it is the output
         print(f"kvshelf: {error}", file=sys.stderr)
         _drop_output()

@@ -26,6 +26,7 @@ from kvshelf.evict.lease import Lease
 from kvshelf.evict.limits import Limits
 from kvshelf.evict.report import Report, State
 from kvshelf.evict.turn import Turn
+from kvshelf.threads import start
 
 # Limits are looked at so often, and the journal too.
 WAKE_SECONDS = 1.0
@@ -137,7 +138,11 @@ class EvictionDuty:
         self._thread = threading.Thread(target=self._run, name="kvshelf-evict", daemon=True)
 
     def start(self) -> None:
-        self._thread.start()
+        """
+        Raises:
+            ResourceError: no thread is to be had.
+        """
+        start(self._thread)
 
     def take(self) -> News:
         """What happened since the last call."""
@@ -170,11 +175,11 @@ class EvictionDuty:
         self._guarded("journal", self._read)  # from now on
         while not self._stop.wait(self._wait_seconds):
             self._wait_seconds = WAKE_SECONDS
-            self._guarded("evict", self._evict)
-            self._guarded("journal", self._read)
             if time.monotonic() - self._renewed_at > RENEW_SECONDS:
                 self._renewed_at = time.monotonic()
-                self._guarded("namespace", self._renew)
+                self._guarded("namespace", self._renew)  # first: eviction needs its marker
+            self._guarded("evict", self._evict)
+            self._guarded("journal", self._read)
         self._turn.leave()
 
     def _guarded(self, part: str, work: Callable[[], None]) -> None:
