@@ -18,6 +18,7 @@ from kvshelf.evict.policy import effective_age
 from kvshelf.evict.refresh import SECONDS_MAX, RefreshTimes, Use
 from kvshelf.evict.report import Report, State
 from kvshelf.evict.spaces import Spaces
+from kvshelf.keeper import RootKeeper
 from kvshelf.keys import ChunkKey, make_key
 from kvshelf.root import check_root
 
@@ -69,6 +70,7 @@ class Evictor:
     ) -> None:
         self._root = Path(root)
         check_root(self._root)
+        self._keeper = None if dry_run else RootKeeper(self._root)
         self._limits = limits
         self._dry_run = dry_run
         self._on_removed = on_removed
@@ -318,6 +320,8 @@ class Evictor:
 
     def _check(self) -> None:
         """A mount may go away or be replaced: what lies there then is not ours."""
+        if self._keeper is not None:
+            self._keeper.keep()
         check_root(self._root)
         if self._root_identity() != self._identity:
             raise NotAShelfError(f"{self._root} is another directory than it was")
