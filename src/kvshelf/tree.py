@@ -102,7 +102,8 @@ def remove_tree(parent: int, name: str, device: int, *, last: str = "", depth: i
                 remove_tree(folder, entry.name, device, depth=depth + 1)
             elif entry.name != last:
                 os.unlink(entry.name, dir_fd=folder)
-        if last:
+        # A folder that junk has kept is to go later, by what the last entry says.
+        if last and all(entry.name == last for entry in entries(folder)):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(last, dir_fd=folder)
     try:
