@@ -8,7 +8,7 @@ from kvshelf.errors import ResourceError
 
 NO_THREAD = (
     "no thread can be made: the limit of processes is reached (ulimit -u, pids.max of the "
-    "container or of the systemd unit: TasksMax)"
+    "container, TasksMax of the systemd unit), or its stack finds no memory (ulimit -v)"
 )
 
 

@@ -153,7 +153,7 @@ def _probe(options: argparse.Namespace, root: Path, findings: list[Finding]) -> 
         try:
             if not missing:
                 return measure(scratch.path, workload, progress)
-        except MemoryError:
+        except (MemoryError, ConfigError):  # of the engine's buffers
             missing = "needs more memory than there is"
         finally:
             progress("")
