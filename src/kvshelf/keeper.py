@@ -1,4 +1,4 @@
-"""Keeps a root a shelf while it is used: a purge of old files takes the marker first."""
+"""Keeps a root a shelf while it is used: a purge of old files takes its marker."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from kvshelf.root import check_root, publish_marker
 
 
 class RootKeeper:
-    """Holds the directory of a shelf open, and writes its marker again when that is absent.
+    """Writes the marker of a shelf again when that is absent.
 
-    The proof is the descriptor: the directory at the path must still be the one that carried the
-    marker when it was opened. A mount point whose file system is away, or another directory under
-    the name, gets none.
+    The proof is the inode: the directory at the path must still be the one that carried the marker
+    at the start. A mount point whose file system is away, or another directory under the name, gets
+    none.
 
     Args:
         root: a shelf.
         file_mode: of the marker.
+        hold: keep the directory open, so that its inode is not used again; False: the caller does.
 
     Raises:
         NotAShelfError: its marker is damaged or of another version.
@@ -29,13 +30,15 @@ class RootKeeper:
     Threads: one. ``close``, or the collector, closes the descriptor.
     """
 
-    def __init__(self, root: Path, *, file_mode: int = 0o640) -> None:
-        self._root, self._file_mode = root, file_mode
-        self._hold(_opened(root))
+    def __init__(self, root: Path, *, file_mode: int = 0o640, hold: bool = True) -> None:
+        self._root, self._file_mode, self._holds = root, file_mode, hold
+        self._keep(_opened(root))
 
-    def _hold(self, descriptor: int) -> None:
-        self._descriptor = descriptor
+    def _keep(self, descriptor: int) -> None:
+        self._seen = os.fstat(descriptor)
         self._close = weakref.finalize(self, _close, descriptor)
+        if not self._holds:
+            self._close()
 
     def keep(self) -> bool:
         """Write the marker if it is absent; whether that was done. One call if it is there.
@@ -46,7 +49,7 @@ class RootKeeper:
         if os.path.lexists(self._root / MARKER):
             return False
         # ENOENT of a root that is away is the caller's to tell.
-        if not os.path.samestat(self._root.stat(), os.fstat(self._descriptor)):
+        if not os.path.samestat(self._root.stat(), self._seen):
             return False
         publish_marker(self._root, self._file_mode)
         return True
@@ -58,11 +61,11 @@ class RootKeeper:
         Raises:
             NotAShelfError, OSError: it is none, or cannot be opened.
         """
-        if os.path.samestat(self._root.stat(), os.fstat(self._descriptor)):
+        if os.path.samestat(self._root.stat(), self._seen):
             return
         other = _opened(self._root)
         self._close()
-        self._hold(other)
+        self._keep(other)
 
     def close(self) -> None:
         """Let the directory go; twice is fine."""

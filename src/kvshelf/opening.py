@@ -45,7 +45,11 @@ class Uses:
         Raises: as ``root.use_namespace``, if it does so soon.
         """
         if root not in self._keepers:
-            self._keepers[root] = RootKeeper(root, file_mode=self._modes["file_mode"])
+            self._keepers[root] = RootKeeper(
+                root,
+                file_mode=self._modes["file_mode"],
+                hold=False,  # the engine does
+            )
 
         def work() -> None:
             self._keep(root, use_namespace(root, self._identity, **self._modes))

@@ -73,18 +73,27 @@ def others_data(root: Path) -> str | None:
         os.close(descriptor)
 
 
-def has_lost_marker(root: Path) -> bool:
+def has_lost_marker(root: Path, *, in_use: bool = False) -> bool:
     """Whether a directory without a marker holds a shelf; an empty one does not.
+
+    Args:
+        in_use: it must also hold a lease or a journal, which only a shelf has that engines or
+            evictors use: a copy of some namespaces has none. For commands that delete.
 
     Raises:
         OSError: it cannot be listed.
     """
     descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        has_ours = any(map(_is_ours, entries(descriptor)))
+        if in_use:
+            is_ours = _is_used(descriptor, _Look())
+        else:
+            is_ours = any(map(_is_ours, entries(descriptor)))
+    except _TooManyError:
+        return False
     finally:
         os.close(descriptor)
-    return has_ours and others_data(root) is None
+    return is_ours and others_data(root) is None
 
 
 def _is_ours(entry: Entry) -> bool:
@@ -104,8 +113,7 @@ def _is_proven(root: int, ours: list[Entry]) -> bool:
         return (
             any(_has_identity(root, name) for name in spaces)
             or _is_cursor(root)
-            or _holds(root, EVICT_FOLDER, look, _is_lease)
-            or _holds(root, REMOVED_FOLDER, look, _is_journal)
+            or _is_used(root, look)
             or any(_has_chunk(root, name, look) for name in spaces)
             or (
                 len(folders) == len(ours)
@@ -114,6 +122,13 @@ def _is_proven(root: int, ours: list[Entry]) -> bool:
         )
     except _TooManyError:
         return False
+
+
+def _is_used(root: int, look: _Look) -> bool:
+    """Whether a lease or a journal lies there."""
+    return _holds(root, EVICT_FOLDER, look, _is_lease) or _holds(
+        root, REMOVED_FOLDER, look, _is_journal
+    )
 
 
 class _Look:

@@ -75,7 +75,7 @@ def site() -> Iterator[Path]:
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_command_says_it_in_one_line(site: Path, command: str, processes: int) -> None:
     done = limited(processes, COMMANDS[command], site)
-    if processes == 2 and done.returncode == 0:  # one thread beside the main one is enough
+    if processes == 2 and done.returncode < 2:  # one thread beside the main one is enough
         assert done.stderr == ""
     else:
         assert done.returncode == 11, done

@@ -187,7 +187,7 @@ def test_a_link_proves_nothing(tmp_path: Path, deep: str) -> None:
     assert not os.path.lexists(root / "kvshelf.json")
 
 
-def test_commands_that_write_make_the_marker_again(
+def test_commands_that_delete_make_the_marker_again(
     purged: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for command in (
@@ -200,9 +200,9 @@ def test_commands_that_write_make_the_marker_again(
         main([command[0], str(purged), *command[1:]])
         assert not (purged / "kvshelf.json").exists()
     assert "no kvshelf.json" not in capsys.readouterr().err.replace("evict", "")
-    for writing in (["evict", "--once"], ["scrub"]):
+    for deleting in (["evict", "--once"], ["scrub"]):
         (purged / "kvshelf.json").unlink(missing_ok=True)
-        assert main([writing[0], str(purged), *writing[1:]]) == 0
+        assert main([deleting[0], str(purged), *deleting[1:]]) == 0
         assert is_shelf(purged)
         assert "made kvshelf.json again" in capsys.readouterr().err
 
@@ -211,3 +211,14 @@ def test_an_empty_directory_is_no_shelf_for_a_command(tmp_path: Path) -> None:
     for command in (["ls"], ["evict", "--once"], ["scrub"]):
         assert main([command[0], str(tmp_path), *command[1:]]) == 10
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_copy_of_namespaces_is_no_shelf_to_delete_in(
+    purged: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keep_only(purged, SPACE)
+    before = sorted(purged.rglob("*"))
+    for command in (["evict", "--once", "--shelf-limit", "1"], ["scrub"]):
+        assert main([command[0], str(purged), *command[1:]]) == 10
+        assert "nothing is deleted there" in capsys.readouterr().err
+    assert sorted(purged.rglob("*")) == before

@@ -127,8 +127,8 @@ def existing_shelf(path: str) -> Path:
 
 
 def prepared_shelf(path: str) -> Path:
-    """The shelf at a path, for a command that writes: with a marker, if a purge took it; without
-    what a killed ``bench`` left; and, for the superuser, with its owners mended.
+    """The shelf at a path, for a command that deletes: with a marker, if a purge took it of a shelf
+    in use; without what a killed ``bench`` left; and, for the superuser, with its owners mended.
 
     Raises:
         CommandError: there is none, or it does not answer.
@@ -144,6 +144,9 @@ def _prepare(root: Path) -> list[str]:
     lines = []
     try:
         if not os.path.lexists(root / MARKER):
+            if not has_lost_marker(root, in_use=True):
+                text = f"{root} has no {MARKER}: nothing is deleted there; an engine makes it again"
+                raise CommandError(Exit.NO_SHELF, text)
             publish_marker(root)
             lines.append(f"{root}: made {MARKER} again: something had removed it")
         mended = mend_owners(root)

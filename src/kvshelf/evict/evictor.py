@@ -70,7 +70,7 @@ class Evictor:
     ) -> None:
         self._root = Path(root)
         check_root(self._root)
-        self._keeper = None if dry_run else RootKeeper(self._root)
+        self._keeper = None if dry_run else RootKeeper(self._root, hold=False)
         self._limits = limits
         self._dry_run = dry_run
         self._on_removed = on_removed
