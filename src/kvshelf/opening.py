@@ -12,9 +12,10 @@ from pathlib import Path
 from kvshelf.deadline import NoAnswerError, within
 from kvshelf.errors import ConfigError, NotAShelfError
 from kvshelf.keeper import RootKeeper
-from kvshelf.layout import NAMESPACE_FILE
+from kvshelf.layout import NAMESPACE_FILE, TEMP_FOLDER
 from kvshelf.leftovers import remove_dead_scratch
 from kvshelf.namespace import Identity
+from kvshelf.owner import say_if_closed
 from kvshelf.root import is_shelf, open_namespace, open_root, use_namespace
 from kvshelf.rootlist import SETTING
 
@@ -169,6 +170,8 @@ def _open(
             asked.append(str(root))
             open_namespace(root, identity, **modes)
             opened.uses.take(root)
+            for name in (identity.folder, f"{identity.folder}/{TEMP_FOLDER}"):
+                say_if_closed(root, name)
     except BaseException:
         opened.uses.close()
         raise

@@ -14,6 +14,7 @@ core does the same. Threads: any. Sources: chown(2), chmod(2), inode(7), umask(2
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import stat
@@ -129,6 +130,16 @@ def finish_folder(descriptor: int, mode: int, users: Users | None) -> None:
         # A mount that refuses decides itself whose group files get; the folder works without.
         with contextlib.suppress(OSError):
             os.fchmod(descriptor, stat.S_IMODE(os.fstat(descriptor).st_mode) | mode & 0o7000)
+
+
+def say_if_closed(root: Path, name: str) -> None:
+    """Log one line if a folder of another user does not let this process write to it."""
+    # access(2), not faccessat2(2), which some container profiles refuse.
+    if not os.access(root / name, os.W_OK | os.X_OK):
+        denied = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        error = explained(root, name, denied)
+        if error is not denied:
+            _logger.warning("kvshelf: stores will fail: %s", error.strerror)
 
 
 def explained(root: Path, name: str, error: OSError, mode: int = 0o2770) -> OSError:

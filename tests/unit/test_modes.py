@@ -181,6 +181,37 @@ def test_what_the_superuser_stores_is_the_roots_owners(shared: Path) -> None:
 
 
 @root_only
+@pytest.mark.parametrize("closed", ["", "/tmp"])
+def test_a_namespace_of_another_is_said_with_its_mend(
+    shared: Path, closed: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As an older kvshelf made it with umask 022: all load, only its user stores."""
+    as_user(ALICE, [GROUP], 0o022, lambda: store(shared, KEYS[0]))
+    folder = shared / f"{IDENTITY.folder}{closed}"
+    folder.chmod(0o2750)
+
+    def said() -> None:
+        with shelf(shared, BLOCKS.copy()) as opened:
+            status = [FileStatus.OK if not closed else FileStatus.IO_ERROR]
+            assert opened.store([Chunk(KEYS[1], range(3))]) == status
+        [record] = caplog.records
+        assert f"{folder} is of user {ALICE} and group {GROUP}, mode 2750" in record.message
+        assert f"chown -R 0:{GROUP} {folder} && chmod 2770 {folder}" in record.message
+
+    as_user(BOB, [GROUP], 0o022, said)
+    (folder / "namespace.json").unlink(missing_ok=True)
+    folder.chmod(0o2750)
+
+    def refused() -> None:
+        with pytest.raises(ConfigError, match=r"run as root: chown -R 0:50000"):
+            shelf(shared, BLOCKS.copy())
+
+    if not closed:
+        (folder / "tmp").rmdir()
+        as_user(BOB, [GROUP], 0o022, refused)
+
+
+@root_only
 def test_only_the_owner_of_a_file_renews_its_access_time(shared: Path) -> None:
     """utimensat(2): setting one of the two times alone is the owner's, whatever the mode."""
 
