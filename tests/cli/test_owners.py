@@ -10,12 +10,17 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from kvshelf import Chunk, EngineConfig, Identity, Shelf, make_key
+from kvshelf.bench.scratch import Scratch
 from kvshelf.cli.main import main
+from kvshelf.doctor.folders import check_folders
 from kvshelf.evict import Limits
 from kvshelf.evict.duty import EvictionDuty
 from kvshelf.evict.turn import Turn
+from kvshelf.leftovers import remove_dead_scratch
 from kvshelf.mend import mend_owners
 from kvshelf.root import open_root
 from tests.evict.shelves import CHUNK_BYTES, ShelfMaker
@@ -142,6 +147,47 @@ def test_a_folder_of_root_is_one_error_with_its_mend(
     assert "gave" in capfd.readouterr().err
     as_user(ALICE, [GROUP], 0o022, lambda: take_lease(shared))
     assert {user for user, _ in owners(shared)} == {ALICE}
+
+
+def test_a_doctor_says_which_folders_are_closed(
+    shared: Path,
+) -> None:
+    def all_open() -> None:
+        assert check_folders(shared) == []
+
+    def closed() -> None:
+        found = check_folders(shared)
+        assert len(found) == 2
+        for each, name in zip(found, ("evict", "removed"), strict=True):
+            assert f"{shared}/{name} is of user 0 and group 0, mode 0750" in each.message
+            assert each.remedy.startswith(f"run as root: chown -R {ALICE}:{GROUP} {shared}/{name}")
+
+    as_user(ALICE, [GROUP], 0o022, all_open)
+    spoil(shared)
+    as_user(ALICE, [GROUP], 0o022, closed)
+
+
+def test_scratch_that_root_left_is_removed_by_an_engine(shared: Path) -> None:
+    child = os.fork()
+    if child == 0:
+        scratch = Scratch(shared)
+        scratch.__enter__()
+        config = EngineConfig(io_threads=1, lookup_threads=1)
+        blocks = np.zeros((8, 4096), dtype=np.uint8)
+        with Shelf.of_arrays(
+            scratch.path, Identity({"model": "m"}), blocks, config=config
+        ) as shelf:
+            shelf.store([Chunk(make_key(b"k" * 32, 0), range(3))])
+        os._exit(0)
+    os.waitpid(child, 0)
+    [left] = [path for path in shared.iterdir() if path.name.startswith(".")]
+    assert list(left.rglob("*.kv"))
+
+    def remove() -> None:
+        assert remove_dead_scratch(shared) == 1
+
+    as_user(ALICE, [GROUP], 0o022, remove)
+    assert not left.exists()
 
 
 def test_a_namespace_of_root_is_mended_with_all_folders(shared: Path) -> None:

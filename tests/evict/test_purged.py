@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import subprocess
 import sys
@@ -191,3 +192,25 @@ def test_a_marker_that_is_something_else_stays(tmp_path: Path) -> None:
     (root / "kvshelf.json").symlink_to("nowhere")
     assert not keeper.keep()
     assert str((root / "kvshelf.json").readlink()) == "nowhere"
+
+
+def test_a_namespace_that_is_whole_again_is_soon_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The root's time does not tell: only the namespace's folder changes."""
+    from kvshelf.evict import spaces as module
+
+    shelf = ShelfMaker(tmp_path)
+    os.utime(tmp_path, (1e9, 1e9))
+    now = [1.5e9]
+    monkeypatch.setattr(module.time, "time", lambda: now[0])
+    spaces = module.Spaces(tmp_path)
+    assert spaces.list() == shelf.folders
+    document = tmp_path / shelf.folders[0] / "namespace.json"
+    content = document.read_bytes()
+    document.unlink()
+    now[0] += 61
+    assert spaces.list() == []
+    document.write_bytes(content)
+    now[0] += 6
+    assert spaces.list() == shelf.folders

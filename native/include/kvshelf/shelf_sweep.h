@@ -93,7 +93,7 @@ struct SweepConfig {
   double files_per_second = 0;         // stats and removals together; 0: no limit
   std::size_t band_files = 131072;     // candidates between `sure` and `maybe` that are remembered
   std::uint64_t removals_max = 16384;  // a call returns after so many, to report their names
-  Junk junk;                           // is not counted as foreign
+  Junk junk{};                         // is not counted as foreign
 };
 
 // One thread calls; Stop may be called from any. Calls work on threads of their own, of low

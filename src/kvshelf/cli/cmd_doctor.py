@@ -24,6 +24,7 @@ from kvshelf.cli.common import (
 from kvshelf.config import Settings
 from kvshelf.deadline import NoAnswerError, within
 from kvshelf.doctor.findings import Finding, Severity, fine, note, problem, warning
+from kvshelf.doctor.folders import check_folders
 from kvshelf.doctor.host import check_host
 from kvshelf.doctor.peers import findings_of, meet
 from kvshelf.doctor.recommend import recommend
@@ -80,7 +81,7 @@ def run(options: argparse.Namespace) -> Exit:
     rows: list[Row] = []
     if not _bad(findings):
         try:
-            findings += check_mount(mount_of(root)) + check_room(root)
+            findings += check_mount(mount_of(root)) + check_room(root) + check_folders(root)
             with ended_as_by_ctrl_c():
                 rows = _probe(options, root, findings)
                 if options.peer:

@@ -44,7 +44,10 @@ class Spaces:
         now = time.time()
         mtime = self._root.stat().st_mtime
         racy = self._listed_at < mtime + _RACY_SECONDS
-        if mtime == self._mtime and not racy and now < self._listed_at + _LIST_SECONDS:
+        # An engine makes a namespace.json that a purge took again, which the root does not tell.
+        is_missed = any(map(is_namespace_folder, self.foreign))
+        valid_seconds = _RACY_SECONDS if is_missed else _LIST_SECONDS
+        if mtime == self._mtime and not racy and now < self._listed_at + valid_seconds:
             return self._folders
         entries = [e for e in list_namespaces(self._root) if is_namespace_folder(e.folder)]
         self._folders = [e.folder for e in entries if e.identity is not None and not e.problem]
