@@ -27,7 +27,7 @@ void MakeSweep(ShelfSweep* self, std::string root, unsigned threads, double file
                Names junk_prefixes, Names junk_suffixes) {
   Junk junk{std::move(junk_names), std::move(junk_prefixes), std::move(junk_suffixes)};
   new (self) ShelfSweep(MakePosixFileOps(), root,
-                        {threads, files_per_second, band_files, removals_max, std::move(junk)});
+                        {threads, files_per_second, band_files, removals_max}, std::move(junk));
 }
 
 // (finished, folders, files, removed files, removed bytes, spared, faults by errno,

@@ -160,9 +160,11 @@ std::size_t UseClass(const struct stat& file) {
   return Nanoseconds(file.st_atim) > Nanoseconds(file.st_mtim) + kReuse ? 1 : 0;
 }
 
-ShelfSweep::ShelfSweep(std::shared_ptr<FileOps> ops, const std::string& root, SweepConfig config)
+ShelfSweep::ShelfSweep(std::shared_ptr<FileOps> ops, const std::string& root, SweepConfig config,
+                       Junk junk)
     : ops_(std::move(ops)),
-      config_(std::move(config)),
+      config_(config),
+      junk_(std::move(junk)),
       root_(::open(root.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)) {
   struct stat found{};
   if (!root_ || ops_->Fstat(root_.get(), &found) < 0) {
@@ -218,7 +220,7 @@ std::unique_ptr<ShelfSweep::Pass> ShelfSweep::BeginPass() {
 }
 
 void ShelfSweep::NoteUnknown(Foreign& foreign, const std::string& path) const {
-  if (!config_.junk.Has(path)) NoteForeign(foreign, path);
+  if (!junk_.Has(path)) NoteForeign(foreign, path);
 }
 
 void ShelfSweep::NoteUnopened(Pass& pass, const std::string& path, int error) const {

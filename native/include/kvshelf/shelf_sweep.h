@@ -93,15 +93,16 @@ struct SweepConfig {
   double files_per_second = 0;         // stats and removals together; 0: no limit
   std::size_t band_files = 131072;     // candidates between `sure` and `maybe` that are remembered
   std::uint64_t removals_max = 16384;  // a call returns after so many, to report their names
-  Junk junk{};                         // is not counted as foreign
 };
 
 // One thread calls; Stop may be called from any. Calls work on threads of their own, of low
 // priority, and return when these are done. `seconds_max` is looked at between two folders.
 class ShelfSweep {
  public:
+  // `junk` is not counted as foreign.
   // Throws std::system_error if `root` cannot be opened as a directory.
-  ShelfSweep(std::shared_ptr<FileOps> ops, const std::string& root, SweepConfig config);
+  ShelfSweep(std::shared_ptr<FileOps> ops, const std::string& root, SweepConfig config,
+             Junk junk = {});
   ~ShelfSweep();
 
   // The folders that are namespaces. Each keeps the index that it had first.
@@ -163,6 +164,7 @@ class ShelfSweep {
 
   std::shared_ptr<FileOps> ops_;
   SweepConfig config_;
+  Junk junk_;
   UniqueFd root_;
   dev_t device_ = 0;
   std::atomic<bool> stop_{false};
