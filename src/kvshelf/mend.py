@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import stat
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -27,6 +28,8 @@ from kvshelf.root import check_root
 from kvshelf.tree import Entry, Type, entries
 
 _DIR_MODE, _FILE_MODE = 0o2770, 0o640
+# A command does not wait longer for it; the next run goes on.
+_SECONDS_MAX = 5.0
 _Wanted = Callable[[Entry], bool]
 
 
@@ -35,7 +38,8 @@ def mend_owners(root: Path) -> list[str]:
 
     Does nothing unless this process is the superuser's. Only in a directory that carries our
     marker, only what has a name of ours and lies on the root's file system, through no link, and no
-    file that has a second name. What is right is not looked into below the ranks.
+    file that has a second name. What is right is not looked into below the ranks. After 5 s the
+    rest is left to the next run: there may be 100,000 ranks on a slow mount.
 
     Raises:
         NotAShelfError: the root's marker is damaged or of another version.
@@ -56,22 +60,31 @@ class _Mender:
         self._root, self._users = root, Users.of(root)
         self._device = os.fstat(root).st_dev
         self._mended: list[str] = []
+        self._end = time.monotonic() + _SECONDS_MAX
 
     def run(self) -> list[str]:
+        spaces = []
         for name, kind in entries(self._root):
             if kind is Type.FILE and name in ROOT_FILES:
                 self._mend(self._root, name, name, kind)
             elif kind is Type.FOLDER and name in ROOT_FOLDERS:
                 self._inside(name, lambda entry: entry.type is Type.FILE)
             elif kind is Type.FOLDER and is_namespace_folder(name):
-                self._namespace(name)
+                spaces.append(name)
+        for name in spaces:  # last: there may be very many
+            self._namespace(name)
         return self._mended
+
+    def _is_late(self) -> bool:
+        return time.monotonic() > self._end
 
     def _namespace(self, name: str) -> None:
         with self._opened(self._root, name, name) as space:
             if space is None:
                 return
             for entry in entries(space):
+                if self._is_late():
+                    return
                 path, is_folder = f"{name}/{entry.name}", entry.type is Type.FOLDER
                 if is_folder and parse_rank_folder(entry.name) is not None:
                     self._rank(space, entry.name, path)
@@ -85,6 +98,8 @@ class _Mender:
             if rank is None or len(self._mended) == before:
                 return
             for entry in entries(rank):
+                if self._is_late():
+                    return
                 if entry.type is Type.FOLDER and is_hash_folder(entry.name):
                     self._mend(rank, entry.name, f"{path}/{entry.name}", entry.type)
 

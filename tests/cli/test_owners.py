@@ -201,6 +201,22 @@ def test_a_namespace_of_root_is_mended_with_all_folders(shared: Path) -> None:
     assert mend_owners(shared) == []
 
 
+def test_a_shelf_of_very_many_ranks_holds_up_no_command(
+    shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [space] = [path for path in shared.iterdir() if "-" in path.name]
+    for rank in range(1, 20):
+        (space / f"r{rank}").mkdir()
+    spoil(shared)
+    monkeypatch.setattr("kvshelf.mend._SECONDS_MAX", -1.0)
+    mended = mend_owners(shared)
+    assert {"evict", "removed"} <= set(mended)  # these come first
+    assert (space / "r19").stat().st_uid == 0
+    monkeypatch.undo()
+    mend_owners(shared)
+    assert (space / "r19").stat().st_uid == ALICE
+
+
 def test_nothing_else_is_given_away(shared: Path, tmp_path: Path) -> None:
     """Links, second names of a file, others' names, and directories without a marker."""
     canary = tmp_path / "canary"
