@@ -20,10 +20,14 @@ namespace {
 using CutArray =
     nb::ndarray<const std::int64_t, nb::shape<-1, kUseClasses, 2>, nb::c_contig, nb::device::cpu>;
 
+using Names = std::vector<std::string>;
+
 void MakeSweep(ShelfSweep* self, std::string root, unsigned threads, double files_per_second,
-               std::size_t band_files, std::uint64_t removals_max) {
-  new (self)
-      ShelfSweep(MakePosixFileOps(), root, {threads, files_per_second, band_files, removals_max});
+               std::size_t band_files, std::uint64_t removals_max, Names junk_names,
+               Names junk_prefixes, Names junk_suffixes) {
+  Junk junk{std::move(junk_names), std::move(junk_prefixes), std::move(junk_suffixes)};
+  new (self) ShelfSweep(MakePosixFileOps(), root,
+                        {threads, files_per_second, band_files, removals_max}, std::move(junk));
 }
 
 // (finished, folders, files, removed files, removed bytes, spared, refused, faults by
@@ -112,7 +116,8 @@ nb::list AsBytes(const std::vector<std::string>& paths) {  // names are bytes, U
 void BindSweep(nb::module_& m) {
   nb::class_<ShelfSweep>(m, "ShelfSweep", "See native/include/kvshelf/shelf_sweep.h.")
       .def("__init__", MakeSweep, "root"_a, "threads"_a, "files_per_second"_a, "band_files"_a,
-           "removals_max"_a)
+           "removals_max"_a, "junk_names"_a = Names(), "junk_prefixes"_a = Names(),
+           "junk_suffixes"_a = Names())
       .def("set_namespaces", &ShelfSweep::SetNamespaces, "folders"_a)
       .def("scan", Scan, "all"_a, "seconds_max"_a)
       .def("begin_removal", BeginRemoval, "cuts"_a, "dry_run"_a, "report_names"_a)

@@ -92,6 +92,7 @@ FileResult ChunkWriter::CreateTemp() {
     return FileResult::IoError(-fd);
   }
   file_ = UniqueFd(fd);
+  root_.GiveToUsers(fd, options_.file_mode);
   RootHabits& habits = root_.habits();
   if (habits.order == WriteOrder::kInOrder) {  // room that is reserved would lengthen the file
     return whole_ || AllocateWhole() ? FileResult{} : FileResult::IoError(ENOMEM);

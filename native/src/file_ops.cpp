@@ -178,6 +178,14 @@ class PosixFileOps final : public FileOps {
 
 }  // namespace
 
+int FileOps::ChangeOwner(int fd, uid_t user, gid_t group) {
+  return Retry([&] { return ::fchown(fd, user, group); });
+}
+
+int FileOps::ChangeMode(int fd, mode_t mode) {
+  return Retry([&] { return ::fchmod(fd, mode); });
+}
+
 std::shared_ptr<FileOps> MakePosixFileOps(bool try_openat2) {
   return std::make_shared<PosixFileOps>(try_openat2);
 }

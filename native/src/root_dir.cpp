@@ -23,6 +23,7 @@ namespace {
 constexpr std::size_t kHostBytesMax = 64;
 constexpr std::size_t kBootDigits = 8;
 constexpr char kMarker[] = "kvshelf.json";
+constexpr mode_t kModeBits = 07777;  // of st_mode, without the type
 // So long a mount that is new may not be noticed.
 constexpr auto kLookInterval = std::chrono::seconds(1);
 
@@ -59,6 +60,7 @@ RootDir::RootDir(std::shared_ptr<FileOps> ops, const std::string& root, std::str
       temp_prefix_(std::move(temp_prefix)),
       dir_mode_(dir_mode) {
   if (!fd_) throw std::system_error(errno, std::generic_category(), root);
+  LookAtOwner();
 }
 
 int RootDir::fd() const {
@@ -85,6 +87,45 @@ void RootDir::FollowPath() const {
     return;
   }
   ::dup3(other.get(), fd_.get(), O_CLOEXEC);
+  may_change_owner_ = may_change_mode_ = true;
+  LookAtOwner();
+}
+
+void RootDir::LookAtOwner() const {
+  struct stat root{};
+  if (::fstat(fd_.get(), &root) != 0) return;
+  user_ = root.st_uid;
+  group_ = root.st_gid;
+  mode_ = root.st_mode;
+}
+
+void RootDir::GiveToUsers(int fd, mode_t mode) const {
+  const mode_t root_mode = mode_.load(std::memory_order_relaxed);
+  const uid_t user = user_.load(std::memory_order_relaxed);
+  const gid_t group = group_.load(std::memory_order_relaxed);
+  const bool as_superuser = ::geteuid() == 0 && (user != 0 || group != ::getegid());
+  if (!as_superuser && (root_mode & (S_IWGRP | S_IWOTH)) == 0) return;
+  struct stat made{};
+  if (ops_->Fstat(fd, &made) < 0) return;
+  const uid_t new_user = as_superuser && made.st_uid != user ? user : static_cast<uid_t>(-1);
+  bool has_group = made.st_gid == group;
+  if ((new_user != static_cast<uid_t>(-1) || !has_group) &&
+      may_change_owner_.load(std::memory_order_relaxed)) {
+    const int error = ops_->ChangeOwner(fd, new_user, has_group ? static_cast<gid_t>(-1) : group);
+    if (error < 0) {
+      may_change_owner_ = false;  // or each file would be tried in vain
+    } else {
+      has_group = true;
+    }
+  }
+  mode_t wanted = made.st_mode & kModeBits;
+  // Another group's members must not get what the root's are to have.
+  if (has_group && (root_mode & S_IWGRP) != 0) wanted |= mode & root_mode & S_IRWXG;
+  if ((root_mode & S_IWOTH) != 0) wanted |= mode & root_mode & S_IRWXO;
+  if (wanted == (made.st_mode & kModeBits) || !may_change_mode_.load(std::memory_order_relaxed)) {
+    return;
+  }
+  if (ops_->ChangeMode(fd, wanted) < 0) may_change_mode_ = false;
 }
 
 int RootDir::OpenFolder(const std::string& folder) const {
@@ -110,6 +151,10 @@ int RootDir::MakeFolder(const std::string& folder) const {
   const UniqueFd owner(parent_fd);
   const int made = ops_->MakeDirAt(parent_fd, name.c_str(), dir_mode_);
   if (made < 0 && made != -EEXIST) return made;
+  if (made >= 0) {
+    const UniqueFd own(ops_->OpenBeneath(parent_fd, name.c_str(), O_RDONLY | O_DIRECTORY, 0));
+    if (own) GiveToUsers(own.get(), dir_mode_);
+  }
   return OpenFolder(folder);
 }
 

@@ -14,6 +14,7 @@
 #include <ctime>
 #include <system_error>
 #include <thread>
+#include <utility>
 
 #include "shelf_sweep_parts.h"
 
@@ -136,6 +137,19 @@ int ListNames(int folder, std::vector<std::string>* names) {
   }
 }
 
+bool Junk::Has(std::string_view path) const {
+  std::string name(path.substr(path.rfind('/') + 1));
+  for (char& c : name) {
+    if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
+  }
+  auto any = [](const std::vector<std::string>& texts, auto&& matches) {
+    return std::any_of(texts.begin(), texts.end(), matches);
+  };
+  return any(names, [&](const std::string& text) { return name == text; }) ||
+         any(prefixes, [&](const std::string& text) { return name.starts_with(text); }) ||
+         any(suffixes, [&](const std::string& text) { return name.ends_with(text); });
+}
+
 void NoteForeign(Foreign& foreign, const std::string& path) {
   ++foreign.count;
   if (foreign.examples.size() < kExamples) foreign.examples.push_back(path);
@@ -162,9 +176,11 @@ Amount Histogram::operator[](std::size_t bucket) const {
   return row != rows_.end() && row->bucket == bucket ? row->amount : Amount{};
 }
 
-ShelfSweep::ShelfSweep(std::shared_ptr<FileOps> ops, const std::string& root, SweepConfig config)
+ShelfSweep::ShelfSweep(std::shared_ptr<FileOps> ops, const std::string& root, SweepConfig config,
+                       Junk junk)
     : ops_(std::move(ops)),
       config_(config),
+      junk_(std::move(junk)),
       root_(::open(root.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)) {
   struct stat found{};
   if (!root_ || ops_->Fstat(root_.get(), &found) < 0) {
@@ -181,14 +197,23 @@ ShelfSweep::ShelfSweep(std::shared_ptr<FileOps> ops, const std::string& root, Sw
 
 ShelfSweep::~ShelfSweep() = default;
 
+void ShelfSweep::NoteUnknown(Foreign& foreign, const std::string& path) const {
+  if (!junk_.Has(path)) NoteForeign(foreign, path);
+}
+
 void ShelfSweep::Run(Walk& walk, std::size_t items, void (ShelfSweep::*work)(Walk&)) {
   const std::size_t threads = std::clamp<std::size_t>(items / kItemsPerThread, 1, config_.threads);
   std::vector<std::jthread> running;
   for (std::size_t i = 0; i < threads; ++i) {
-    running.emplace_back([&] {
-      LowerOwnPriority();
-      (this->*work)(walk);
-    });
+    try {
+      running.emplace_back([&] {
+        LowerOwnPriority();
+        (this->*work)(walk);
+      });
+    } catch (const std::system_error&) {
+      if (running.empty()) throw;  // the caller says so
+      return;                      // those that were to be had do the work
+    }
   }
 }
 

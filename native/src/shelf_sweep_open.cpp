@@ -281,7 +281,7 @@ void ShelfSweep::MatchLeaves(Walk& walk, Rank& rank, const std::vector<std::stri
 bool ShelfSweep::NoteUnopened(Walk& walk, const std::string& path, int error) {
   std::lock_guard lock(mutex_);
   if (error == -ENOTDIR || error == -ELOOP || error == -EXDEV) {
-    NoteForeign(walk.pass.foreign, path);
+    NoteUnknown(walk.pass.foreign, path);
     return true;
   }
   if (error == -ENOENT || error == -ESTALE) return true;

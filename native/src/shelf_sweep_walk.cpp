@@ -112,7 +112,7 @@ bool ShelfSweep::LookAt(Walk& walk, Burst& burst, Rank& rank, Found& found,
   }
   ++found.looked;
   if (!ours || !S_ISREG(file.st_mode) || file.st_dev != device_) {
-    NoteForeign(found.foreign, PathOf(rank) + "/" + found.leaf + "/" + name);
+    NoteUnknown(found.foreign, PathOf(rank) + "/" + found.leaf + "/" + name);
     return true;
   }
   if (walk.pass.removing && !Judge(walk, rank, found, name, file)) return false;

@@ -1,7 +1,9 @@
 // A root whose file system is mounted anew, as its path sees it: another directory under its name.
 #include "kvshelf/root_dir.h"
 
+#include <fcntl.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <chrono>
@@ -107,6 +109,52 @@ void ManyThreadsSeeOneOrTheOther() {
   CHECK(missed == 0);
 }
 
+mode_t ModeOf(const std::string& path) {
+  struct stat found{};
+  return ::stat(path.c_str(), &found) == 0 ? found.st_mode & 07777 : 0;
+}
+
+// What a folder made beneath a root of this mode gets, with all permissions asked for.
+mode_t ModeOfFolder(mode_t root_mode, mode_t umask) {
+  TempDir dir;
+  const std::string path = Site::Made(dir / "root", true);
+  ::chmod(path.c_str(), root_mode);
+  const mode_t before = ::umask(umask);
+  const RootDir root(MakePosixFileOps(), path, OwnTempPrefix(), 02770);
+  const UniqueFd made(root.MakeFolder("space/r0"));
+  const UniqueFd file(root.ops().OpenBeneath(root.fd(), "file", O_WRONLY | O_CREAT, 0640));
+  root.GiveToUsers(file.get(), 0640);
+  ::umask(before);
+  CHECK(made && file);
+  CHECK(ModeOf(path + "/space") == ModeOf(path + "/space/r0"));
+  const mode_t group_reads = (root_mode & S_IWGRP) != 0 || (umask & S_IRGRP) == 0 ? 0640 : 0600;
+  CHECK(ModeOf(path + "/file") == group_reads);
+  return ModeOf(path + "/space/r0");
+}
+
+void WhereTheGroupMayWriteTheUmaskDoesNotMatter() {
+  CHECK(ModeOfFolder(02770, 022) == 02770);
+  CHECK(ModeOfFolder(02770, 077) == 02770);
+  CHECK(ModeOfFolder(0770, 022) == 0770);
+  CHECK(ModeOfFolder(0755, 022) == 0750);
+  CHECK(ModeOfFolder(0755, 077) == 0700);
+  CHECK(ModeOfFolder(0777, 077) == 0770);  // others get what the setting allows: nothing
+}
+
+void WhatTheSuperuserMakesIsTheRootsOwners() {
+  if (::geteuid() != 0) return;
+  TempDir dir;
+  const std::string path = Site::Made(dir / "root", true);
+  CHECK(::chown(path.c_str(), 40001, 50000) == 0);
+  const RootDir root(MakePosixFileOps(), path, OwnTempPrefix(), 02770);
+  const UniqueFd made(root.MakeFolder("space/r0"));
+  struct stat found{};
+  for (const char* name : {"/space", "/space/r0"}) {
+    CHECK(::stat((path + name).c_str(), &found) == 0);
+    CHECK(found.st_uid == 40001 && found.st_gid == 50000);
+  }
+}
+
 }  // namespace
 }  // namespace kvshelf::testing
 
@@ -116,5 +164,8 @@ int main() {
       {"another directory with a marker is followed", AnotherDirectoryWithAMarkerIsFollowed},
       {"a directory without a marker is not", ADirectoryWithoutAMarkerIsNot},
       {"many threads see one or the other", ManyThreadsSeeOneOrTheOther},
+      {"where the group may write the umask does not matter",
+       WhereTheGroupMayWriteTheUmaskDoesNotMatter},
+      {"what the superuser makes is the root's owner's", WhatTheSuperuserMakesIsTheRootsOwners},
   });
 }

@@ -251,14 +251,14 @@ class Settings:
     )
     file_mode: int = _setting(
         0o640,
-        "Permission bits of files, before the umask.",
+        "Permission bits of files, before the umask; the root's mode may give its group more.",
         low=0o400,
         high=0o777,
         shown='"0640"',
     )
     dir_mode: int = _setting(
         0o2770,
-        "Permission bits of folders, before the umask; the 2 makes them inherit the root's group.",
+        "Permission bits of folders, likewise; the 2 makes them inherit the root's group.",
         low=0o700,
         high=0o7777,
         shown='"2770"',

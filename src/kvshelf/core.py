@@ -8,7 +8,7 @@ try:
 except ImportError as error:  # pragma: no cover - depends on how kvshelf was installed
     raise ImportError(
         "the native core of kvshelf is missing or was built for another Python; "
-        "build it with: pip install --no-build-isolation ."
+        f"build it with: pip install --no-build-isolation . ({error})"
     ) from error
 
 __all__ = ["native"]

@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from kvshelf.threads import start
+
 T = TypeVar("T")
 # Name of the threads that make such calls.
 CALL_THREAD = "kvshelf-call"
@@ -30,9 +32,10 @@ def within(seconds: float, work: Callable[[], T], undo: Callable[[T], None] = _k
 
     Raises:
         NoAnswerError: it has not ended.
+        ResourceError: no thread is to be had.
     """
     call = _Call(work, undo)
-    threading.Thread(target=call.run, name=CALL_THREAD, daemon=True).start()
+    start(threading.Thread(target=call.run, name=CALL_THREAD, daemon=True))
     return call.wait(seconds)
 
 

@@ -3,6 +3,7 @@
     KvshelfError
     ├── ConfigError (ValueError)          a setting is wrong; raised at start only
     ├── NotAShelfError (KvshelfError)     a root that is not ours and may not become ours
+    ├── ResourceError (RuntimeError)      no thread or memory to be had
     ├── ChunkFormatError (ValueError)     bytes that are no chunk file header
     └── EngineClosedError (RuntimeError)  a call after close()
 
@@ -35,6 +36,10 @@ class ConfigError(KvshelfError, ValueError):
 
 class NotAShelfError(KvshelfError):
     """The directory holds data that is not ours, so it cannot be used as a shelf root."""
+
+
+class ResourceError(KvshelfError, RuntimeError):
+    """The system gives no thread; the text names the limit."""
 
 
 class ChunkFormatError(KvshelfError, ValueError):

@@ -20,6 +20,8 @@ ROOT_FILES = frozenset({MARKER, SCRUB_CURSOR})
 # Folders of the root beside namespaces: who evicts, and what was evicted.
 EVICT_FOLDER = "evict"
 REMOVED_FOLDER = "removed"
+# How a journal of removed chunks begins.
+REMOVED_MAGIC = b"kvshelf removed 1\n"
 ROOT_FOLDERS = frozenset({DOCTOR_FOLDER, EVICT_FOLDER, REMOVED_FOLDER})
 # Three hex digits: 4,096 folders keep each below 3,000 files at 10 million chunks.
 FOLDER_DIGITS = 3
@@ -276,6 +278,7 @@ __all__ = [
     "MARKER",
     "NAMESPACE_FILE",
     "REMOVED_FOLDER",
+    "REMOVED_MAGIC",
     "ROOT_FILES",
     "ROOT_FOLDERS",
     "SCRUB_CURSOR",

@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from kvshelf.deadline import NoAnswerError, within
-from kvshelf.errors import ConfigError
-from kvshelf.layout import NAMESPACE_FILE
+from kvshelf.errors import ConfigError, NotAShelfError
+from kvshelf.keeper import RootKeeper
+from kvshelf.layout import NAMESPACE_FILE, TEMP_FOLDER
+from kvshelf.leftovers import remove_dead_scratch
 from kvshelf.namespace import Identity
+from kvshelf.owner import say_if_closed
 from kvshelf.root import is_shelf, open_namespace, open_root, use_namespace
 from kvshelf.rootlist import SETTING
 
@@ -41,6 +44,7 @@ class Uses:
         self._identity, self._modes = identity, modes
         self._descriptors: dict[Path, int] = {}
         self._unlocked: set[Path] = set()
+        self._keepers: dict[Path, RootKeeper] = {}
         self._is_closed = False
         self._lock = threading.Lock()
 
@@ -49,6 +53,12 @@ class Uses:
 
         Raises: as ``root.use_namespace``, if it does so soon.
         """
+        if root not in self._keepers:
+            self._keepers[root] = RootKeeper(
+                root,
+                file_mode=self._modes["file_mode"],
+                hold=False,  # the engine does
+            )
 
         def work() -> None:
             self._keep(root, use_namespace(root, self._identity, **self._modes))
@@ -57,12 +67,18 @@ class Uses:
             within(_LOCK_SECONDS, work)
 
     def renew(self, root: Path) -> None:
-        """Make the namespace again if it is gone, as where another shelf's file system was mounted
-        or somebody removed it, and hold it: eviction knows no chunks of a folder without one.
+        """Make marker and namespace again if they are absent, and hold the namespace: a purge may
+        have removed them, or another shelf's file system was mounted. Eviction does nothing without
+        a marker, and knows no chunks of a folder without namespace.json.
 
         Raises:
             OSError, ConfigError, NotAShelfError: the namespace cannot be made or held.
         """
+        keeper = self._keepers.get(root)
+        if keeper is not None:
+            keeper.keep()
+            with contextlib.suppress(NotAShelfError, FileNotFoundError):  # an unmounted mount point
+                keeper.follow()
         if is_shelf(root) and not os.path.lexists(root / self._identity.folder / NAMESPACE_FILE):
             self.take(root)
 
@@ -88,8 +104,11 @@ class Uses:
         with self._lock:
             self._is_closed = True
             descriptors, self._descriptors = self._descriptors, {}
+            keepers, self._keepers = self._keepers, {}
         for descriptor in descriptors.values():
             _close(descriptor)
+        for keeper in keepers.values():
+            keeper.close()
 
 
 def _close(descriptor: int) -> None:
@@ -153,6 +172,7 @@ def _open(
         for path in paths:
             asked.append(str(path))
             opened.roots.append(open_root(path, **modes))
+            remove_dead_scratch(opened.roots[-1])
         files = {(at.st_dev, at.st_ino) for at in map(Path.stat, opened.roots)}
         if len(files) < max(1, len(opened.roots)):
             given = [*map(str, opened.roots)]
@@ -161,6 +181,8 @@ def _open(
             asked.append(str(root))
             open_namespace(root, identity, **modes)
             opened.uses.take(root)
+            for name in (identity.folder, f"{identity.folder}/{TEMP_FOLDER}"):
+                say_if_closed(root, name)
     except BaseException:
         opened.uses.close()
         raise

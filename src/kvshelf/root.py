@@ -17,26 +17,23 @@ from pathlib import Path
 from typing import Any
 
 from kvshelf.calls import NO_LINKS, Lock, sync_file, sync_folder, try_lock
+from kvshelf.documents import read_json
 from kvshelf.errors import ConfigError, NotAShelfError
+from kvshelf.junk import is_junk
 from kvshelf.layout import (
     MARKER,
     NAMESPACE_FILE,
     ROOT_FOLDERS,
     TEMP_FOLDER,
-    parse_temp_name,
     temp_name,
 )
 from kvshelf.namespace import Identity
+from kvshelf.owner import Users, explained, make_folder
+from kvshelf.proof import others_data
 from kvshelf.rootlist import SETTING
 from kvshelf.this_process import this_owner
 
 FORMAT_VERSION = 1
-# Entries that a file system puts into an empty directory: ext4, NetApp, Storage Scale, ZFS,
-# GlusterFS, JuiceFS. Any other entry, hidden or not, is somebody's data.
-_IGNORED = frozenset(
-    {"lost+found", ".snapshot", ".snapshots", ".zfs", ".glusterfs", ".trashcan", ".trash"}
-)
-_MARKER_BYTES_MAX = 1 << 20
 # Taking a namespace away is a rename: tried for 5 s.
 _USE_ATTEMPTS, _USE_SECONDS = 50, 0.1
 
@@ -64,7 +61,7 @@ def open_root(
     if not root.is_absolute() or not is_utf8(root):
         raise ConfigError(SETTING, str(path), "must be an absolute path, in UTF-8")
     try:
-        made = _make_folder(root, dir_mode)
+        made = make_folder(root, dir_mode)
         if not os.path.lexists(root / MARKER):
             _claim(root, file_mode, durability)
         check_root(root)
@@ -145,16 +142,24 @@ def open_namespace(
     """
     folder = root / identity.folder
     try:
+        users = Users.of(root)
         for directory in (folder, folder / TEMP_FOLDER):
-            _make_folder(directory, dir_mode)
+            make_folder(directory, dir_mode, users)
             if not stat.S_ISDIR(directory.lstat().st_mode):
                 raise NotAShelfError(f"{directory} is not a directory of its own, or a link")
         if not os.path.lexists(folder / NAMESPACE_FILE):
             document, temp_folder = identity.to_json(), folder / TEMP_FOLDER
-            _publish(folder / NAMESPACE_FILE, document, temp_folder, file_mode, durability)
+            _publish(
+                folder / NAMESPACE_FILE,
+                document,
+                temp_folder,
+                file_mode,
+                users=users,
+                durability=durability,
+            )
         found = Identity.from_json(read_json(folder / NAMESPACE_FILE))
     except OSError as error:
-        raise _unusable(folder, error) from error
+        raise _unusable(folder, explained(root, identity.folder, error)) from error
     except ConfigError:
         raise
     except ValueError as error:
@@ -239,7 +244,7 @@ def list_namespaces(root: Path) -> list[NamespaceEntry]:
     with os.scandir(root) as scan:
         folders = sorted(entry.name for entry in scan if entry.is_dir(follow_symlinks=False))
     for name in folders:
-        if name in ROOT_FOLDERS or is_of_file_system(name):
+        if name in ROOT_FOLDERS or is_junk(name):
             continue
         if (entry := namespace_entry(root, name)) is not None:
             entries.append(entry)
@@ -260,41 +265,6 @@ def namespace_entry(root: Path, name: str) -> NamespaceEntry | None:
     return NamespaceEntry(name, identity, moved)
 
 
-def others_data(root: Path) -> str | None:
-    """Name of an entry that keeps a directory without marker from becoming a shelf; None if all of
-    them are the file system's or files of a moment of ours. Hidden ones are data like any other.
-
-    Raises:
-        OSError: it cannot be listed.
-    """
-    for name in sorted(os.listdir(root)):  # noqa: PTH208 - names are all that is needed
-        if not is_of_file_system(name) and parse_temp_name(name.removeprefix(".")) is None:
-            return name
-    return None
-
-
-def is_of_file_system(name: str) -> bool:
-    """Whether a file system itself puts an entry of this name into folders."""
-    return name in _IGNORED or name.startswith(".nfs")
-
-
-def _make_folder(path: Path, mode: int) -> bool:
-    """mkdir that lets a folder be there, and that sets setgid and sticky bits, as mkdir(2) may not.
-
-    A path that is there and no folder is left alone, for the caller to judge. Returns whether it
-    was made.
-    """
-    try:
-        path.mkdir(mode=mode)
-    except FileExistsError:
-        return False
-    if mode & 0o7000:
-        # A mount that refuses decides itself whose group files get; the folder works without.
-        with contextlib.suppress(OSError):
-            path.chmod(stat.S_IMODE(path.stat().st_mode) | mode & 0o7000)
-    return True
-
-
 def _claim(root: Path, file_mode: int, durability: str) -> None:
     """Write the marker into an empty directory; losing the race to another process is fine."""
     name = others_data(root)
@@ -305,7 +275,17 @@ def _claim(root: Path, file_mode: int, durability: str) -> None:
             f"{SETTING}={str(root)!r}: the directory holds other data ({name!r}) and no "
             f"{MARKER}; give kvshelf an empty directory of its own"
         )
-    _publish(root / MARKER, {"kvshelf": FORMAT_VERSION}, root, file_mode, durability)
+    publish_marker(root, file_mode, durability)
+
+
+def publish_marker(root: Path, file_mode: int = 0o640, durability: str = "none") -> None:
+    """Say that a directory is a shelf; a marker that is there stays.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    document = {"kvshelf": FORMAT_VERSION}
+    _publish(root / MARKER, document, root, file_mode, users=Users.of(root), durability=durability)
 
 
 def _new_temp(folder: Path, mode: int) -> tuple[int, Path]:
@@ -320,11 +300,14 @@ def _new_temp(folder: Path, mode: int) -> tuple[int, Path]:
     raise AssertionError("the counter does not end")
 
 
-def _publish(path: Path, value: Any, temp_folder: Path, file_mode: int, durability: str) -> None:
+def _publish(
+    path: Path, value: Any, temp_folder: Path, file_mode: int, *, users: Users, durability: str
+) -> None:
     """Write JSON under a temp name and link it into place; a file that is there stays."""
     descriptor, temp = _new_temp(temp_folder, file_mode)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            users.give(file.fileno(), file_mode)
             json.dump(value, file, indent=1, sort_keys=True)
             file.write("\n")
             file.flush()
@@ -340,36 +323,6 @@ def _publish(path: Path, value: Any, temp_folder: Path, file_mode: int, durabili
             temp.rename(path)
     finally:
         temp.unlink(missing_ok=True)
-
-
-def read_json(path: str | os.PathLike[str], dir_fd: int | None = None) -> Any:
-    """Parse a small JSON file that is no link; ``dir_fd`` as in ``os.open``.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it is not JSON, larger than 1 MiB, a link or no regular file.
-    """
-    # O_NONBLOCK: opening a pipe must not wait for its writer.
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-    try:
-        descriptor = os.open(path, flags, dir_fd=dir_fd)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise ValueError("a symbolic link") from error
-        raise
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ValueError("not a regular file")
-        with os.fdopen(descriptor, "rb", closefd=False) as file:
-            data = file.read(_MARKER_BYTES_MAX + 1)
-    finally:
-        os.close(descriptor)
-    if len(data) > _MARKER_BYTES_MAX:
-        raise ValueError("larger than 1 MiB")
-    try:
-        return json.loads(data)
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
 
 
 def is_utf8(path: str | os.PathLike[str]) -> bool:

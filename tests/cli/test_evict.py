@@ -21,7 +21,7 @@ import pytest
 from kvshelf import root as root_module
 from kvshelf.cli.evict_options import size
 from kvshelf.cli.main import main
-from kvshelf.root import read_json
+from kvshelf.documents import read_json
 from tests.evict.shelves import CHUNK_BYTES, ShelfMaker
 
 COMMAND = [sys.executable, "-m", "kvshelf.cli", "evict"]

@@ -15,7 +15,7 @@ from kvshelf.bench import Scratch
 from kvshelf.cli.main import main
 from kvshelf.evict import Evictor, Limits, State, leftovers
 from kvshelf.layout import TEMP_FOLDER, TempOwner, temp_name
-from kvshelf.root import start_ticks_of, this_owner
+from kvshelf.this_process import start_ticks_of, this_owner
 from tests.evict.shelves import ShelfMaker, settle
 from tests.harness.quirk_mount import QuirkMount, quirk_mount
 

@@ -11,8 +11,8 @@ import pytest
 
 from kvshelf.format import decode, seal
 from kvshelf.scrub.findings import Action, Finding, Kind
-from kvshelf.scrub.folders import unlink_if_same
 from kvshelf.testing.files import HEADER_OFFSETS, flip
+from kvshelf.tree import unlink_if_same
 from tests.scrub.shelves import IDENTITY, OTHER, chunks, everything, fill, found, scrubbed
 
 KEPT, REMOVED, WOULD = Action.KEPT, Action.REMOVED, Action.WOULD_REMOVE

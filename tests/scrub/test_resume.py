@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from kvshelf import tree
 from kvshelf.errors import ConfigError, NotAShelfError
 from kvshelf.layout import SCRUB_CURSOR
-from kvshelf.scrub import cursor, folders, scrubber
+from kvshelf.scrub import cursor, scrubber
 from kvshelf.scrub.findings import Action, Kind
 from kvshelf.scrub.pace import Pace
 from kvshelf.scrub.scrubber import Scrubber
@@ -142,15 +143,15 @@ def test_from_start_and_dry_runs_begin_anew(shelf: Path) -> None:
 def test_a_folder_of_very_many_names_is_read_in_parts(
     shelf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(folders, "NAMES_MAX", 5)
+    monkeypatch.setattr(tree, "NAMES_MAX", 5)
     folder = chunks(shelf)[0].parent
     for number in range(23):
         (folder / f"{number:02}").touch()
     descriptor = os.open(folder, os.O_RDONLY)
-    names = [entry.name for entry in folders.entries(descriptor)]
+    names = [entry.name for entry in tree.entries(descriptor)]
     assert names == sorted(path.name for path in folder.iterdir())
-    assert [e.name for e in folders.entries(descriptor, "20")] == names[names.index("20") + 1 :]
-    assert [e.name for e in folders.entries(descriptor, "20", inclusive=True)] == names[
+    assert [e.name for e in tree.entries(descriptor, "20")] == names[names.index("20") + 1 :]
+    assert [e.name for e in tree.entries(descriptor, "20", inclusive=True)] == names[
         names.index("20") :
     ]
     os.close(descriptor)

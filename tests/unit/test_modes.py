@@ -16,6 +16,7 @@ from kvshelf import Chunk, Identity, Shelf, make_key
 from kvshelf.engine import EngineConfig, FileStatus
 from kvshelf.errors import ConfigError
 from kvshelf.root import list_namespaces, open_root
+from kvshelf.this_process import this_owner
 
 pytestmark = pytest.mark.timeout(60)
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="other users need root")
@@ -40,6 +41,7 @@ def shared() -> Iterator[Path]:
 
 def as_user(user: int, groups: list[int], umask: int, work: Callable[[], None]) -> None:
     """Run ``work`` in a process of this user, whose own group is nobody else's."""
+    this_owner()  # imports a codec, which another user may not be allowed to
     child = os.fork()
     if child == 0:
         status = 1
@@ -140,11 +142,74 @@ def test_a_damaged_file_of_another_user_is_removed_and_stored_anew(shared: Path)
 
 
 @root_only
-def test_with_the_usual_umask_only_the_first_user_stores(shared: Path) -> None:
-    """The folders are then the first user's alone to write in: others load, and may not store."""
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_where_the_group_may_write_the_umask_does_not_matter(shared: Path, umask: int) -> None:
+    as_user(ALICE, [GROUP], umask, lambda: store(shared, KEYS[0]))
+    as_user(BOB, [GROUP], umask, lambda: load(shared, KEYS[0]))
+    as_user(BOB, [GROUP], umask, lambda: store(shared, KEYS[1]))
+    as_user(ALICE, [GROUP], umask, lambda: load(shared, KEYS[1]))
+
+
+@root_only
+def test_without_setgid_the_group_of_the_root_is_given(shared: Path) -> None:
+    shared.chmod(0o770)
     as_user(ALICE, [GROUP], 0o022, lambda: store(shared, KEYS[0]))
-    as_user(BOB, [GROUP], 0o022, lambda: load(shared, KEYS[0]))
-    as_user(BOB, [GROUP], 0o022, lambda: store(shared, KEYS[1], FileStatus.IO_ERROR))
+    as_user(BOB, [GROUP], 0o022, lambda: store(shared, KEYS[1]))
+    assert {path.stat().st_gid for path in shared.rglob("*")} == {GROUP}
+
+
+@root_only
+def test_another_group_gets_nothing_that_the_umask_denies(shared: Path) -> None:
+    """A user outside the root's group may write where all may; then it is not the group's."""
+    shared.chmod(0o777)
+    as_user(ALICE, [], 0o077, lambda: store(shared, KEYS[0]))
+    assert {path.stat().st_gid for path in shared.rglob("*")} == {ALICE}
+    assert {stat.S_IMODE(path.stat().st_mode) & 0o077 for path in shared.rglob("*")} == {0}
+
+
+@root_only
+def test_what_the_superuser_stores_is_the_roots_owners(shared: Path) -> None:
+    for mode, owner in ((0o755, ALICE), (0o2770, ALICE), (0o700, ALICE)):
+        root = shared / f"{mode:o}"
+        root.mkdir()
+        os.chown(root, owner, GROUP)
+        root.chmod(mode)
+        store(root, KEYS[0])
+        made = list(root.rglob("*"))
+        assert {(path.stat().st_uid, path.stat().st_gid) for path in made} == {(owner, GROUP)}
+        shared.chmod(0o2775)
+        as_user(owner, [GROUP], 0o022, lambda root=root: store(root, KEYS[1]))  # type: ignore[misc]
+
+
+@root_only
+@pytest.mark.parametrize("closed", ["", "/tmp"])
+def test_a_namespace_of_another_is_said_with_its_mend(
+    shared: Path, closed: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As an older kvshelf made it with umask 022: all load, only its user stores."""
+    as_user(ALICE, [GROUP], 0o022, lambda: store(shared, KEYS[0]))
+    folder = shared / f"{IDENTITY.folder}{closed}"
+    folder.chmod(0o2750)
+
+    def said() -> None:
+        with shelf(shared, BLOCKS.copy()) as opened:
+            status = [FileStatus.OK if not closed else FileStatus.IO_ERROR]
+            assert opened.store([Chunk(KEYS[1], range(3))]) == status
+        [record] = caplog.records
+        assert f"{folder} is of user {ALICE} and group {GROUP}, mode 2750" in record.message
+        assert f"chown -R 0:{GROUP} {folder} && chmod 2770 {folder}" in record.message
+
+    as_user(BOB, [GROUP], 0o022, said)
+    (folder / "namespace.json").unlink(missing_ok=True)
+    folder.chmod(0o2750)
+
+    def refused() -> None:
+        with pytest.raises(ConfigError, match=r"run as root: chown -R 0:50000"):
+            shelf(shared, BLOCKS.copy())
+
+    if not closed:
+        (folder / "tmp").rmdir()
+        as_user(BOB, [GROUP], 0o022, refused)
 
 
 @root_only
@@ -180,11 +245,7 @@ def test_a_file_that_may_not_be_read_is_one_clear_error(shared: Path, what: str)
 @root_only
 def test_a_chunk_that_may_not_be_read_is_no_wrong_byte(shared: Path) -> None:
     as_user(ALICE, [GROUP], 0o077, lambda: store(shared, KEYS[0]))
-    for path in shared.rglob("*"):
-        if path.is_dir():
-            path.chmod(0o2770)
-    for name in ("kvshelf.json", "namespace.json"):
-        next(shared.rglob(name)).chmod(0o640)
+    next(shared.rglob("*.kv")).chmod(0o600)
 
     def fails() -> None:
         blocks = np.zeros_like(BLOCKS)

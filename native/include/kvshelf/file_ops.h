@@ -41,6 +41,9 @@ class FileOps {
   virtual int Close(int fd) = 0;
   // Sets the access time and leaves the modification time alone.
   virtual int TouchAt(int dir, const char* path, timespec time) = 0;
+  // -1 leaves the user or the group as it is (chown(2)).
+  virtual int ChangeOwner(int fd, uid_t user, gid_t group);
+  virtual int ChangeMode(int fd, mode_t mode);
 };
 
 // Without `try_openat2`, paths are walked component by component, as on kernels before 5.6.

@@ -61,6 +61,11 @@ class RootDir {
   int StatBeneath(const std::string& path, struct stat* result) const;
   int TouchBeneath(const std::string& path, timespec time) const;
   std::string NextTempName();
+  // Gives what this process has just made beneath the root, a folder or a file, to those that the
+  // root is for, as kvshelf.owner does: made as the superuser, it gets the root's user and group;
+  // where the root's group or all may write, they get what `mode` allows them whatever the umask
+  // is. A mount that refuses decides itself who may use it.
+  void GiveToUsers(int fd, mode_t mode) const;
 
   // Whether O_DIRECT reads and writes work in the root; 0 or -errno. Leaves no file behind.
   int ProbeDirect();
@@ -77,6 +82,7 @@ class RootDir {
   int WritePage(int file, std::byte* data, std::size_t page);
   bool HoldsPage(int file, const std::byte* data, std::size_t page);
   int TryPages(int folder, std::size_t first, std::size_t second);
+  void LookAtOwner() const;
 
   std::shared_ptr<FileOps> ops_;
   std::string path_;
@@ -84,6 +90,12 @@ class RootDir {
   mutable std::atomic<TimePoint> next_look_;
   std::string temp_prefix_;
   mode_t dir_mode_;
+  // Of the root, and whether the mount has let this process change those of a file.
+  mutable std::atomic<uid_t> user_{0};
+  mutable std::atomic<gid_t> group_{0};
+  mutable std::atomic<mode_t> mode_{0};
+  mutable std::atomic<bool> may_change_owner_{true};
+  mutable std::atomic<bool> may_change_mode_{true};
   std::atomic<std::uint64_t> temp_counter_{0};
   RootHabits habits_;
 };

@@ -104,6 +104,17 @@ struct Held {
   std::vector<std::string> examples;  // paths beneath the root, a few
 };
 
+// Names that file systems, desktops and scanners put into any folder: neither ours nor anybody's
+// data. In lower case; src/kvshelf/junk.py has the list.
+struct Junk {
+  std::vector<std::string> names;
+  std::vector<std::string> prefixes;
+  std::vector<std::string> suffixes;
+
+  // Whether the last component of `path` is such a name.
+  bool Has(std::string_view path) const;
+};
+
 struct SweepConfig {
   unsigned threads = 4;
   double files_per_second = 0;         // stats and removals together; 0: no limit
@@ -116,8 +127,10 @@ struct SweepConfig {
 // priority, and return when these are done. `seconds_max` is looked at between two folders.
 class ShelfSweep {
  public:
+  // `junk` is not counted as foreign.
   // Throws std::system_error if `root` cannot be opened as a directory.
-  ShelfSweep(std::shared_ptr<FileOps> ops, const std::string& root, SweepConfig config);
+  ShelfSweep(std::shared_ptr<FileOps> ops, const std::string& root, SweepConfig config,
+             Junk junk = {});
   ~ShelfSweep();
 
   // The folders that are namespaces. Each keeps the index that it had first.
@@ -165,6 +178,8 @@ class ShelfSweep {
   };
 
   std::unique_ptr<Pass> BeginPass(bool all);
+  // Counts what is neither a chunk nor junk.
+  void NoteUnknown(Foreign& foreign, const std::string& path) const;
   void Run(Walk& walk, std::size_t items, void (ShelfSweep::*work)(Walk&));
   bool IsOver(const Walk& walk, bool first) const;
   int OpenFolder(int parent, const std::string& name, struct stat* found);
@@ -210,6 +225,7 @@ class ShelfSweep {
 
   std::shared_ptr<FileOps> ops_;
   SweepConfig config_;
+  Junk junk_;
   UniqueFd root_;
   dev_t device_ = 0;
   std::atomic<bool> stop_{false};

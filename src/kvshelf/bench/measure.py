@@ -29,6 +29,7 @@ from kvshelf.engine import (
     Phase,
 )
 from kvshelf.layout import chunk_path_in
+from kvshelf.owner import Users, make_folder
 
 Progress = Callable[[str], None]
 
@@ -127,7 +128,7 @@ class _Site:
         )
         self.keys = [b"kvshelf bench %050d" % i for i in range(workload.files + _KEYS)]
         self.plain = folder / "plain"
-        self.plain.mkdir()
+        make_folder(self.plain, 0o770, Users.of(folder))
 
     def batch(self, first: int = 0, last: int | None = None) -> Batch:
         builder = BatchBuilder()

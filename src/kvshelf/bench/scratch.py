@@ -11,15 +11,20 @@ from types import TracebackType
 from typing import Self
 
 from kvshelf.layout import MARKER, temp_name
+from kvshelf.leftovers import remove_dead_scratch
+from kvshelf.owner import Users, give
 from kvshelf.root import FORMAT_VERSION
-from kvshelf.scrub.folders import StillOpenError, remove_tree
 from kvshelf.this_process import this_owner
+from kvshelf.tree import StillOpenError, remove_tree
+
+# The root's group may remove it, if this process is killed.
+_MODE = 0o770
 
 
 class Scratch:
     """A context: ``with Scratch(root) as folder``. The name says whose it is, as temp files do
     (docs/layout.md), so an empty directory with one in it still counts as empty; the marker in it
-    says that what lies below may be removed.
+    says that what lies below may be removed. Those of processes that were killed are removed first.
 
     Raises:
         OSError: the directory takes no folder, or it cannot be removed.
@@ -30,16 +35,18 @@ class Scratch:
         self.path = self._root
 
     def __enter__(self) -> Self:
+        remove_dead_scratch(self._root)
         owner = this_owner()
         for count in itertools.count():
             path = self._root / f".{temp_name(owner, count)}"
             try:
-                path.mkdir(mode=0o700)
+                path.mkdir(mode=_MODE)
             except FileExistsError:
                 continue
             break
         self.path = path
         try:
+            give(path, _MODE, Users.of(self._root))
             (path / MARKER).write_text(json.dumps({"kvshelf": FORMAT_VERSION}))
         except BaseException:
             self._remove()

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kvshelf.junk import is_junk
 from kvshelf.layout import (
     CHUNK_SUFFIX,
     TEMP_FOLDER,
@@ -84,7 +85,7 @@ def chunks_in(folder: Path, unread: Unread) -> dict[str, Chunk]:
     """Chunk files of a folder by name; nothing if it cannot be listed."""
     found = {}
     for entry in _scan(folder, unread):
-        if not entry.name.endswith(CHUNK_SUFFIX) or not entry.is_file(follow_symlinks=False):
+        if not _may_be_chunk(entry.name) or not entry.is_file(follow_symlinks=False):
             continue
         try:
             stat = entry.stat(follow_symlinks=False)
@@ -95,10 +96,16 @@ def chunks_in(folder: Path, unread: Unread) -> dict[str, Chunk]:
     return found
 
 
+def _may_be_chunk(name: str) -> bool:
+    return name.endswith(CHUNK_SUFFIX) and not is_junk(name)
+
+
 def temp_bytes(root: Path, namespace: str, unread: Unread) -> int:
     """Bytes of files that are being written, or that a killed writer left."""
     size = 0
     for entry in _scan(root / namespace / TEMP_FOLDER, unread):
+        if is_junk(entry.name):
+            continue
         try:
             size += entry.stat(follow_symlinks=False).st_size
         except OSError as error:

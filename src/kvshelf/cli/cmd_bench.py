@@ -17,9 +17,9 @@ from kvshelf.cli.common import (
     Exit,
     asked,
     check_path,
+    ended_as_by_ctrl_c,
     print_json,
     safe,
-    sigterm_as_interrupt,
 )
 from kvshelf.engine import Direct
 from kvshelf.root import why_not_writable
@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> Exit:
         if missing:
             message = f"--size-mb {options.size_mb} {missing}: {safe(str(root))}"
             raise CommandError(Exit.USAGE, message)
-        with sigterm_as_interrupt(), Scratch(root) as scratch:
+        with ended_as_by_ctrl_c(), Scratch(root) as scratch:
             rows = measure(scratch.path, workload, progress)
     except OSError as error:
         raise CommandError(

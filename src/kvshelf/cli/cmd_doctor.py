@@ -16,14 +16,15 @@ from kvshelf.cli.common import (
     CommandError,
     Exit,
     check_path,
+    ended_as_by_ctrl_c,
     existing_shelf,
     print_json,
     safe,
-    sigterm_as_interrupt,
 )
 from kvshelf.config import Settings
 from kvshelf.deadline import NoAnswerError, within
 from kvshelf.doctor.findings import Finding, Severity, fine, note, problem, warning
+from kvshelf.doctor.folders import check_folders
 from kvshelf.doctor.host import check_host
 from kvshelf.doctor.mounts import mount_of
 from kvshelf.doctor.peers import findings_of, meet
@@ -88,8 +89,8 @@ def run(options: argparse.Namespace) -> Exit:
     rows: list[Row] = []
     if not _bad(findings):
         try:
-            findings += check_mount(mount_of(root)) + check_room(root)
-            with sigterm_as_interrupt():
+            findings += check_mount(mount_of(root)) + check_room(root) + check_folders(root)
+            with ended_as_by_ctrl_c():
                 rows = _probe(options, root, findings, settings_given or Settings())
                 if options.peer:
                     findings += _meet(root, options.wait_seconds)
@@ -174,7 +175,7 @@ def _probe(
         try:
             if not missing:
                 return measure(scratch.path, workload, progress)
-        except MemoryError:
+        except (MemoryError, ConfigError):  # of the engine's buffers
             missing = "needs more memory than there is"
         finally:
             progress("")

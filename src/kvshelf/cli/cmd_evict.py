@@ -16,10 +16,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from kvshelf.cli.common import CommandError, Exit, existing_shelf, safe
+from kvshelf.cli.common import (
+    CommandError,
+    Exit,
+    end_signals,
+    existing_shelf,
+    prepared_shelf,
+    safe,
+    status_of,
+)
 from kvshelf.cli.evict_options import OPTIONS, add_arguments, limits_of
 from kvshelf.cli.evict_report import as_json
 from kvshelf.errors import KvshelfError
+from kvshelf.threads import start
 
 if TYPE_CHECKING:
     from kvshelf.evict import Evictor, OnRemoved, Report
@@ -46,7 +55,7 @@ REPEAT_SECONDS = 60.0
 def run(options: argparse.Namespace) -> Exit:
     from kvshelf.evict import Evictor  # noqa: PLC0415 - other commands do without the extension
 
-    root = existing_shelf(options.root)
+    root = existing_shelf(options.root) if options.dry_run else prepared_shelf(options.root)
     limits = limits_of(options, root)
 
     def make(on_removed: OnRemoved) -> Evictor:
@@ -96,9 +105,9 @@ class _Command:
             if self._evictor is not None:
                 self._evictor.stop()
 
-        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, *end_signals())}
         worker = threading.Thread(target=self._work, name="kvs-evictor", daemon=True)
-        worker.start()
+        start(worker)
         try:
             while not self._ended.wait(0.2) and not received:
                 pass
@@ -168,7 +177,7 @@ class _Command:
                 report = self._evictor.step()
             except (OSError, KvshelfError) as error:
                 if self._once:
-                    raise CommandError(Exit.NO_SHELF, f"{self._root}: {error}") from error
+                    raise CommandError(status_of(error), f"{self._root}: {error}") from error
                 self._fault("evict", error)
                 self._evictor = None
                 self._stop.wait(RETRY_SECONDS)

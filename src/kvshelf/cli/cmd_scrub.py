@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from kvshelf.auth import read_key
-from kvshelf.cli.common import CommandError, Exit, existing_shelf, safe, sigterm_as_interrupt
+from kvshelf.cli.common import (
+    CommandError,
+    Exit,
+    ended_as_by_ctrl_c,
+    existing_shelf,
+    prepared_shelf,
+    safe,
+)
 from kvshelf.errors import ConfigError, NotAShelfError
 from kvshelf.scrub.findings import Finding, Totals
 from kvshelf.scrub.settings import ScrubSettings
@@ -81,8 +88,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> Exit:
     settings = _settings(options)
-    root = existing_shelf(options.root)
-    with sigterm_as_interrupt():  # the place is kept
+    root = existing_shelf(options.root) if options.dry_run else prepared_shelf(options.root)
+    with ended_as_by_ctrl_c():  # the place is kept
         if options.every_hours:
             return _daemon(root, settings, options)
         totals = _pass(root, settings, options)

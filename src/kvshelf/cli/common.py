@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import sys
 import threading
@@ -13,8 +14,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from kvshelf.deadline import NoAnswerError, within
-from kvshelf.errors import NotAShelfError
-from kvshelf.root import check_root, is_utf8
+from kvshelf.errors import NotAShelfError, ResourceError
+from kvshelf.layout import MARKER
+from kvshelf.leftovers import remove_dead_scratch
+from kvshelf.mend import mend_owners
+from kvshelf.proof import has_lost_marker
+from kvshelf.root import check_root, is_utf8, publish_marker
 
 T = TypeVar("T")
 
@@ -26,6 +31,7 @@ class Exit(IntEnum):
     FINDINGS = 1
     USAGE = 2
     NO_SHELF = 10
+    NO_RESOURCES = 11
     INTERRUPTED = 130  # 128 + SIGINT, as shells have it
     CLOSED_PIPE = 141  # 128 + SIGPIPE
 
@@ -36,6 +42,7 @@ exit status:
   1   differences or findings
   2   wrong usage
   10  no such shelf, or no answer from its mount within 30 s
+  11  the system gives no thread or no memory
   130 interrupted
   141 whoever read the output is gone
 """
@@ -53,6 +60,13 @@ class CommandError(Exception):
         self.status = status
 
 
+def status_of(error: Exception) -> Exit:
+    """The exit status of a shelf that cannot be worked on."""
+    return Exit.NO_RESOURCES if isinstance(error, ResourceError) else Exit.NO_SHELF
+
+
+# Names of what was mended, in a line.
+_MENDED_MAX = 8
 # A mount that does not answer for so long is said to hang.
 ANSWER_SECONDS = 30.0
 
@@ -70,17 +84,25 @@ def asked(path: str, look: Callable[[], T]) -> T:
         raise CommandError(Exit.NO_SHELF, message) from error
 
 
+def end_signals() -> list[signal.Signals]:
+    """Signals beside Ctrl-C's that end a command in order; one that is ignored, as SIGHUP under
+    nohup(1), stays so."""
+    asked_to = (signal.SIGTERM, signal.SIGHUP)
+    return [number for number in asked_to if signal.getsignal(number) is not signal.SIG_IGN]
+
+
 @contextlib.contextmanager
-def sigterm_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends what is within as Ctrl-C does: what it made is removed."""
+def ended_as_by_ctrl_c() -> Iterator[None]:
+    """``end_signals`` end what is within as Ctrl-C does: what it made is removed."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set handlers
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = {each: signal.signal(each, signal.default_int_handler) for each in end_signals()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def check_path(path: str) -> None:
@@ -104,6 +126,39 @@ def existing_shelf(path: str) -> Path:
     return asked(path, lambda: _existing_shelf(path))
 
 
+def prepared_shelf(path: str) -> Path:
+    """The shelf at a path, for a command that deletes: with a marker, if a purge took it of a shelf
+    in use; without what a killed ``bench`` left; and, for the superuser, with its owners mended.
+
+    Raises:
+        CommandError: there is none, or it does not answer.
+    """
+    root = existing_shelf(path)
+    for mended in asked(path, lambda: _prepare(root)):
+        print(f"kvshelf: {safe(mended)}", file=sys.stderr, flush=True)
+    return root
+
+
+def _prepare(root: Path) -> list[str]:
+    """Lines for people."""
+    lines = []
+    try:
+        if not os.path.lexists(root / MARKER):
+            if not has_lost_marker(root, in_use=True):
+                text = f"{root} has no {MARKER}: nothing is deleted there; an engine makes it again"
+                raise CommandError(Exit.NO_SHELF, text)
+            publish_marker(root)
+            lines.append(f"{root}: made {MARKER} again: something had removed it")
+        mended = mend_owners(root)
+    except (OSError, NotAShelfError) as error:
+        raise CommandError(Exit.NO_SHELF, f"{root}: {error}") from error
+    if mended:
+        shown = ", ".join(mended[:_MENDED_MAX])
+        lines.append(f"{root}: gave {len(mended)} files and folders to the root's owner: {shown}")
+    remove_dead_scratch(root)
+    return lines
+
+
 def _existing_shelf(path: str) -> Path:
     root = Path(path)
     try:
@@ -111,11 +166,20 @@ def _existing_shelf(path: str) -> Path:
     except NotAShelfError as error:
         raise CommandError(Exit.NO_SHELF, str(error)) from error
     except (FileNotFoundError, NotADirectoryError) as error:
+        if _has_lost_marker(root):
+            return root
         reason = "has no kvshelf.json, so it is no shelf" if root.is_dir() else "is no directory"
         raise CommandError(Exit.NO_SHELF, f"{path} {reason}") from error
     except (OSError, ValueError) as error:
         raise CommandError(Exit.NO_SHELF, f"{path}: {error}") from error
     return root
+
+
+def _has_lost_marker(root: Path) -> bool:
+    try:
+        return not os.path.lexists(root / MARKER) and has_lost_marker(root)
+    except OSError:
+        return False
 
 
 def safe(text: str) -> str:

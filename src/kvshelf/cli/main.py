@@ -21,6 +21,13 @@ from kvshelf.cli import (
     cmd_top,
 )
 from kvshelf.cli.common import EXIT_HELP, CommandError, Exit
+from kvshelf.errors import ConfigError, ResourceError
+from kvshelf.threads import NO_THREAD
+
+# What the interpreter says when pools of threads, such as bench's, grow in vain.
+_NO_THREAD = "can't start new thread"
+# What the dynamic linker says where an extension finds no memory (dlopen(3)).
+_NO_ROOM = "failed to map segment from shared object"
 
 # Name -> module with HELP, DESCRIPTION, add_arguments(parser) and run(options).
 COMMANDS = {
@@ -67,6 +74,23 @@ def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _said(error: Exception) -> Exit:
+    """Say why a command ends, in one line; the status. Raises what is a fault of this program."""
+    text, status = str(error), Exit.NO_RESOURCES
+    if isinstance(error, CommandError):
+        status = error.status
+    elif isinstance(error, ConfigError):
+        status = Exit.USAGE
+    elif isinstance(error, MemoryError) or _NO_ROOM in text:
+        text = "out of memory: raise the limit (ulimit -v, memory.max)"
+    elif _NO_THREAD in text:
+        text = NO_THREAD
+    elif not isinstance(error, ResourceError):
+        raise error
+    print(f"kvshelf: {text}", file=sys.stderr)
+    return status
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status; arguments are the process's own by default.
 
@@ -84,9 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = parser().parse_args(arguments)
         status: Exit = options.run(options)
         sys.stdout.flush()
-    except CommandError as error:
-        print(f"kvshelf: {error}", file=sys.stderr)
-        return error.status
+    except (CommandError, ConfigError, MemoryError, RuntimeError, ImportError) as error:
+        return _said(error)
     except KeyboardInterrupt:
         return Exit.INTERRUPTED
     except BrokenPipeError:

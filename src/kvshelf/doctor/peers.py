@@ -24,9 +24,11 @@ from typing import Any
 
 from kvshelf.doctor.findings import Finding, fine, note, problem, warning
 from kvshelf.layout import DOCTOR_FOLDER
+from kvshelf.owner import Users, make_folder
 from kvshelf.this_process import this_host
 
 ROUNDS = 5
+_DIR_MODE, _FILE_MODE = 0o2770, 0o640
 _LOOK_SECONDS = 0.01
 _HELLO_SECONDS = 0.5
 # Long enough for a client to remember that the file was absent.
@@ -69,7 +71,7 @@ def meet(root: Path, wait_seconds: float, clock: Callable[[], float] = time.time
         OSError: the mount failed.
     """
     folder = root / DOCTOR_FOLDER
-    folder.mkdir(exist_ok=True)
+    make_folder(folder, _DIR_MODE, Users.of(root))
     us = _Party(folder, clock)
     deadline = time.monotonic() + wait_seconds
     try:
@@ -222,7 +224,10 @@ class _Party:
     def _put(self, name: str, data: bytes) -> None:
         """As chunks are published: whole, under a new name."""
         temp = self.folder / f".{self.token}-{name}"
-        temp.write_bytes(data)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        with os.fdopen(os.open(temp, flags, _FILE_MODE), "wb") as file:
+            Users.of(self.folder).give(file.fileno(), _FILE_MODE)
+            file.write(data)
         path = self.folder / name
         temp.replace(path)
         if path not in self.made:

@@ -11,7 +11,8 @@ from kvshelf.doctor.findings import Finding, Severity, fine, note, problem, warn
 from kvshelf.doctor.mounts import Mount, Reach
 from kvshelf.errors import NotAShelfError
 from kvshelf.layout import MARKER
-from kvshelf.root import check_root, others_data, why_not_writable
+from kvshelf.proof import others_data
+from kvshelf.root import check_root, why_not_writable
 
 
 def check_directory(root: Path) -> list[Finding]:

@@ -33,8 +33,9 @@ from kvshelf.engine.base import (
     JobResult,
     Phase,
 )
-from kvshelf.errors import EngineClosedError
+from kvshelf.errors import ConfigError, EngineClosedError, ResourceError
 from kvshelf.format import geometry_digest
+from kvshelf.threads import NO_THREAD
 
 # Numbers shared with native/include/kvshelf/status.h, by position.
 _STATUSES = tuple(FileStatus)
@@ -62,6 +63,8 @@ class NativeEngine:
         ValueError: a setting, group, the device or the namespace is out of range.
         RuntimeError: the CUDA driver cannot be opened or refuses; an auth_key without libcrypto.
         OSError: the root cannot be opened, or ``Direct.ON`` and it refuses O_DIRECT.
+        ResourceError: the threads are not to be had.
+        ConfigError: the memory for the threads' and stores' buffers is not to be had.
     """
 
     def __init__(
@@ -74,7 +77,8 @@ class NativeEngine:
         rank: int,
         device: str = "cpu",
     ) -> None:
-        self._engine = _native.Engine(
+        self._engine = _made(
+            config,
             os.fspath(root),
             [
                 (
@@ -234,3 +238,21 @@ def _result(report: tuple[Any, ...]) -> JobResult:
 def probe_direct(directory: str | os.PathLike[str]) -> int:
     """0 if O_DIRECT works for files in the directory, else an errno. Writes a temp file."""
     return int(_native.probe_direct(os.fspath(directory)))
+
+
+def _made(settings: EngineConfig, *arguments: Any) -> Any:
+    """The native engine; ``settings`` are for the text of an error."""
+    threads = f"io_threads (threads_per_gpu) {settings.io_threads}"
+    try:
+        return _native.Engine(*arguments)
+    except BlockingIOError as error:  # EAGAIN of pthread_create(3): nothing else is thrown so
+        text = f"for {threads}, lookup_threads {settings.lookup_threads}: {NO_THREAD}"
+        raise ResourceError(text) from error
+    except MemoryError as error:
+        allowed = (
+            f"its buffers, and those of write_buffer_bytes (max_staging_memory_gb) "
+            f"{settings.write_buffer_bytes}, cannot be allocated: set them lower, or raise the "
+            "limit of memory (ulimit -v, ulimit -l, memory.max)"
+        )
+        name = "io_threads (threads_per_gpu)"
+        raise ConfigError(name, settings.io_threads, allowed) from error

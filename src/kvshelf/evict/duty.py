@@ -29,6 +29,7 @@ from kvshelf.evict.mends import with_mend
 from kvshelf.evict.report import Report, State, no_effect_text
 from kvshelf.evict.series import with_own_series
 from kvshelf.evict.turn import Turn
+from kvshelf.threads import start
 from kvshelf.volume import volume_of
 
 # Limits are looked at so often, and the journal too.
@@ -155,7 +156,11 @@ class EvictionDuty:
         self._thread = threading.Thread(target=self._run, name="kvshelf-evict", daemon=True)
 
     def start(self) -> None:
-        self._thread.start()
+        """
+        Raises:
+            ResourceError: no thread is to be had.
+        """
+        start(self._thread)
 
     def take(self) -> News:
         """What happened since the last call."""
@@ -195,11 +200,11 @@ class EvictionDuty:
         self._guarded("limits", self._judge)
         while not self._stop.wait(self._wait_seconds):
             self._wait_seconds = WAKE_SECONDS
-            self._guarded("evict", self._evict)
-            self._guarded("journal", self._read)
             if time.monotonic() - self._renewed_at > RENEW_SECONDS:
                 self._renewed_at = time.monotonic()
-                self._guarded("namespace", self._renew)
+                self._guarded("namespace", self._renew)  # first: eviction needs its marker
+            self._guarded("evict", self._evict)
+            self._guarded("journal", self._read)
         self._turn.leave()
 
     def _guarded(self, part: str, work: Callable[[], None]) -> None:

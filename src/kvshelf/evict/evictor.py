@@ -22,6 +22,7 @@ from kvshelf.evict.policy import effective_age
 from kvshelf.evict.refresh import SECONDS_MAX, RefreshTimes, Use
 from kvshelf.evict.report import Report, State, StepLog
 from kvshelf.evict.spaces import Spaces
+from kvshelf.keeper import RootKeeper
 from kvshelf.keys import ChunkKey
 from kvshelf.root import check_root
 from kvshelf.volume import Volume, volume_of
@@ -79,6 +80,7 @@ class Evictor:
     ) -> None:
         self._root = Path(root)
         check_root(self._root)
+        self._keeper = None if dry_run else RootKeeper(self._root, hold=False)
         self._limits = limits
         self._dry_run = dry_run
         self._on_removed = on_removed
@@ -389,6 +391,8 @@ class Evictor:
 
     def _check(self) -> None:
         """A mount may go away or be replaced: what lies there then is not ours."""
+        if self._keeper is not None:
+            self._keeper.keep()
         check_root(self._root)
         if self._root_identity() != self._identity:
             raise NotAShelfError(f"{self._root} is another directory than it was")

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import threading
 import time
 from collections import Counter
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
 from typing import Any
 
 from kvshelf import metrics
+from kvshelf.errors import ResourceError
 from kvshelf.evict.report import Report, State
 from kvshelf.evict.series import with_own_series
+from kvshelf.threads import start
 
 _STATES = (State.IDLE, State.SCANNING, State.EVICTING, State.STUCK, State.BLIND)
 # A step that takes longer hangs in the storage: it should take a second.
 HEALTHY_SECONDS = 60.0
+# What a kernel without IPv6, or with ipv6.disable, says.
+_NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.ENOPROTOOPT, errno.EINVAL)
 
 
 class Exposition:
@@ -123,14 +129,55 @@ def _gauges(report: Report) -> dict[str, list[tuple[str, float]]]:
     return found
 
 
+class _Server(ThreadingHTTPServer):
+    """One socket for IPv6 and IPv4 (ipv6(7), IPV6_V6ONLY), or for the one that there is."""
+
+    daemon_threads = True
+
+    def __init__(self, host: str, port: int, handler: type[BaseHTTPRequestHandler]) -> None:
+        # Before: the base class makes the socket.
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        super().__init__((host, port), handler)
+
+    def server_bind(self) -> None:
+        if self.address_family == socket.AF_INET6:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        # Not HTTPServer's own: it asks a name server who we are, and may wait for it.
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = "kvshelf", self.server_address[1]
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:  # no thread is to be had: others wait for this answer
+            self.process_request_thread(request, client_address)
+
+
+def _server(host: str, port: int, handler: type[BaseHTTPRequestHandler]) -> _Server:
+    """
+    Raises:
+        OSError: the port cannot be had.
+    """
+    if host:
+        return _Server(host, port, handler)
+    try:
+        return _Server("::", port, handler)
+    except OSError as error:
+        if error.errno not in _NO_IPV6:
+            raise
+        return _Server("0.0.0.0", port, handler)  # noqa: S104 - all addresses are meant
+
+
 def serve(exposition: Exposition, port: int, host: str = "") -> ThreadingHTTPServer:
     """Answer on the port, in a thread of its own, until the server's ``shutdown``.
 
     Args:
         port: 0 takes a free one: ``server_address`` of the result says which.
+        host: an address; "": all of this host's, of IPv6 and IPv4.
 
     Raises:
         OSError: the port cannot be had.
+        ResourceError: no thread is to be had.
     """
 
     class Handler(BaseHTTPRequestHandler):
@@ -155,7 +202,10 @@ def serve(exposition: Exposition, port: int, host: str = "") -> ThreadingHTTPSer
         def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002
             """Scrapes are not worth a line."""
 
-    server = ThreadingHTTPServer((host, port), Handler)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, name="kvs-metrics", daemon=True).start()
+    server = _server(host, port, Handler)
+    try:
+        start(threading.Thread(target=server.serve_forever, name="kvs-metrics", daemon=True))
+    except ResourceError:
+        server.server_close()
+        raise
     return server

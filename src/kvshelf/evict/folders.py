@@ -10,9 +10,11 @@ import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from kvshelf.owner import Users, explained, finish_folder
 from kvshelf.root import check_root
 
 _FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_DIR_MODE = 0o2770
 
 
 @contextlib.contextmanager
@@ -41,10 +43,14 @@ def opened(
             if dir_mode is None:
                 raise
             folder = _made(root, parent, name, dir_mode, when_made)
+    except PermissionError as error:
+        raise explained(root, name, error, dir_mode or _DIR_MODE) from error
     finally:
         os.close(parent)
     try:
         yield folder
+    except PermissionError as error:
+        raise explained(root, name, error, dir_mode or _DIR_MODE) from error
     finally:
         os.close(folder)
 
@@ -59,9 +65,7 @@ def _made(
         return os.open(name, _FLAGS | os.O_NOFOLLOW, dir_fd=parent)
     folder = os.open(name, _FLAGS | os.O_NOFOLLOW, dir_fd=parent)
     try:
-        if dir_mode & 0o7000:
-            with contextlib.suppress(OSError):  # as in kvshelf.root: a mount may refuse
-                os.fchmod(folder, stat.S_IMODE(os.fstat(folder).st_mode) | dir_mode & 0o7000)
+        finish_folder(folder, dir_mode, Users.of(parent))
         when_made(folder)
     except BaseException:
         os.close(folder)
@@ -71,6 +75,8 @@ def _made(
 
 def open_file(folder: int, name: str, flags: int, mode: int = 0) -> int | None:
     """A descriptor of a regular file of a folder; None if it is not there, or something else.
+
+    One that O_CREAT makes gets the folder's owner and group, as the folder has the root's.
 
     Raises:
         OSError: it cannot be opened.
@@ -83,7 +89,10 @@ def open_file(folder: int, name: str, flags: int, mode: int = 0) -> int | None:
         if error.errno in (errno.ENOENT, errno.ELOOP, errno.ESTALE, errno.ENXIO, errno.EISDIR):
             return None
         raise
-    if stat.S_ISREG(os.fstat(file).st_mode):
+    found = os.fstat(file)
+    if stat.S_ISREG(found.st_mode):
+        if flags & os.O_CREAT and not found.st_size:
+            Users.of(folder).give(file, mode)
         return file
     os.close(file)
     return None

@@ -20,8 +20,8 @@ from kvshelf.evict.folders import open_file, opened
 from kvshelf.evict.lease import boot_seconds
 from kvshelf.keys import GROUP_BYTES, HASH_BYTES_MIN, KEY_BYTES_MAX
 from kvshelf.layout import REMOVED_FOLDER, RemovedName, parse_removed_name
+from kvshelf.layout import REMOVED_MAGIC as MAGIC
 
-MAGIC = b"kvshelf removed 1\n"
 # A part is closed at this size: 110,000 keys of a SHA-256.
 PART_BYTES_MAX = 4 << 20
 # Readers look every second or so; what nobody appended to for so long is read, or never will be.

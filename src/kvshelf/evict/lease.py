@@ -32,6 +32,7 @@ from kvshelf.layout import (
     TempOwner,
     parse_lease_name,
 )
+from kvshelf.owner import Users
 from kvshelf.processes import is_gone
 from kvshelf.this_process import this_owner
 
@@ -235,7 +236,11 @@ class DirectoryFolder:
     def _create(self, folder: int, name: str) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         with contextlib.suppress(FileExistsError):
-            os.close(os.open(name, flags, self._file_mode, dir_fd=folder))
+            file = os.open(name, flags, self._file_mode, dir_fd=folder)
+            try:
+                Users.of(folder).give(file, self._file_mode)
+            finally:
+                os.close(file)
 
 
 def open_lease(

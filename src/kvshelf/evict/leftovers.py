@@ -15,11 +15,11 @@ from pathlib import Path
 from kvshelf.evict.limits import Amount
 from kvshelf.layout import TEMP_FOLDER
 from kvshelf.scrub.findings import Action, Kind
-from kvshelf.scrub.folders import GONE, entries, folder_at
 from kvshelf.scrub.mount import temp_file
 from kvshelf.scrub.orphans import Orphans
 from kvshelf.scrub.settings import ScrubSettings
 from kvshelf.scrub.walk import What, what_is
+from kvshelf.tree import GONE, entries, folder_at
 
 # While room is needed they are looked for so often.
 LOOK_SECONDS = 60.0

@@ -6,7 +6,7 @@ Threads: one thread calls, ``stop`` may be called from any. The GIL is released 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvshelf.core import native as _native
+from kvshelf.errors import ResourceError
 from kvshelf.evict.limits import Amount, total
 from kvshelf.evict.report import Held
+from kvshelf.junk import JUNK_NAMES, JUNK_PREFIXES, JUNK_SUFFIXES
 from kvshelf.keys import ChunkKey, make_key
 from kvshelf.layout import CHUNK_SUFFIX
+from kvshelf.threads import NO_THREAD
 
 NEVER_NS = -(2**63)  # before any time
 AGE_BUCKETS: int = _native.AGE_BUCKETS
@@ -122,7 +125,14 @@ class Sweep:
         removals_max: int = 16_384,
     ) -> None:
         self._sweep = _native.ShelfSweep(
-            os.fspath(root), threads, files_per_second, band_files, removals_max
+            os.fspath(root),
+            threads,
+            files_per_second,
+            band_files,
+            removals_max,
+            sorted(JUNK_NAMES),
+            JUNK_PREFIXES,
+            JUNK_SUFFIXES,
         )
         self._usage: dict[str, Amount] | None = None  # as of the last call that changed it
         self._total = Amount()
@@ -136,8 +146,11 @@ class Sweep:
         """Count the chunks in folders that have changed, or in all and make the histogram anew.
 
         Ends a removal that is not finished.
+
+        Raises:
+            ResourceError: no thread is to be had.
         """
-        return self._work(self._sweep.scan(all_folders, seconds_max))
+        return self._work(self._called(self._sweep.scan, all_folders, seconds_max))
 
     def begin_removal(
         self, cuts: NDArray[np.int64], *, dry_run: bool = False, report_names: bool = False
@@ -152,8 +165,12 @@ class Sweep:
         self._sweep.begin_removal(array, dry_run, report_names)
 
     def remove(self, need: Amount, seconds_max: float) -> Work:
-        """Go on with it until the need is met, whoever frees the space."""
-        return self._work(self._sweep.remove(need.files, need.bytes, seconds_max))
+        """Go on with it until the need is met, whoever frees the space.
+
+        Raises:
+            ResourceError: no thread is to be had.
+        """
+        return self._work(self._called(self._sweep.remove, need.files, need.bytes, seconds_max))
 
     def stop(self) -> None:
         """From now on every call returns within 100 ms, unless the storage hangs."""
@@ -213,6 +230,12 @@ class Sweep:
         """How much lies there that is no chunk, and a few paths beneath the root."""
         count, examples = self._sweep.foreign()
         return count, tuple(map(os.fsdecode, examples))
+
+    def _called(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return call(*arguments)
+        except BlockingIOError as error:  # EAGAIN of pthread_create(3): nothing else is thrown so
+            raise ResourceError(NO_THREAD) from error
 
     def _work(self, report: Any) -> Work:
         finished, folders, files, removed, removed_bytes, spared, refused, faults, names = report

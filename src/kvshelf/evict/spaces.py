@@ -8,8 +8,9 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from kvshelf.junk import is_junk
 from kvshelf.layout import NAMESPACE_FILE, ROOT_FILES, ROOT_FOLDERS, is_namespace_folder
-from kvshelf.root import is_of_file_system, namespace_entry
+from kvshelf.root import namespace_entry
 
 # The root's time may be so coarse, and a namespace.json comes a moment after its folder.
 _RACY_SECONDS = 5.0
@@ -52,7 +53,10 @@ class Spaces:
         now = time.time()
         mtime = self._root.stat().st_mtime
         racy = self._listed_at < mtime + _RACY_SECONDS
-        if mtime == self._mtime and not racy and now < self._listed_at + _LIST_SECONDS:
+        # An engine makes a namespace.json that a purge took again, which the root does not tell.
+        is_missed = any(map(is_namespace_folder, self.foreign))
+        valid_seconds = _RACY_SECONDS if is_missed else _LIST_SECONDS
+        if mtime == self._mtime and not racy and now < self._listed_at + valid_seconds:
             return self._folders
         with os.scandir(self._root) as scan:
             names = {entry.name: entry.is_dir(follow_symlinks=False) for entry in scan}
@@ -61,7 +65,7 @@ class Spaces:
         self.foreign = tuple(
             name
             for name in sorted(names.keys() - known)[:_FOREIGN_MAX]
-            if not is_of_file_system(name) and not name.startswith((".", "kvshelf"))
+            if not is_junk(name) and not name.startswith((".", "kvshelf"))
         )
         self._listed_at, self._mtime = now, mtime
         return self._folders

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
+from kvshelf.errors import NotAShelfError
 from kvshelf.evict.journal import RemovedWriter
 from kvshelf.evict.lease import Lease, open_lease
 from kvshelf.evict.room import RoomRequests
+from kvshelf.keeper import RootKeeper
 
 # The folder of the journal is cleaned so often, by the holder.
 CLEAN_SECONDS = 60.0
@@ -46,6 +50,8 @@ class Turn:
         self._requests = RoomRequests(root, file_mode=file_mode)
         self._on_fault = on_fault
         self._clean_at = 0.0
+        self._root, self._file_mode = Path(root), file_mode
+        self._keeper: RootKeeper | None = None
 
     @property
     def failure(self) -> Exception | None:
@@ -54,6 +60,7 @@ class Turn:
 
     def is_ours(self) -> bool:
         """Whether this process may evict for a moment. Ask before every step."""
+        self._keep_marker()
         try:
             if not self._lease.tick():
                 self._requests.forget()
@@ -89,6 +96,15 @@ class Turn:
         except Exception as error:
             self._on_fault("room", error)
             return False
+
+    def _keep_marker(self) -> None:
+        """Without it neither the lease's folder can be made again nor anything be removed."""
+        # What is wrong with the root, the lease says.
+        with contextlib.suppress(OSError, NotAShelfError):
+            if self._keeper is None:
+                self._keeper = RootKeeper(self._root, file_mode=self._file_mode)
+            self._keeper.keep()
+            self._keeper.follow()
 
     def removed(self, folder: str, rank: int, keys: Sequence[bytes]) -> None:
         """Write down what is gone; an ``OnRemoved``."""

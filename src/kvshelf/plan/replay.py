@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from kvshelf.engine.base import EngineConfig, FileStatus
 from kvshelf.errors import ConfigError
 from kvshelf.evict.policy import effective_age
+from kvshelf.junk import is_junk
 from kvshelf.keys import ChunkKey, make_key
 from kvshelf.layout import parse_chunk_path, rank_folder
 from kvshelf.namespace import Identity
@@ -74,7 +75,7 @@ def replay(
         ReplayError: the shelf is at fault.
     """
     directory = directory.absolute()
-    if os.path.lexists(directory) and not (directory.is_dir() and not any(directory.iterdir())):
+    if os.path.lexists(directory) and not _is_empty(directory):
         raise ConfigError(SETTING, str(directory), "must be a directory that is absent or empty")
     # Requests at one time are told apart: the order of a trace is the order of use.
     distinct = np.maximum.accumulate(trace.seconds + 1e-6 * np.arange(trace.requests))
@@ -90,6 +91,10 @@ def replay(
     order = ByAge(trace, age, touch_interval_seconds=touch_interval_seconds)
     expected = simulate(trace, capacity_blocks, order).hits
     return Replayed(trace.requests, capacity_blocks, hits, expected)
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_dir() and all(is_junk(entry.name) for entry in path.iterdir())
 
 
 def _requests(trace: Trace) -> Iterator[tuple[float, list[int]]]:

@@ -6,8 +6,8 @@ import json
 import os
 from dataclasses import dataclass
 
+from kvshelf.documents import read_json
 from kvshelf.layout import SCRUB_CURSOR, parse_chunk_path
-from kvshelf.root import read_json
 from kvshelf.scrub.mount import temp_file
 
 VERSION = 1

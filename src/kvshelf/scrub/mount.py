@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kvshelf.layout import temp_name
+from kvshelf.owner import Users
 from kvshelf.this_process import this_owner
 
 _PAGE = 4096
@@ -40,6 +41,7 @@ def temp_file(root: int, mode: int = 0o600) -> Iterator[tuple[int, str]]:
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
     descriptor = os.open(name, flags, mode, dir_fd=root)
     try:
+        Users.of(root).give(descriptor, mode)
         yield descriptor, name
     finally:
         os.close(descriptor)

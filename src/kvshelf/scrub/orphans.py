@@ -6,13 +6,12 @@ import os
 import stat
 from collections.abc import Iterator
 
-from kvshelf.errors import NotAShelfError
 from kvshelf.layout import MARKER, TempOwner, parse_temp_name
+from kvshelf.leftovers import is_scratch
 from kvshelf.processes import is_gone
-from kvshelf.root import check_root
 from kvshelf.scrub.findings import Action, Finding, Kind
-from kvshelf.scrub.folders import GONE, entries, folder_at, remove_tree, unlink_if_same
 from kvshelf.this_process import this_owner
+from kvshelf.tree import GONE, folder_at, remove_tree, unlink_if_same
 
 
 class Orphans:
@@ -64,7 +63,7 @@ class Orphans:
             with folder_at(root, name) as folder:
                 seen = os.fstat(folder)
                 reason = self._why_orphan(owner, seen)
-                is_ours = _has_marker(folder) or next(entries(folder), None) is None
+                is_ours = is_scratch(folder)
             if not reason:
                 self.writing += 1
             elif not is_ours:
@@ -89,11 +88,3 @@ class Orphans:
         if age < self._age_seconds:
             return ""
         return f"nobody has written to it for {age / 3600:.0f} hours"
-
-
-def _has_marker(folder: int) -> bool:
-    try:
-        check_root("", dir_fd=folder)
-    except (NotAShelfError, FileNotFoundError):
-        return False
-    return True

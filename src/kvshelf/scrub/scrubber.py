@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from kvshelf.auth import key_id
+from kvshelf.documents import read_json
 from kvshelf.errors import NotAShelfError
 from kvshelf.layout import (
     NAMESPACE_FILE,
@@ -19,11 +20,10 @@ from kvshelf.layout import (
     short_digest,
 )
 from kvshelf.namespace import Identity
-from kvshelf.root import check_root, read_json
+from kvshelf.root import check_root
 from kvshelf.scrub import cursor as cursors
 from kvshelf.scrub.cursor import Cursor
 from kvshelf.scrub.findings import Action, Finding, Kind, Totals
-from kvshelf.scrub.folders import GONE, entries, folder_at
 from kvshelf.scrub.mount import look_at_mount
 from kvshelf.scrub.orphans import Orphans
 from kvshelf.scrub.pace import Pace
@@ -31,6 +31,7 @@ from kvshelf.scrub.settings import ScrubSettings
 from kvshelf.scrub.unused import UnusedNamespaces
 from kvshelf.scrub.verify import Expected, FileVerifier, Verdict
 from kvshelf.scrub.walk import Found, What, walk, what_is
+from kvshelf.tree import GONE, entries, folder_at
 
 # Orphans and unused namespaces are looked for so often during a pass, which may take weeks.
 HOUSEKEEPING_SECONDS = 6 * 3600.0

@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from kvshelf.calls import Lock, try_lock
 from kvshelf.layout import NAMESPACE_FILE, TEMP_FOLDER, doomed_name
 from kvshelf.scrub.findings import Action, Finding, Kind
-from kvshelf.scrub.folders import GONE, folder_at
 from kvshelf.scrub.pace import Pace
 from kvshelf.scrub.walk import Found, What, walk
+from kvshelf.tree import GONE, folder_at
 
 # A look at a file's times is so much cheaper than reading it.
 _LOOK = 0.1

@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 
 from kvshelf.core import native as _native
-from kvshelf.scrub.folders import GONE, unlink_if_same
 from kvshelf.scrub.mount import Mount
 from kvshelf.scrub.pace import Pace
+from kvshelf.tree import GONE, unlink_if_same
 
 # Of one read: large enough for any storage, small enough to be paced.
 STEP_BYTES = 1 << 20

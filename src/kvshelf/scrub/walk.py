@@ -18,7 +18,7 @@ from kvshelf.layout import (
     parse_rank_folder,
     parse_temp_name,
 )
-from kvshelf.scrub.folders import GONE, Type, entries, folder_at
+from kvshelf.tree import GONE, Type, entries, folder_at
 
 
 class What(Enum):

@@ -25,10 +25,11 @@ from vllm.v1.kv_offload.base import TransferResult
 
 from kvshelf.config import Settings
 from kvshelf.engine import EngineConfig, FileStatus, GroupMemory, Pages
-from kvshelf.errors import NotAShelfError
+from kvshelf.errors import ConfigError, NotAShelfError
 from kvshelf.keys import group_of, hash_of
 from kvshelf.namespace import Identity
 from kvshelf.shelf import Chunk, Shelf
+from kvshelf.threads import start
 from kvshelf.vllm import compat
 from kvshelf.vllm.blocks import ComputedBlocks, Copied, host_bytes
 from kvshelf.vllm.compare import Comparison, Kind, Section, Verdict, compare, tolerances
@@ -103,7 +104,11 @@ class Auditor:
         self._thread_faults = FaultLog(logger)
         chunk_bytes = blocks_per_chunk * max(map(sum, computed.page_bytes))
         self.slots = max(1, min(SLOTS_MAX, memory_bytes // (2 * chunk_bytes)))
-        self._memory = _SlotMemory(computed, blocks_per_chunk, self.slots)
+        try:
+            self._memory = _SlotMemory(computed, blocks_per_chunk, self.slots)
+        except (MemoryError, RuntimeError) as error:  # torch's of memory is a RuntimeError
+            mib = memory_bytes >> 20
+            raise ConfigError("audit_memory_mib", mib, f"cannot be allocated ({error})") from error
         self._shelf = open_shelf(self._memory.groups, self._memory)
         self._free = deque(range(self.slots))
         self._copying: dict[int, list[Copied]] = {}  # job -> copies that may be under way
@@ -111,7 +116,7 @@ class Auditor:
         self._findings: deque[Finding] = deque()
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="kvshelf-audit", daemon=True)
-        self._thread.start()
+        start(self._thread)
 
     def take(
         self, job_id: int, plan: ChunkPlan, audited: Collection[bytes], *, is_known: bool

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kvshelf.root import check_root
-from kvshelf.scrub.folders import folder_at, unlink_if_same
+from kvshelf.tree import folder_at, unlink_if_same
 
 
 @dataclass(frozen=True, slots=True)

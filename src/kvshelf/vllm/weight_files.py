@@ -108,8 +108,11 @@ def _hash_all(files: Sequence[tuple[Path, int]]) -> list[str]:
         for offset in range(0, size, PIECE_BYTES)
     ]
     threads = max(1, min(_THREADS_MAX, os.cpu_count() or 1, len(pieces)))
-    with ThreadPoolExecutor(threads, thread_name_prefix="kvshelf-weights") as pool:
-        digests = iter(list(pool.map(_hash_piece, pieces)))
+    try:
+        with ThreadPoolExecutor(threads, thread_name_prefix="kvshelf-weights") as pool:
+            digests = iter(list(pool.map(_hash_piece, pieces)))
+    except RuntimeError:  # no thread is to be had: slower, and as right
+        digests = iter(list(map(_hash_piece, pieces)))
     joined = []
     for _, size in files:
         whole = hashlib.sha256()

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from enum import Enum
 from typing import NamedTuple
 
-from kvshelf.root import is_of_file_system
+from kvshelf.junk import is_junk
 
 # Names held in memory at once. A folder of kvshelf's has 3,000; one with more is listed again.
 NAMES_MAX = 10_000
@@ -43,7 +43,7 @@ class Entry(NamedTuple):
 def entries(folder: int, after: str = "", *, inclusive: bool = False) -> Iterator[Entry]:
     """Entries of a folder in order of their names, those behind ``after`` only, or from it on.
 
-    What a file system puts there itself is left out. Memory is bounded however many there are;
+    Junk is left out. Memory is bounded however many there are;
     the folder may change meanwhile.
 
     Raises:
@@ -64,7 +64,7 @@ def _typed(
 ) -> Iterator[tuple[str, str]]:
     for entry in scan:
         before = entry.name < after or (entry.name == after and not inclusive)
-        if before or is_of_file_system(entry.name):
+        if before or is_junk(entry.name):
             continue
         kind = Type.OTHER
         if entry.is_dir(follow_symlinks=False):
@@ -90,7 +90,7 @@ def folder_at(parent: int, name: str) -> Iterator[int]:
 
 
 def remove_tree(parent: int, name: str, device: int, *, last: str = "", depth: int = 0) -> None:
-    """Remove a folder and all that is in it. Follows no link.
+    """Remove a folder and all that is in it but junk. Follows no link.
 
     What cannot be removed stays with the folders that it is in and with ``last``; the rest goes.
 
@@ -122,15 +122,19 @@ def remove_tree(parent: int, name: str, device: int, *, last: str = "", depth: i
                 refused = refused or error
         if refused is not None:
             raise refused
-        if last:
+        # A folder that junk has kept is to go later, by what the last entry says.
+        if last and all(entry.name == last for entry in entries(folder)):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(last, dir_fd=folder)
     _remove_folder(parent, name)
 
 
 def _remove_folder(parent: int, name: str) -> None:
-    """rmdir, again for a while where only the file system's own names are left: an NFS client keeps
-    a file that was removed as ``.nfs...`` while it is open, and NFS 4 closes in the background."""
+    """rmdir. Junk is not ours to remove, and keeps its folder.
+
+    Tried again for a while where only names of an NFS client are left: it keeps a file that was
+    removed as ``.nfs...`` while it is open, and NFS 4 closes in the background.
+    """
     for _ in range(_RMDIR_ATTEMPTS):
         try:
             os.rmdir(name, dir_fd=parent)
@@ -140,6 +144,8 @@ def _remove_folder(parent: int, name: str) -> None:
             with folder_at(parent, name) as folder:
                 if next(entries(folder), None) is not None:
                     raise
+                if not any(entry.startswith(".nfs") for entry in os.listdir(folder)):  # noqa: PTH208
+                    return
         else:
             return
         time.sleep(_RMDIR_SECONDS)
