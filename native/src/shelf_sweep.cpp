@@ -12,7 +12,6 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
-#include <ctime>
 #include <system_error>
 #include <thread>
 
@@ -88,20 +87,12 @@ std::int64_t AgeBucketBegin(std::size_t bucket) {
   return static_cast<std::int64_t>(bucket - 128 * shift) << (shift + 20);
 }
 
-std::int64_t Now() {
-  timespec now{};
-  ::clock_gettime(CLOCK_REALTIME, &now);
-  return Nanoseconds(now);
-}
-
 double SteadySeconds() {
   return std::chrono::duration<double>(Clock::now().time_since_epoch()).count();
 }
 
 std::chrono::nanoseconds ThreadTime() {
-  timespec used{};
-  ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &used);
-  return std::chrono::nanoseconds(Nanoseconds(used));
+  return std::chrono::nanoseconds(ClockNs(CLOCK_THREAD_CPUTIME_ID));
 }
 
 int RunnableThreads() {
@@ -142,10 +133,6 @@ void NoteForeign(Foreign& foreign, const std::string& path) {
   if (foreign.examples.size() < kExamples) foreign.examples.push_back(path);
 }
 
-std::size_t UseClass(const struct stat& file) {
-  return Nanoseconds(file.st_atim) > Nanoseconds(file.st_mtim) + kReuse ? 1 : 0;
-}
-
 ShelfSweep::ShelfSweep(std::shared_ptr<FileOps> ops, const std::string& root, SweepConfig config)
     : ops_(std::move(ops)),
       config_(config),
@@ -182,7 +169,7 @@ int ShelfSweep::OpenFolder(int parent, const std::string& name, struct stat* fou
 
 std::unique_ptr<ShelfSweep::Pass> ShelfSweep::BeginPass() {
   auto pass = std::make_unique<Pass>();
-  pass->time_ns = Now();
+  pass->time_ns = clock_.Now();
   pass->histograms.resize(namespaces_.size());
   for (std::unique_ptr<Rank>& rank : ranks_) rank->fd.Reset();
   for (std::size_t i = 0; i < namespaces_.size(); ++i) {

@@ -61,8 +61,7 @@ bool ShelfSweep::Spares(const Walk& walk, const Rank& rank, const Leaf& leaf) co
 // Removes the file, remembers it or keeps it; false if the walk is to be broken off.
 bool ShelfSweep::Judge(Walk& walk, Rank& rank, Found& found, const std::string& name,
                        const struct stat& file) {
-  const std::int64_t used = Nanoseconds(file.st_atim);
-  const std::size_t use_class = UseClass(file);
+  const auto [used, use_class] = LastUse(file);
   const Cut& cut = walk.pass.cuts[rank.name_space][use_class];
   if (used < cut.sure_before_ns) {
     {
@@ -138,8 +137,8 @@ bool ShelfSweep::RemoveCandidate(Walk& walk, const Candidate& candidate) {
   int error = folder ? ops_->StatAt(folder.get(), candidate.name.c_str(), &file) : folder.get();
   if (error >= 0) {
     if (!S_ISREG(file.st_mode) || file.st_dev != device_) return false;
-    const Cut& cut = walk.pass.cuts[rank.name_space][UseClass(file)];
-    if (Nanoseconds(file.st_atim) >= cut.maybe_before_ns) {
+    const UseTime use = LastUse(file);
+    if (use.ns >= walk.pass.cuts[rank.name_space][use.reused].maybe_before_ns) {
       std::lock_guard lock(mutex_);
       ++walk.report.spared;
       return false;

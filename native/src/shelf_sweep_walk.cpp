@@ -60,7 +60,7 @@ bool ShelfSweep::WalkLeaf(Walk& walk, Burst& burst, Rank& rank, std::size_t inde
   Leaf& leaf = rank.leaves[index];
   Found found;
   found.index = index;
-  const std::int64_t before = Now();
+  const std::int64_t before = clock_.Now();
   struct stat status{};
   int error = ops_->StatAt(rank.fd.get(), LeafName(index).c_str(), &status);
   const bool unchanged = error >= 0 && leaf.mtime_ns == Nanoseconds(status.st_mtim);
@@ -114,7 +114,8 @@ bool ShelfSweep::LookAt(Walk& walk, Burst& burst, Rank& rank, Found& found,
   }
   if (walk.pass.removing && !Judge(walk, rank, found, name, file)) return false;
   if (!walk.pass.removing) {
-    found.kept.push_back({Nanoseconds(file.st_atim), file.st_size, UseClass(file)});
+    const UseTime use = LastUse(file);
+    found.kept.push_back({use.ns, file.st_size, use.reused});
   }
   return true;
 }
@@ -202,8 +203,9 @@ void ShelfSweep::Fault(Walk& walk, int error) {
 // Called with every file that we removed, so that the histograms stay near to the truth.
 void ShelfSweep::Uncount(const Rank& rank, const struct stat& file) {
   if (complete_ == nullptr || rank.name_space >= complete_->histograms.size()) return;
-  const std::int64_t age = complete_->time_ns - Nanoseconds(file.st_atim);
-  Count(complete_->histograms[rank.name_space], UseClass(file), age, -1, -file.st_size);
+  const UseTime use = LastUse(file);
+  Count(complete_->histograms[rank.name_space], use.reused, complete_->time_ns - use.ns, -1,
+        -file.st_size);
 }
 
 }  // namespace kvshelf

@@ -15,6 +15,7 @@
 
 #include "kvshelf/file_ops.h"
 #include "kvshelf/memory.h"
+#include "kvshelf/use_time.h"
 
 namespace kvshelf {
 
@@ -39,7 +40,7 @@ inline constexpr std::size_t kUseClasses = 2;
 using Histograms = std::array<std::vector<Amount>, kUseClasses>;  // each empty or kAgeBuckets long
 
 // Which chunks of a class go: all that were last used before `sure`; and of those last used before
-// `maybe` as many as are needed, the ones nearest to `sure` first. CLOCK_REALTIME, ns.
+// `maybe` as many as are needed, the ones nearest to `sure` first. Nanoseconds since 1970.
 struct Cut {
   std::int64_t sure_before_ns = INT64_MIN;
   std::int64_t maybe_before_ns = INT64_MIN;
@@ -92,6 +93,8 @@ class ShelfSweep {
   ShelfSweep(std::shared_ptr<FileOps> ops, const std::string& root, SweepConfig config);
   ~ShelfSweep();
 
+  // By which ages count: the file system's, by FileClock::Set. Any thread.
+  void SetClock(std::int64_t ahead_ns) { clock_.Set(ahead_ns); }
   // The folders that are namespaces. Each keeps the index that it had first.
   void SetNamespaces(const std::vector<std::string>& folders);
 
@@ -149,6 +152,7 @@ class ShelfSweep {
 
   std::shared_ptr<FileOps> ops_;
   SweepConfig config_;
+  FileClock clock_;
   UniqueFd root_;
   dev_t device_ = 0;
   std::atomic<bool> stop_{false};
