@@ -16,6 +16,7 @@ import pytest
 from kvshelf.errors import NotAShelfError
 from kvshelf.evict import Limits, Report, State, Volume
 from kvshelf.evict import duty as duty_module
+from kvshelf.evict import turn as turn_module
 from kvshelf.evict.duty import EvictionDuty, News
 from kvshelf.layout import EVICT_FOLDER, parse_lease_name
 from kvshelf.namespace import Identity
@@ -165,7 +166,7 @@ def test_an_evictor_that_fails_is_counted_and_leaves_it_to_another(
 def test_a_root_that_is_another_directory_now_is_opened_anew(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(duty_module, "STAND_BACK_SECONDS", 0.1)
+    monkeypatch.setattr(turn_module, "STAND_BACK_SECONDS", 0.1)
     made: list[Steps] = []
 
     def step() -> Report:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from pathlib import Path
 
@@ -91,13 +92,25 @@ def test_a_floor_that_rises_in_the_middle_leaves_nothing_under_way(
 
 
 def test_a_namespace_that_cannot_shrink_does_not_keep_the_shelf_from_it(tmp_path: Path) -> None:
-    shelf = ShelfMaker(tmp_path, "ahead", "old")
+    """Its folders are immutable (chattr(1))."""
+    shelf = ShelfMaker(tmp_path, "stays", "old")
     for i in range(50):
-        shelf.add(-3 * 86_400 + i, name_space=0)  # a node's clock is wrong
+        shelf.add(100 + i, name_space=0)
         shelf.add(1000 + i, name_space=1)
+    folders = {chunk.path.parent for chunk in shelf.chunks[::2]}
+    done = subprocess.run(["chattr", "+i", *folders], check=False, capture_output=True)
+    try:
+        if done.returncode:
+            pytest.skip(f"no immutable folders here: {done.stderr.decode().strip()}")
+        _a_namespace_that_cannot_shrink(tmp_path, shelf)
+    finally:
+        subprocess.run(["chattr", "-i", *folders], check=False, capture_output=True)
+
+
+def _a_namespace_that_cannot_shrink(tmp_path: Path, shelf: ShelfMaker) -> None:
     limits = Limits(
         shelf_bytes=80 * CHUNK_BYTES,
-        namespace_bytes_of={"ahead": 10 * CHUNK_BYTES},
+        namespace_bytes_of={"stays": 10 * CHUNK_BYTES},
         low_percent=100,
     )
     evictor = Evictor(tmp_path, limits)

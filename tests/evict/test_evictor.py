@@ -95,7 +95,7 @@ def test_chunks_used_between_the_walk_and_their_removal_stay(tmp_path: Path) -> 
     assert shelf.gone() == shelf.oldest(begun)
     hot = {chunk.path for chunk in chunks[40:50]}
     for path in hot:
-        os.utime(path, (time.time() + 5, path.stat().st_mtime))
+        os.utime(path, (time.time(), path.stat().st_mtime))
     work = sweep.remove(Amount(60 - begun, 0), 10)
     assert (work.finished, work.removed.files, work.spared) == (True, 60 - begun, 10)
     assert shelf.gone() == shelf.oldest(70) - hot

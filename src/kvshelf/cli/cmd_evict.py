@@ -36,7 +36,6 @@ of the shelf may not be read.
 DEFAULT_PERCENT = 90.0
 # How long a hung step is waited for once the command is to end.
 STOP_SECONDS = 2.0
-RETRY_SECONDS = 5.0
 REPEAT_SECONDS = 60.0
 
 _RANGES = (
@@ -261,7 +260,7 @@ class _Command:
     def _loop(self) -> None:
         while not self._stop.is_set():
             if not self._once and not self._turn.is_ours():
-                if self._exposition is not None:
+                if self._exposition is not None and not self._turn.stands_back:
                     self._exposition.waits()
                 self._stop.wait(self._options.interval)
                 continue
@@ -274,11 +273,20 @@ class _Command:
                     raise CommandError(Exit.NO_SHELF, f"{self._root}: {error}") from error
                 self._say(f"{self._root}: {error}; trying again", repeat=False)
                 self._evictor = None
-                self._stop.wait(RETRY_SECONDS)
+                self._turn.stand_back()
                 continue
             if self._take(report) and self._once:
                 return
+            self._hand_over(report)
             self._stop.wait(report.wait_seconds(self._options.interval))
+
+    def _hand_over(self, report: Report) -> None:
+        """Another evictor may be able to do what this one cannot."""
+        if self._once or not report.gives_way:
+            self._turn.succeeded()
+            return
+        self._say(f"{self._root}: nothing can be removed: left the lease to another", repeat=False)
+        self._turn.stand_back()
 
     def _take(self, report: Report) -> bool:
         """Add a step to what is told; True if the shelf is at rest."""

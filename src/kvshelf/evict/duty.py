@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from kvshelf.clock import FileClock, Reading
 from kvshelf.errors import NotAShelfError
 from kvshelf.evict.evictor import Evictor, OnRemoved
 from kvshelf.evict.journal import RemovedReader
@@ -35,8 +36,6 @@ STEP_SECONDS = 0.5
 KEYS_MAX = 65_536
 # Faults that wait for the owner.
 FAULTS_MAX = 100
-# Who holds the lease and cannot evict leaves it alone for so long.
-STAND_BACK_SECONDS = 60.0
 # So long chunks may lie in a folder that eviction does not know: two calls each time.
 RENEW_SECONDS = 10.0
 _NICE = 10
@@ -44,7 +43,7 @@ _NICE = 10
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What failed: "lease", "evict" or "journal"; the errno's name or "other"; how often."""
+    """What failed: "clock", "lease", "evict" or "journal"; the errno's name or "other"; times."""
 
     part: str
     errno: str
@@ -62,6 +61,7 @@ class News:
         gone: keys of this replica's namespace that somebody evicted.
         dropped: keys that were not kept for the owner.
         shelf_bytes: of all chunks by namespace, as the holder knows them; empty for others.
+        clock: of the root's file system, if it was measured.
         pass_seconds: from crossing a limit to being within it again, of the last pass; None: none
             ended.
     """
@@ -72,6 +72,7 @@ class News:
     gone: dict[bytes, None] = field(default_factory=dict)
     dropped: int = 0
     shelf_bytes: Mapping[str, int] = field(default_factory=dict)
+    clock: Reading | None = None
     pass_seconds: float | None = None
     faults: list[Fault] = field(default_factory=list)
 
@@ -123,11 +124,11 @@ class EvictionDuty:
             file_mode=file_mode,
             lease=lease,
         )
+        self._clock = FileClock(root, file_mode=file_mode)
         self._step_seconds = min(STEP_SECONDS, lease_seconds / 10)
         self._make_evictor = evictor
         self._evictor: Steps | None = None
         self._reader = RemovedReader(root, folder)
-        self._stand_back_until = 0.0
         self._wait_seconds = WAKE_SECONDS  # before the thread looks again
         self._pass_since: float | None = None
         self._lock = threading.Lock()  # never held across a system call
@@ -168,14 +169,27 @@ class EvictionDuty:
             # Of this thread alone, on Linux: setpriority(2), "C library/kernel differences".
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         self._guarded("journal", self._read)  # from now on
+        self._guarded("clock", self._read_clock)
         while not self._stop.wait(self._wait_seconds):
             self._wait_seconds = WAKE_SECONDS
+            self._guarded("clock", self._read_clock)
             self._guarded("evict", self._evict)
             self._guarded("journal", self._read)
             if time.monotonic() - self._renewed_at > RENEW_SECONDS:
                 self._renewed_at = time.monotonic()
                 self._guarded("namespace", self._renew)
         self._turn.leave()
+
+    def _read_clock(self) -> None:
+        """Measured again when that is due; what cannot be measured is a fault, each time."""
+        problem, before = self._clock.problem, self._clock.reading
+        reading = self._clock.read()
+        if reading is not before:
+            with self._lock:
+                self._news.clock = reading
+                self.has_news = True
+        if self._clock.problem is not None and self._clock.problem is not problem:
+            raise self._clock.problem
 
     def _guarded(self, part: str, work: Callable[[], None]) -> None:
         try:
@@ -196,7 +210,7 @@ class EvictionDuty:
 
     def _evict(self) -> None:
         """One step, if it is ours to do."""
-        if not self._limits or time.monotonic() < self._stand_back_until:
+        if not self._limits:
             return
         is_holder = self._turn.is_ours()
         self._holds(is_holder)
@@ -205,7 +219,9 @@ class EvictionDuty:
         try:
             if self._evictor is None:
                 told: OnRemoved = self._turn.removed
-                self._evictor = self._make_evictor(self._root, self._limits, on_removed=told)
+                self._evictor = self._make_evictor(
+                    self._root, self._limits, on_removed=told, clock=self._clock
+                )
             report = self._evictor.step(self._step_seconds)
         except Exception as error:
             if isinstance(error, NotAShelfError):
@@ -213,9 +229,10 @@ class EvictionDuty:
             self._stand_back()
             raise
         self._tell(report)
-        if report.faults and not report.removed:
+        if report.gives_way:
             self._stand_back()
         else:
+            self._turn.succeeded()
             self._wait_seconds = report.wait_seconds(WAKE_SECONDS)
 
     def _holds(self, is_holder: bool) -> None:
@@ -230,9 +247,8 @@ class EvictionDuty:
 
     def _stand_back(self) -> None:
         """Leave it to another for a while, who may be allowed or able to do it."""
-        self._stand_back_until = time.monotonic() + STAND_BACK_SECONDS
         self._holds(False)
-        self._turn.leave()
+        self._turn.stand_back()
 
     def _read(self) -> None:
         keys = self._reader.read()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from kvshelf.clock import FileClock, boot_ns_now
 from kvshelf.errors import NotAShelfError
 from kvshelf.evict.cut import EffectiveAge, choose_cuts
 from kvshelf.evict.limits import Amount, Limits, Need, Volume, may_exceed, needs
@@ -30,8 +31,11 @@ SETTLE_SECONDS = 5.0
 _SAMPLE_AFTER_SECONDS, _SAMPLE_COVERAGE = 5.0, 1 / 16
 # When nothing more can be removed, it is tried again after so long.
 _STUCK_SECONDS = 10.0
-# Clocks of nodes differ; last uses further ahead of ours are left alone.
-_FUTURE_SECONDS = 86_400.0
+# Last uses ahead of the file system's clock by so much (100 years) are candidates, after all
+# others: a file server's clock that was set back leaves some.
+_FUTURE_SECONDS = 3.2e9
+# Such a change of the clock makes the histogram of ages anew.
+_CLOCK_JUMP_NS = 10**9
 
 
 class Evictor:
@@ -48,6 +52,7 @@ class Evictor:
         dry_run: count what would go, remove nothing.
         on_removed: told of all that was removed, in the thread of ``step``, soon after.
         policy: which chunks go first, as ``policy.effective_age``.
+        clock: the file system's, by which ages count; None: one of its own.
 
     Raises:
         NotAShelfError: the root carries no marker that we know.
@@ -66,6 +71,7 @@ class Evictor:
         dry_run: bool = False,
         on_removed: OnRemoved | None = None,
         policy: EffectiveAge = effective_age,
+        clock: FileClock | None = None,
     ) -> None:
         self._root = Path(root)
         check_root(self._root)
@@ -74,7 +80,9 @@ class Evictor:
         self._on_removed = on_removed
         self._policy = policy
         self._sweep = Sweep(self._root, threads=threads, files_per_second=files_per_second)
-        self._spaces = Spaces(self._root)
+        self._clock = clock or FileClock(self._root)
+        self._ahead_ns = 0  # of the time from which ages count, to CLOCK_BOOTTIME
+        self._spaces = Spaces(self._root, self._clock)
         self._identity = self._root_identity()
         self._stop = threading.Event()
         self._volumes: deque[tuple[float, Volume, Amount, Amount]] = deque()
@@ -84,7 +92,7 @@ class Evictor:
         self._evicting = False
         self._evicting_since = 0.0
         self._fresh = False  # the histogram was made since the limit was exceeded
-        self._future = False  # chunks used ahead of our clock are candidates
+        self._future = False  # chunks used ahead of the file system's clock are candidates
         self._round: Need | None = None
         self._round_removed = Amount()
         self._cut_age: float | None = None
@@ -105,6 +113,7 @@ class Evictor:
         """
         begin = time.monotonic()
         self._check()
+        self._set_clock()
         log = _Log()
         state = State.IDLE
         left = seconds_max
@@ -116,6 +125,20 @@ class Evictor:
         if self._stop.is_set():
             state = State.STOPPED
         return self._report(state, log, time.monotonic() - begin)
+
+    def _set_clock(self) -> None:
+        """Ages count by the file system's clock; where it cannot be measured, by this machine's, or
+        by the newest use if that is ahead of it."""
+        reading, boot_ns = self._clock.read(), boot_ns_now()
+        if reading is not None:
+            ahead_ns = reading.ahead_ns
+        else:
+            newest_ns = int(self._sweep.buckets().last_use_ns.max(initial=0))
+            ahead_ns = max(time.time_ns(), newest_ns) - boot_ns
+        if abs(ahead_ns - self._ahead_ns) > _CLOCK_JUMP_NS:
+            self._scan_all = True  # ages were counted from another time
+        self._ahead_ns = ahead_ns
+        self._sweep.set_clock(ahead_ns)
 
     def stop(self) -> None:
         """End a running step within 100 ms, unless the storage hangs, and all later ones."""
@@ -243,7 +266,7 @@ class Evictor:
         return there < int(self._sweep.buckets().files.sum())
 
     def _begin_round(self, need: Need) -> None:
-        now_ns = time.time_ns()
+        now_ns = boot_ns_now() + self._ahead_ns
         cuts = choose_cuts(
             self._sweep.buckets(),
             need.amount,

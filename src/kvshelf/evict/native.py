@@ -110,6 +110,11 @@ class Sweep:
         """Say which folders of the root are namespaces; others are not looked into."""
         self._sweep.set_namespaces(list(folders))
 
+    def set_clock(self, ahead_ns: int) -> None:
+        """Say what to add to CLOCK_BOOTTIME, in nanoseconds, for the file system's time: from that
+        ages count. Without a call, this machine's clock counts."""
+        self._sweep.set_clock(ahead_ns)
+
     def scan(self, *, all_folders: bool, seconds_max: float) -> Work:
         """Count the chunks in folders that have changed, or in all and make the histogram anew.
 

@@ -57,6 +57,14 @@ class Report:
     seconds: float = 0.0
 
     @property
+    def gives_way(self) -> bool:
+        """Whether another evictor should try: this one can remove nothing of what is to go."""
+        if self.removed:
+            return False
+        is_blocked = self.state is State.STUCK and any(need.amount for need in self.needs)
+        return bool(self.faults) or is_blocked
+
+    @property
     def shelf(self) -> Amount:
         """What is on the shelf."""
         return sum(self.usage.values(), Amount())

@@ -6,6 +6,7 @@ import os
 import time
 from pathlib import Path
 
+from kvshelf.clock import FileClock
 from kvshelf.layout import ROOT_FILES, ROOT_FOLDERS, is_namespace_folder
 from kvshelf.root import is_of_file_system, list_namespaces
 
@@ -26,9 +27,11 @@ class Spaces:
         unread: folders that may be namespaces and do not let themselves be read.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, clock: FileClock) -> None:
         self._root = root
-        self._listed_at = 0.0
+        self._clock = clock
+        self._listed_at = 0.0  # by the file system's clock
+        self._due_at = 0.0  # by CLOCK_MONOTONIC
         self._mtime = -1.0
         self._folders: list[str] = []
         self.foreign: tuple[str, ...] = ()
@@ -40,10 +43,11 @@ class Spaces:
         Raises:
             OSError: the root cannot be listed.
         """
-        now = time.time()
+        now = 1e-9 * self._clock.now_ns()
         mtime = self._root.stat().st_mtime
-        racy = self._listed_at < mtime + _RACY_SECONDS
-        if mtime == self._mtime and not racy and now < self._listed_at + _LIST_SECONDS:
+        # A time ahead of the clock says nothing.
+        racy = mtime - _RACY_SECONDS < self._listed_at < mtime + _RACY_SECONDS
+        if mtime == self._mtime and not racy and time.monotonic() < self._due_at:
             return self._folders
         entries = [e for e in list_namespaces(self._root) if is_namespace_folder(e.folder)]
         self._folders = [e.folder for e in entries if e.identity is not None and not e.problem]
@@ -57,4 +61,5 @@ class Spaces:
             and not name.startswith((".", "kvshelf"))
         )
         self._listed_at, self._mtime = now, mtime
+        self._due_at = time.monotonic() + _LIST_SECONDS
         return self._folders

@@ -12,6 +12,9 @@ from kvshelf.evict.lease import Lease, open_lease
 
 # The folder of the journal is cleaned so often, by the holder.
 CLEAN_SECONDS = 60.0
+# Whoever holds the lease and cannot evict leaves it to another for so long: twice as long each
+# time, from the shorter one on.
+STAND_BACK_SECONDS, STAND_BACK_SECONDS_MAX = 10.0, 30.0
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 OnFault = Callable[[str, Exception], None]
@@ -44,9 +47,18 @@ class Turn:
         )
         self._on_fault = on_fault
         self._clean_at = 0.0
+        self._back_seconds = 0.0
+        self._back_until = 0.0
+
+    @property
+    def stands_back(self) -> bool:
+        """Whether ``stand_back`` still holds."""
+        return time.monotonic() < self._back_until
 
     def is_ours(self) -> bool:
         """Whether this process may evict for a moment. Ask before every step."""
+        if self.stands_back:
+            return False
         try:
             if not self._lease.tick():
                 return False
@@ -73,6 +85,17 @@ class Turn:
             self._writer.append(folder, keys)
         except Exception as error:
             self._on_fault("journal", error)
+
+    def stand_back(self) -> None:
+        """This process cannot evict: leave the lease to another, and do not ask for a while."""
+        doubled = max(STAND_BACK_SECONDS, 2 * self._back_seconds)
+        self._back_seconds = min(doubled, STAND_BACK_SECONDS_MAX)
+        self._back_until = time.monotonic() + self._back_seconds
+        self.leave()
+
+    def succeeded(self) -> None:
+        """This process can evict: the next time to stand back is a short one again."""
+        self._back_seconds = 0.0
 
     def leave(self) -> None:
         """Let another have it at once."""
