@@ -152,11 +152,10 @@ class FileClock:
     def _with_file(self, folder: int, prefix: str) -> Reading:
         name = prefix + temp_name(this_owner(), int.from_bytes(os.urandom(4), "big"))
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        begin = self._real_ns(), self._boot_ns()
         file = os.open(name, flags, self._file_mode, dir_fd=folder)
         try:
-            begin = self._real_ns(), self._boot_ns()
-            os.utime(file)
-            now_ns = os.fstat(file).st_mtime_ns
+            now_ns = _changed_ns(os.fstat(file))
             end = self._real_ns(), self._boot_ns()
             os.utime(file, ns=(_PROBE_NS, _PROBE_NS))
             step_ns = _step_of(os.fstat(file).st_mtime_ns)
@@ -174,7 +173,7 @@ class FileClock:
             with contextlib.suppress(OSError):
                 begin = self._real_ns(), self._boot_ns()
                 os.utime(name, dir_fd=folder, follow_symlinks=False)
-                now_ns = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mtime_ns
+                now_ns = _changed_ns(os.stat(name, dir_fd=folder, follow_symlinks=False))
                 end = self._real_ns(), self._boot_ns()
                 step_ns = self.reading.step_ns if self.reading else 1
                 return _reading(begin, now_ns, end, step_ns)
@@ -196,6 +195,12 @@ class FileClock:
                         dead = newest_ns - seen.st_ctime_ns > _DEAD_NS
                     if dead and stat.S_ISREG(seen.st_mode):
                         os.unlink(name, dir_fd=folder)
+
+
+def _changed_ns(file: os.stat_result) -> int:
+    """When a file was changed. Unlike a modification time, no process can set a change time; some
+    file systems have none."""
+    return file.st_ctime_ns if file.st_ctime_ns > 0 else file.st_mtime_ns
 
 
 def _step_of(kept_ns: int) -> int:

@@ -15,7 +15,7 @@ import pytest
 from kvshelf.cli import cmd_evict
 from kvshelf.cli.common import Exit
 from kvshelf.cli.main import main
-from kvshelf.evict import Evictor
+from kvshelf.evict import Evictor, turn
 from kvshelf.evict.exposition import Exposition
 from kvshelf.evict.limits import Volume
 from tests.evict.shelves import CHUNK_BYTES, ShelfMaker
