@@ -1,8 +1,8 @@
 """A node whose clock may be wrong: stores a chunk, or uses it again, as an engine does.
 
-    python -m tests.evict.clock_process ROOT NUMBER [SECONDS CONTROL NEW]
+    python -m tests.evict.clock_process ROOT NUMBER [CONTROL NEW]
 
-With SECONDS it waits so long in between and then writes NEW into libfaketime's CONTROL file.
+In between it writes NEW into libfaketime's CONTROL file, which sets its clock.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ def main() -> None:
         key = make_key(number.to_bytes(32, "big"), 0)
         assert shelf.store([Chunk(key, [0])]) == [FileStatus.OK]
         if len(sys.argv) > 3:
+            assert clock.read() is not None
+            before, began = time.time(), time.monotonic()
             Path(sys.argv[3]).write_text(sys.argv[4])
-            before = time.time()
-            while abs(time.time() - before) < 1000:
-                time.sleep(0.01)
-        reading = clock.read()
+            while abs(time.time() - before) < 1000:  # it cannot sleep while its clock is set
+                assert time.monotonic() < began + 30
+        reading = clock.read()  # again, where it was read before
         assert reading is not None
         shelf.set_clock(0, reading.ahead_ns)
         shelf.touch_at([key], [time.time_ns()], always=True)
