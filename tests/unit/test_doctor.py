@@ -177,7 +177,7 @@ class TestSemantics:
         self, lost: int, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         real = os.utime
-        monkeypatch.setattr(os, "utime", lambda path, ns: real(path, ns=(ns[0] - lost, ns[1])))
+        monkeypatch.setattr(os, "utime", lambda path, ns: real(path, ns=(ns[0] - lost,) * 2))
         finding = semantics.check_access_times(tmp_path)
         assert finding.severity is Severity.FINE and finding.message.endswith(f"in {text}")
 

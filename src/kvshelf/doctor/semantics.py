@@ -11,7 +11,7 @@ from pathlib import Path
 
 from kvshelf.doctor.findings import Finding, fine, note, problem, warning
 
-# A clock that differs by more shows wrong ages, but nothing that kvshelf decides.
+# Ages count by the server's clock; logs of the two are hard to compare.
 _SKEW_SECONDS_MAX = 5.0
 _SLOW_SYNC_SECONDS = 0.05
 _RENAME_NOREPLACE = 1  # linux/fs.h
@@ -77,16 +77,17 @@ def rename_noreplace(source: Path, target: Path) -> int:
 
 
 def check_access_times(folder: Path) -> Finding:
-    """Eviction goes by access times that kvshelf sets itself (utimensat(2))."""
+    """Eviction goes by modification times that kvshelf sets itself (utimensat(2)): a reader changes
+    access times."""
     path = folder / "times"
     path.write_bytes(b"x")
     wanted = 1_600_000_000_123_456_789
-    os.utime(path, ns=(wanted, path.stat().st_mtime_ns))
-    found = path.stat().st_atime_ns
+    os.utime(path, ns=(wanted, wanted))
+    found = path.stat().st_mtime_ns
     if abs(found - wanted) > 1_000_000_000:
         return problem(
             "access times",
-            "access times cannot be set: eviction could not tell what is used",
+            "times cannot be set: eviction could not tell what is used",
             "a mount that takes utimensat(2)",
         )
     step = next(
@@ -112,7 +113,7 @@ def check_clock(folder: Path) -> Finding:
         return warning(
             "clock",
             f"the file server's clock is {abs(skew):.1f} s {'ahead' if skew > 0 else 'behind'}",
-            "NTP on both; ages of chunks are shown wrong until then",
+            "NTP on both; kvshelf counts ages by the server's clock",
         )
     return fine("clock", f"within {max(abs(skew), 0.01):.2f} s of this host's")
 
