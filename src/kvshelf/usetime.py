@@ -45,7 +45,7 @@ def use_of(accessed_ns: int, modified_ns: int, changed_ns: int) -> UseTime:
     """The last use, from the access, modification and change time in nanoseconds.
 
     The change time is the witness: utimensat(2) sets it to now, and a read leaves it alone. An
-    access time behind it was set by a touch of kvshelf 0.1; one ahead of it comes from a reader.
+    access time behind it was set by a touch of an older kvshelf; one ahead of it comes from a reader.
     No use is later than the change time, which the file system's own clock sets.
     """
     used_ns, mark = modified_ns, modified_ns % MARK_UNIT_NS

@@ -45,8 +45,8 @@ struct UseTime {
 };
 
 // The change time is the witness: utimensat(2) sets it to now, and a read leaves it alone. An
-// access time behind it was set by a touch of kvshelf 0.1; one ahead of it comes from a reader. No
-// use is later than the change time, which the file system's own clock sets.
+// access time behind it was set by a touch of an older kvshelf; one ahead of it comes from a
+// reader. No use is later than the change time, which the file system's own clock sets.
 inline UseTime LastUse(const struct stat& file) {
   const std::int64_t accessed = Nanoseconds(file.st_atim);
   const std::int64_t modified = Nanoseconds(file.st_mtim);

@@ -210,7 +210,7 @@ class EngineStats:
     queued_touches: int = 0
     write_buffer_used_bytes: int = 0
     hung_threads: int = 0  # abandoned in the kernel and not yet back
-    touched: int = 0  # access times renewed
+    touched: int = 0  # files whose time of use was renewed
     touches_dropped: int = 0
     removed_bad: int = 0  # CORRUPT or FOREIGN files removed
     direct: bool = False  # whether O_DIRECT is in use

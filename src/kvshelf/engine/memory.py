@@ -163,7 +163,7 @@ class MemoryEngine:
             self._report(job_id, JobKind.PROBE, Phase.FINISHED, found, moved)
 
     def touch(self, paths: Sequence[str]) -> None:
-        """See ``Engine.touch``. There is nobody here who would look at access times."""
+        """See ``Engine.touch``. There is nobody here who would look at times of use."""
         check_paths(paths)
         if self._closed:
             raise EngineClosedError("the engine is closed")

@@ -259,7 +259,7 @@ class FileEngineTests(TakenNameTests):
             assert stat.S_IMODE((setup.root / folder).stat().st_mode) == 0o700
 
     def test_touch_renews_old_uses_and_those_of_the_future_only(self, setup: Setup) -> None:
-        """The times of 1 to 3 are as kvshelf 0.1 left them, those of 4 to 6 as touches do."""
+        """The times of 1 to 3 are as an older kvshelf left them, those of 4 to 6 as touches do."""
         old = self.config.touch_interval_seconds + 60
         ages = {1: 10_000.0, 2: 10.0, 3: old, 4: -1000.0, 5: 10.0, 6: old}
         now = time.time()
