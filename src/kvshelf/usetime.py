@@ -12,6 +12,9 @@ from typing import NamedTuple
 _SECOND_NS = 10**9
 # Storing takes a moment; only a use that comes later than this counts as one.
 REUSE_NS = _SECOND_NS
+# A touch is written so soon after the use. What changes a file later (chmod, a hard link) may do so
+# after a reader.
+TOUCH_DELAY_NS = 60 * _SECOND_NS
 # A touch sets the modification time, which no reader changes. Its nanoseconds within the
 # millisecond say whether the chunk was used again since it was stored.
 MARK_UNIT_NS = 1_000_000
@@ -45,13 +48,13 @@ def use_of(accessed_ns: int, modified_ns: int, changed_ns: int) -> UseTime:
     """The last use, from the access, modification and change time in nanoseconds.
 
     The change time is the witness: utimensat(2) sets it to now, and a read leaves it alone. An
-    access time behind it was set by a touch of an older kvshelf; one ahead of it comes from a reader.
-    No use is later than the change time, which the file system's own clock sets.
+    access time behind it was set by a touch of an older kvshelf, a moment before; one ahead of it
+    comes from a reader. No use is later than the change time, which the file system's clock sets.
     """
     used_ns, mark = modified_ns, modified_ns % MARK_UNIT_NS
     if mark in (MARK_STORED_NS, MARK_REUSED_NS):
         reused = mark == MARK_REUSED_NS
-        if modified_ns < accessed_ns < changed_ns:
+        if modified_ns < accessed_ns < changed_ns < accessed_ns + TOUCH_DELAY_NS:
             used_ns, reused = accessed_ns, True
     else:
         # A touch came before the change time, but for the error of its clock. Times of whole

@@ -27,6 +27,12 @@ def test_a_touch_of_an_older_kvshelf_counts() -> None:
     assert use_of(later - 5_000_000, TOUCHED, later) == UseTime(later - 5_000_000, True)
 
 
+def test_a_change_of_mode_or_a_link_after_a_reader_is_no_use() -> None:
+    """chown -R, or a backup by hard links, an hour after a virus scanner."""
+    scanned = NOW + DAY
+    assert use_of(scanned, TOUCHED, scanned + 3600 * SECOND) == UseTime(TOUCHED, False)
+
+
 def test_times_that_an_older_kvshelf_left_count_until_somebody_reads() -> None:
     stored, used = NOW - DAY, NOW - 5_000_000
     assert use_of(used, stored, NOW) == UseTime(used, True)
@@ -56,7 +62,12 @@ def test_times_before_1970_are_times() -> None:
     assert use_of(0, 0, NOW) == UseTime(0, False)
 
 
-@given(*[st.integers(-(2**62), 2**62) | st.integers(NOW - DAY, NOW + DAY)] * 3, st.booleans())
+# Of any time, and of times so near to each other that it matters which comes first.
+TIMES = st.integers(-(2**62), 2**62) | st.integers(NOW - DAY, NOW + DAY)
+NEAR = st.integers(NOW - 100 * SECOND, NOW) | st.integers(0, 100).map(lambda s: NOW - s * SECOND)
+
+
+@given(*[TIMES | NEAR] * 3, st.booleans())
 def test_the_native_core_says_the_same(
     accessed: int, modified: int, changed: int, mark: bool
 ) -> None:

@@ -15,6 +15,9 @@ namespace kvshelf {
 inline constexpr std::int64_t kNsPerSecond = 1'000'000'000;
 // Storing takes a moment; only a use that comes later than this counts as one.
 inline constexpr std::int64_t kReuse = kNsPerSecond;
+// A touch is written so soon after the use. What changes a file later (chmod, a hard link) may do
+// so after a reader.
+inline constexpr std::int64_t kTouchDelay = 60 * kNsPerSecond;
 
 // File systems hold years beyond 2262, where nanoseconds end. Ages are differences: room for these.
 inline std::int64_t Nanoseconds(const timespec& time) {
@@ -45,8 +48,8 @@ struct UseTime {
 };
 
 // The change time is the witness: utimensat(2) sets it to now, and a read leaves it alone. An
-// access time behind it was set by a touch of an older kvshelf; one ahead of it comes from a
-// reader. No use is later than the change time, which the file system's own clock sets.
+// access time behind it was set by a touch of an older kvshelf, a moment before; one ahead of it
+// comes from a reader. No use is later than the change time, which the file system's clock sets.
 inline UseTime LastUse(const struct stat& file) {
   const std::int64_t accessed = Nanoseconds(file.st_atim);
   const std::int64_t modified = Nanoseconds(file.st_mtim);
@@ -54,7 +57,9 @@ inline UseTime LastUse(const struct stat& file) {
   UseTime use{modified, false};
   if (const std::int64_t mark = WithinUnit(modified); mark == kMarkStored || mark == kMarkReused) {
     use.reused = mark == kMarkReused;
-    if (modified < accessed && accessed < changed) use = {accessed, true};
+    if (modified < accessed && accessed < changed && changed - accessed < kTouchDelay) {
+      use = {accessed, true};
+    }
   } else {
     // A touch came before the change time, but for the error of its clock. Times of whole seconds
     // leave no room for that: a reader's may be the same.

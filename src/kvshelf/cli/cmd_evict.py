@@ -305,6 +305,8 @@ class _Command:
                 f"{times} files or folders could not be looked at or removed: {os.strerror(number)}"
             )
             self._say(text, repeat=False)
+        if report.clock_problem:
+            self._say(f"the file system's clock is not known: {report.clock_problem}", repeat=False)
         if report.unread:
             shown = ", ".join(map(safe, report.unread[:8]))
             self._say(f"may not be read, so it does not count and stays: {shown}", repeat=False)

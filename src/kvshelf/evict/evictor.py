@@ -362,6 +362,7 @@ class Evictor:
             foreign_examples=(*mine[:8], *examples),
             unread=self._spaces.unread,
             faults=dict(log.faults),
+            clock_problem=str(self._clock.problem or ""),
             seconds=seconds,
         )
 

@@ -39,6 +39,7 @@ class Report:
         foreign: how much lies on the shelf that is not kvshelf's, with a few examples.
         unread: namespaces that may not be read: what lies in them does not count, and stays.
         faults: how often each errno came.
+        clock_problem: why ages do not count by the file system's clock; empty if they do.
     """
 
     state: State
@@ -54,6 +55,7 @@ class Report:
     foreign_examples: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
     faults: Mapping[int, int] = field(default_factory=dict)
+    clock_problem: str = ""
     seconds: float = 0.0
 
     @property

@@ -154,8 +154,8 @@ class FileVerifier:
         raise OSError(errno.EPERM, "it is another user's, and reading it would mark it as used")
 
     def _put_back_access_time(self, file: int, seen: os.stat_result) -> None:
-        """Where the file system marks a file as read whatever we say, and the access time is what
-        says when it was used: that of a touch of an older kvshelf. Another such touch of the moment in
+        """Where the file system marks a file as read whatever we say, and the access time says when
+        it was used, because an older kvshelf touched it. Another such touch of the moment in
         between is lost, as it is anywhere without a call that compares."""
         if not self._mount.quiet_reads_mark or last_use(seen).ns == seen.st_mtime_ns:
             return
