@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kvshelf.clock import FileClock, Reading
 from kvshelf.deadline import NoAnswerError, within
+from kvshelf.engine import Engine
 from kvshelf.errors import ConfigError
 from kvshelf.layout import NAMESPACE_FILE
 from kvshelf.namespace import Identity
@@ -92,10 +94,18 @@ class Opened:
     Attributes:
         uses: hold the namespace in each root; whoever has this closes them.
         roots: the directories.
+        clocks: of their file systems; None where that could not be measured.
     """
 
     uses: Uses
     roots: list[Path] = field(default_factory=list)
+    clocks: list[Reading | None] = field(default_factory=list)
+
+    def set_clocks(self, engine: Engine) -> None:
+        """Tell an engine of these roots what time it is there."""
+        for root, reading in enumerate(self.clocks):
+            if reading is not None:
+                engine.set_clock(reading.ahead_ns, root)
 
 
 def open_all(
@@ -150,6 +160,7 @@ def _open(
             asked.append(str(root))
             open_namespace(root, identity, **modes)
             opened.uses.take(root)
+            opened.clocks.append(FileClock(root, file_mode=modes["file_mode"]).read())
     except BaseException:
         opened.uses.close()
         raise

@@ -174,13 +174,12 @@ class Shelf:
         self._touched_folders = [self._rank_folders[each] for each in touched]
         self._position = {group: position for position, group in enumerate(ids)}
         self._own_jobs = itertools.count(-1, -1)
-        arguments: dict[str, Any] = {"namespace": identity.digest, "rank": rank, "device": device}
+        more: dict[str, Any] = {"namespace": identity.digest, "rank": rank, "device": device}
         if self._route is None:
-            self._engine = engine(self.roots[0], groups, self._config, **arguments)
+            self._engine = engine(self.roots[0], groups, self._config, **more)
         else:
-            self._engine = SpreadEngine(
-                self.roots, groups, self._config, engine=engine, **arguments
-            )
+            self._engine = SpreadEngine(self.roots, groups, self._config, engine=engine, **more)
+        opened.set_clocks(self._engine)
         # Assigned last, so that it goes last when the shelf is collected without close(): the
         # engine's threads use the memory until the engine is gone.
         self._keep_alive = keep_alive

@@ -1,8 +1,9 @@
 """A node whose clock may be wrong: stores a chunk, or uses it again, as an engine does.
 
-    python -m tests.evict.clock_process ROOT NUMBER [CONTROL NEW]
+    python -m tests.evict.clock_process ROOT NUMBER [touch | CONTROL NEW]
 
-In between it writes NEW into libfaketime's CONTROL file, which sets its clock.
+With "touch" it knows no more than a shelf that was opened. In between it writes NEW into
+libfaketime's CONTROL file, which sets its clock.
 """
 
 from __future__ import annotations
@@ -29,6 +30,11 @@ def main() -> None:
     with Shelf.of_arrays(root, IDENTITY, memory, config=config) as shelf:
         key = make_key(number.to_bytes(32, "big"), 0)
         assert shelf.store([Chunk(key, [0])]) == [FileStatus.OK]
+        if sys.argv[3:] == ["touch"]:
+            shelf.touch([key])
+            assert shelf.drain(10)
+            sys.stdout.write(f"{time.time()} {shelf.path_of(key)}\n")
+            return
         if len(sys.argv) > 3:
             assert clock.read() is not None
             before, began = time.time(), time.monotonic()

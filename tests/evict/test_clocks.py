@@ -60,6 +60,16 @@ def test_a_node_with_a_wrong_clock_writes_right_times(tmp_path: Path, clock: str
     assert abs(path.stat().st_mtime - time.time()) < 60
 
 
+@pytest.mark.parametrize("clock", ["-1h", "+1d", "-20000d"])
+def test_a_shelf_without_an_engine_too(tmp_path: Path, clock: str) -> None:
+    """``Shelf.touch`` says "now" by the file system's clock from the start."""
+    root = open_root(tmp_path / "shelf")
+    _, path = node(root, 1, faked(clock))
+    os.utime(path, (1000, 1000))
+    node(root, 1, faked(clock), "touch")
+    assert abs(path.stat().st_mtime - time.time()) < 60
+
+
 @pytest.mark.parametrize("new", ["-1h", "+1d", "-20000d"])
 def test_a_clock_that_is_set_while_a_node_runs(tmp_path: Path, new: str) -> None:
     root, control = open_root(tmp_path / "shelf"), tmp_path / "clock"
