@@ -63,4 +63,7 @@ def use_of(accessed_ns: int, modified_ns: int, changed_ns: int) -> UseTime:
         if accessed_ns < (changed_ns if is_coarse else changed_ns + REUSE_NS):
             used_ns = accessed_ns
         reused = used_ns > modified_ns + REUSE_NS
-    return UseTime(min(used_ns, changed_ns) if changed_ns > 0 else used_ns, reused)
+    # Kernels stamp files with the time of their last tick: a touch may be ahead of that, a little.
+    if 0 < changed_ns < used_ns - REUSE_NS:
+        used_ns = changed_ns
+    return UseTime(used_ns, reused)

@@ -81,3 +81,9 @@ def test_a_mark_keeps_the_order_of_milliseconds() -> None:
         times = [marked(NOW - i * 1_000_000 + 500_000, reused=reused) for i in range(3000)]
         assert times == sorted(times, reverse=True) and len(set(times)) == 3000
         assert abs(times[0] - NOW) < REUSE_NS
+
+
+def test_a_touch_of_this_moment_keeps_its_place() -> None:
+    """A kernel's ticks, by which change times go, are 1 to 10 ms long: some chunks are ahead."""
+    times = [marked(NOW - i * 1_000_000 + 9_500_000, reused=False) for i in range(10)]
+    assert [use_of(each, each, NOW).ns for each in times] == times

@@ -67,7 +67,8 @@ inline UseTime LastUse(const struct stat& file) {
     if (accessed < (coarse ? changed : changed + kReuse)) use.ns = accessed;
     use.reused = use.ns > modified + kReuse;
   }
-  if (changed > 0) use.ns = std::min(use.ns, changed);
+  // Kernels stamp files with the time of their last tick: a touch may be ahead of that, a little.
+  if (changed > 0 && use.ns > changed + kReuse) use.ns = changed;
   return use;
 }
 
