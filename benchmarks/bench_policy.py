@@ -8,6 +8,8 @@ simulated evictor frees 1% of the capacity beyond need each time. The factor for
 looked at on the first halves of the traces, and judged on the second. "stretched": time runs 24
 times slower, as if the hour of the trace were a day, so that a touch interval of 600 s is to the
 age of what is evicted as it is on a shelf that keeps a day and not an hour.
+"whole seconds" and "two seconds" are file systems that keep no finer times; "read": somebody else
+reads the whole shelf. With modification times (docs/eviction.md) that changes nothing.
 Prints and writes benchmarks/results/policy.json.
 """
 
@@ -36,6 +38,7 @@ from kvshelf.plan.simulate import (
     ByStore,
     Optimum,
     Order,
+    Use,
     plain_age,
     simulate,
 )
@@ -46,6 +49,7 @@ SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 FACTORS = (1.0, 1.5, 2.0, 3.0, 4.0, 8.0)
 TOUCH_INTERVAL_SECONDS = 600.0
 STRETCH = 24
+READ_SECONDS = 600.0
 BINS = 24
 FEW = 200
 
@@ -86,6 +90,31 @@ def aged(age: AgeFunction, interval: float = TOUCH_INTERVAL_SECONDS) -> Callable
     return lambda trace: ByAge(trace, age, touch_interval_seconds=interval)
 
 
+class WholeSeconds(ByAge):
+    """Chunks 1 ms apart on a file system of whole seconds: those of one second have no order."""
+
+    def ages(self, resident: Any) -> Any:
+        kept = self._accessed
+        ties = np.random.default_rng(0).random(len(kept))
+        self._accessed = np.floor(kept) + ties
+        found = super().ages(resident)
+        self._accessed = kept
+        return found
+
+
+class ReadByOthers(ByAge):
+    """A backup reads all chunks every READ_SECONDS, and an access time says when they were used."""
+
+    _due = READ_SECONDS
+
+    def use(self, use: Use) -> None:
+        if use.now >= self._due:
+            self._due = use.now + READ_SECONDS
+            ties = np.random.default_rng(int(use.now)).random(len(self._accessed))
+            self._accessed = np.where(np.isfinite(self._accessed), use.now + ties, -np.inf)
+        super().use(use)
+
+
 ORDERS: dict[str, Callable[[Trace], Order]] = {
     "optimum (knows the future)": Optimum,
     "LRU, tail used last": lambda trace: ByAge(trace, plain_age, head_last=False),
@@ -96,6 +125,10 @@ ORDERS: dict[str, Callable[[Trace], Order]] = {
     "hazard by class": aged(by_hazard, 0),
     "kvshelf": aged(effective_age, 0),
     "kvshelf, 600 s": aged(effective_age),
+    "whole seconds, steps of 1 ms": lambda trace: WholeSeconds(trace, effective_age),
+    "whole seconds, steps of 1 s": lambda trace: ByAge(trace, plain_age, step_seconds=1.0),
+    "two seconds, steps of 2 s": lambda trace: ByAge(trace, plain_age, step_seconds=2.0),
+    "read every 10 minutes, by access times": lambda trace: ReadByOthers(trace, effective_age),
 }
 STRETCHED = {
     "LRU, prefix order, 600 s, stretched": aged(plain_age),
@@ -153,6 +186,7 @@ def halves(trace: Trace) -> dict[str, dict[str, list[float]]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--traces", type=Path, required=True, help="a folder with the traces")
+    parser.add_argument("--only", default="", help="orders whose names hold this; saves nothing")
     parser.add_argument("--no-save", action="store_true")
     arguments = parser.parse_args()
     files = [arguments.traces / f"{name}.jsonl" for name in TRACES]
@@ -170,6 +204,13 @@ def main() -> None:
         "stretch": STRETCH,
         "traces": {},
     }
+    if arguments.only:
+        for file in files:
+            print(file.stem)
+            for name, order in ORDERS.items():
+                if arguments.only in name:
+                    show(name, hit_percents(read_trace(file), order))
+        return
     for file in files:
         trace = read_trace(file)
         print(f"{file.stem}: {trace.requests} requests, {len(trace.blocks)} blocks, "

@@ -293,6 +293,7 @@ NB_MODULE(_native, m) {
       .def("submit_probe", &Engine::SubmitProbe, "job_id"_a, "paths"_a, "bytes_max"_a)
       .def("touch", &Engine::Touch, "paths"_a)
       .def("touch_keys", TouchKeys, "folders"_a, "keys"_a, "times_ns"_a, "always"_a, "mask"_a)
+      .def("set_clock", &Engine::SetClock, "ahead_ns"_a)
       .def("poll", Poll, nb::sig("def poll(self) -> list | None"))
       .def("wait", Wait, "job_ids"_a, "phase"_a, "timeout_seconds"_a)
       .def("release", Release, "job_ids"_a)

@@ -119,6 +119,7 @@ void BindSweep(nb::module_& m) {
            "removals_max"_a, "junk_names"_a = Names(), "junk_prefixes"_a = Names(),
            "junk_suffixes"_a = Names())
       .def("set_namespaces", &ShelfSweep::SetNamespaces, "folders"_a)
+      .def("set_clock", &ShelfSweep::SetClock, "ahead_ns"_a)
       .def("scan", Scan, "all"_a, "seconds_max"_a)
       .def("begin_removal", BeginRemoval, "cuts"_a, "dry_run"_a, "report_names"_a)
       .def("remove", Remove, "files"_a, "bytes"_a, "seconds_max"_a)
@@ -141,6 +142,22 @@ void BindSweep(nb::module_& m) {
   m.def("is_chunk_name",
         [](const std::string& leaf, const std::string& name) { return IsChunkName(leaf, name); });
   m.def("rank_of", [](const std::string& name) { return RankOf(name); });
+  // (last use in ns, whether the chunk was used again) of a file's times; for tests.
+  m.def(
+      "last_use",
+      [](std::int64_t accessed, std::int64_t modified, std::int64_t changed) {
+        const auto time = [](std::int64_t ns) {
+          const std::int64_t below = (ns % kNsPerSecond + kNsPerSecond) % kNsPerSecond;
+          return timespec{(ns - below) / kNsPerSecond, below};
+        };
+        struct stat file{};
+        file.st_atim = time(accessed);
+        file.st_mtim = time(modified);
+        file.st_ctim = time(changed);
+        const UseTime use = LastUse(file);
+        return nb::make_tuple(use.ns, use.reused);
+      },
+      "accessed_ns"_a, "modified_ns"_a, "changed_ns"_a);
   m.def("age_bucket", AgeBucket, "age_ns"_a);
   m.def("age_bucket_begin", AgeBucketBegin, "bucket"_a);
   m.attr("AGE_BUCKETS") = kAgeBuckets;

@@ -37,6 +37,7 @@ void Engine::TouchKeys(const std::vector<std::string>& folders,
                        const std::vector<std::int64_t>& times_ns, bool always) {
   core_->TouchKeys(folders, keys, times_ns, always);
 }
+void Engine::SetClock(std::int64_t ahead_ns) { core_->SetClock(ahead_ns); }
 std::vector<Report> Engine::Poll() { return core_->Poll(); }
 bool Engine::HasReports() const { return core_->HasReports(); }
 bool Engine::Wait(std::span<const JobId> ids, Phase phase, double timeout_seconds) {

@@ -17,6 +17,7 @@
 #include <unordered_map>
 
 #include "job.h"
+#include "kvshelf/use_time.h"
 #include "load_queue.h"
 
 namespace kvshelf {
@@ -50,8 +51,8 @@ struct Spare {
 
 struct TouchRequest {
   std::string path;
-  std::int64_t time_ns = 0;  // 0: when it is done
-  bool always = false;       // also if the access time is not old
+  std::int64_t time_ns = 0;  // of the file system; 0: when it is done
+  bool always = false;       // also if the last use is not old
 };
 
 // Deadlines in the order of time. All that is put into one has the same time-out, so a queue will
@@ -80,6 +81,7 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
   void Touch(std::vector<std::string> paths);
   void TouchKeys(const std::vector<std::string>& folders, const std::vector<std::string>& keys,
                  const std::vector<std::int64_t>& times_ns, bool always);
+  void SetClock(std::int64_t ahead_ns) { clock_.Set(ahead_ns); }
   std::vector<Report> Poll();
   bool HasReports() const { return has_reports_.load(std::memory_order_acquire); }
   bool Wait(std::span<const JobId> ids, Phase phase, double timeout_seconds);
@@ -212,6 +214,7 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
   std::deque<TransferRef> copies_;  // write-behind: bytes to be taken
   std::vector<std::unique_ptr<ChunkWriter>> leftovers_;  // of files given up; I/O threads end them
   std::deque<MetaBatch> lookups_;
+  FileClock clock_;
   std::deque<TouchRequest> touches_;
   std::size_t touching_ = 0;      // threads
   std::size_t meta_waiting_ = 0;  // threads

@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
-#include <ctime>
 #include <new>
 
 #include "engine_core.h"
@@ -18,7 +17,6 @@ constexpr std::size_t kTouchRun = 8;
 constexpr off_t kChunkFileBytesMin = 2 * kPageBytes;
 // A read() of a probe: what loads use on a device that copies on its own, or more than they use.
 constexpr std::size_t kProbeStepBytes = 256 << 10;
-constexpr std::int64_t kNsPerSecond = 1'000'000'000;
 
 // What is no chunk file or gone, however the file system says it, is no fault of the storage.
 // ELOOP: a link, which loads do not follow either. ENXIO: a socket. ENAMETOOLONG: of the longest
@@ -37,19 +35,26 @@ FileResult LookUp(const RootDir& root, const std::string& path) {
   return {chunk ? FileStatus::kOk : FileStatus::kNotFound, 0};
 }
 
-// Whether the access time was renewed.
-bool TouchOne(const RootDir& root, const TouchRequest& touch, double interval_seconds) {
+// Whether the file's times were renewed.
+bool TouchOne(const RootDir& root, const TouchRequest& touch, const FileClock& clock,
+              double interval_seconds) {
   struct stat found{};
   if (root.StatBeneath(touch.path, &found) < 0 || !S_ISREG(found.st_mode)) {
     return false;
   }
-  timespec time{touch.time_ns / kNsPerSecond, touch.time_ns % kNsPerSecond};
-  if (touch.time_ns == 0) ::clock_gettime(CLOCK_REALTIME, &time);
-  const double age = static_cast<double>(time.tv_sec - found.st_atim.tv_sec) +
-                     1e-9 * static_cast<double>(time.tv_nsec - found.st_atim.tv_nsec);
-  // A time in the future (clocks of nodes differ) is young enough.
-  if (!touch.always && age < interval_seconds) return false;
-  return root.TouchBeneath(touch.path, time) >= 0;
+  const UseTime use = LastUse(found);
+  const std::int64_t modified = Nanoseconds(found.st_mtim);
+  const std::int64_t changed = Nanoseconds(found.st_ctim);
+  const std::int64_t now = clock.Now();
+  const std::int64_t used = touch.time_ns == 0 ? now : touch.time_ns;
+  // A time ahead of the file system's clock comes from a wrong one, and is mended.
+  const bool is_ahead = modified > now + kReuse || use.ns > now + kReuse;
+  const double age = 1e-9 * static_cast<double>(used - use.ns);
+  if (!touch.always && !is_ahead && age < interval_seconds) return false;
+  const std::int64_t before = changed > 0 ? std::min(modified, changed) : modified;
+  const bool reused = use.reused || used > before + kReuse;
+  const std::int64_t time = Marked(used, reused);
+  return root.TouchBeneath(touch.path, {time / kNsPerSecond, time % kNsPerSecond}) >= 0;
 }
 
 // Reads the beginning of a file, to see whether storage answers and how fast.
@@ -175,13 +180,15 @@ void EngineCore::TouchKeys(const std::vector<std::string>& folders,
   for (std::size_t row = 0; row < folders.size(); ++row) CheckPath(row, folders[row]);
   std::vector<TouchRequest> touches;
   touches.reserve(folders.size() * keys.size());
+  const std::int64_t ahead_ns = clock_.AheadOfRealtime();
   for (std::size_t row = 0; row < keys.size(); ++row) {
     if (keys[row].size() < kKeyBytesMin || keys[row].size() > kKeyBytesMax) {
       throw std::invalid_argument("a key must have 12 to 128 bytes");
     }
     if (times_ns[row] <= 0) throw std::invalid_argument("times_ns: after 1970");
+    const std::int64_t time_ns = std::max<std::int64_t>(1, times_ns[row] + ahead_ns);
     for (const std::string& folder : folders) {
-      touches.push_back({ChunkPath(folder, keys[row]), times_ns[row], always});
+      touches.push_back({ChunkPath(folder, keys[row]), time_ns, always});
     }
   }
   AddTouches(std::move(touches));
@@ -212,7 +219,7 @@ void EngineCore::TouchSome(Lock& lock, Worker& worker) {
   lock.unlock();
   std::uint64_t touched = 0;
   for (const TouchRequest& touch : touches) {
-    if (TouchOne(root_, touch, config_.touch_interval_seconds)) ++touched;
+    if (TouchOne(root_, touch, clock_, config_.touch_interval_seconds)) ++touched;
   }
   lock.lock();
   stats_.touched += touched;

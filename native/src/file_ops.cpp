@@ -102,7 +102,7 @@ class PosixFileOps final : public FileOps {
     return ::close(fd) < 0 ? -errno : 0;
   }
   int TouchAt(int dir, const char* path, timespec time) override {
-    const timespec times[2] = {time, {0, UTIME_OMIT}};
+    const timespec times[2] = {time, time};
     return Retry([&] { return ::utimensat(dir, path, times, AT_SYMLINK_NOFOLLOW); });
   }
 

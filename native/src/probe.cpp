@@ -120,7 +120,7 @@ class Trial {
     int error = root_.TouchBeneath(kPath, kProbeTime);
     if (error >= 0) error = root_.StatBeneath(kPath, &found);
     report.touch_error = error < 0 ? -error : 0;
-    report.touched = found.st_atim;
+    report.touched = found.st_mtim;
   }
 
   FileResult Remove(const std::string& path) {

@@ -11,6 +11,7 @@
 #include <bit>
 #include <cerrno>
 #include <cstdio>
+#include <cstring>
 #include <ctime>
 #include <system_error>
 #include <thread>
@@ -92,20 +93,12 @@ std::int64_t AgeBucketBegin(std::size_t bucket) {
   return static_cast<std::int64_t>(bucket - 128 * shift) << (shift + 20);
 }
 
-std::int64_t Now() {
-  timespec now{};
-  ::clock_gettime(CLOCK_REALTIME, &now);
-  return Nanoseconds(now);
-}
-
 double SteadySeconds() {
   return std::chrono::duration<double>(Clock::now().time_since_epoch()).count();
 }
 
 std::chrono::nanoseconds ThreadTime() {
-  timespec used{};
-  ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &used);
-  return std::chrono::nanoseconds(Nanoseconds(used));
+  return std::chrono::nanoseconds(ClockNs(CLOCK_THREAD_CPUTIME_ID));
 }
 
 int RunnableThreads() {
@@ -153,10 +146,6 @@ bool Junk::Has(std::string_view path) const {
 void NoteForeign(Foreign& foreign, const std::string& path) {
   ++foreign.count;
   if (foreign.examples.size() < kExamples) foreign.examples.push_back(path);
-}
-
-std::size_t UseClass(const struct stat& file) {
-  return Nanoseconds(file.st_atim) > Nanoseconds(file.st_mtim) + kReuse ? 1 : 0;
 }
 
 void Histogram::Add(std::size_t bucket, Amount amount) {

@@ -104,7 +104,7 @@ void ShelfSweep::CloseKept() {
 std::unique_ptr<ShelfSweep::Pass> ShelfSweep::BeginPass(bool all) {
   CloseKept();  // what lies under their names may be another folder by now
   auto pass = std::make_unique<Pass>();
-  pass->time_ns = Now();
+  pass->time_ns = clock_.Now();
   pass->all = all;
   if (all) pass->histograms.resize(namespaces_.size());
   for (std::size_t i = 0; i < namespaces_.size(); ++i) {
@@ -153,7 +153,7 @@ void ShelfSweep::OpenSpaces(Walk& walk) {
 void ShelfSweep::OpenSpace(Walk& walk, std::size_t index) {
   Space& space = spaces_[index];
   const std::string& name = namespaces_[index].folder;
-  const std::int64_t before = Now();
+  const std::int64_t before = clock_.Now();
   struct stat status{}, file{};
   const UniqueFd folder(OpenFolder(root_.get(), name, &status));
   int error = folder.get();
@@ -212,7 +212,7 @@ void ShelfSweep::MatchRanks(Walk& walk, std::size_t index, const std::vector<std
 }
 
 void ShelfSweep::OpenRank(Walk& walk, int space, Rank& rank) {
-  const std::int64_t before = Now();
+  const std::int64_t before = clock_.Now();
   struct stat status{};
   std::vector<bool> settled;
   int error = OpenFolder(space, RankName(rank.number), &status);

@@ -4,13 +4,13 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <limits>
 #include <string>
 #include <unordered_map>
 #include <utility>
 #include <vector>
 
 #include "kvshelf/shelf_sweep.h"
+#include "kvshelf/use_time.h"
 
 namespace kvshelf {
 
@@ -20,9 +20,6 @@ inline constexpr std::int64_t kSecond = 1'000'000'000;
 // A folder that was changed so recently may change again without its time showing it: clocks of
 // file systems tick in jiffies, some in seconds.
 inline constexpr std::int64_t kRacy = 2 * kSecond;
-// Storing takes a moment; only a use that comes later than this counts as one.
-inline constexpr std::int64_t kReuse = kSecond;
-
 using Clock = std::chrono::steady_clock;
 
 // A thread of a sweep runs for so long and rests for so long: a load of a chunk takes milliseconds.
@@ -38,19 +35,12 @@ constexpr std::chrono::microseconds RestFor(int others, int processors) {
 // Threads of this machine that run or want to; 0 if the system does not say (proc_loadavg(5)).
 int RunnableThreads();
 
-// File systems hold years beyond 2262, where nanoseconds end. Ages are differences: room for these.
-inline std::int64_t Nanoseconds(const timespec& time) {
-  constexpr std::int64_t kMost = std::numeric_limits<std::int64_t>::max() / kSecond - 1;
-  return std::clamp<std::int64_t>(time.tv_sec, -kMost / 4, kMost) * kSecond + time.tv_nsec;
-}
-std::int64_t Now();
 double SteadySeconds();
 std::chrono::nanoseconds ThreadTime();  // that this thread has run on a processor
 std::string LeafName(std::size_t index);
 // All names in a folder but . and ..; 0 or -errno. Needs no further descriptor.
 int ListNames(int folder, std::vector<std::string>* names);
 void NoteForeign(Foreign& foreign, const std::string& path);
-std::size_t UseClass(const struct stat& file);
 
 struct ShelfSweep::Leaf {
   std::uint16_t index = 0;  // its name, as a number

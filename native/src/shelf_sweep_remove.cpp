@@ -73,8 +73,7 @@ bool ShelfSweep::Spares(const Walk& walk, const Rank& rank, const Leaf& leaf) co
 // Removes the file, remembers it or keeps it; false if the walk is to be broken off.
 bool ShelfSweep::Judge(Walk& walk, Rank& rank, Found& found, const std::string& name,
                        const struct stat& file) {
-  const std::int64_t used = Nanoseconds(file.st_atim);
-  const std::size_t use_class = UseClass(file);
+  const auto [used, use_class] = LastUse(file);
   const Cut& cut = walk.pass.cuts[rank.name_space][use_class];
   if (IsHeld(rank, name)) {
     found.kept.push_back({used, file.st_size, use_class, true});
@@ -154,8 +153,8 @@ bool ShelfSweep::RemoveCandidate(Walk& walk, const Candidate& candidate) {
   error = folder ? ops_->StatAt(folder.get(), candidate.name.c_str(), &file) : folder.get();
   if (error >= 0) {
     if (!S_ISREG(file.st_mode) || file.st_dev != device_) return false;
-    const Cut& cut = walk.pass.cuts[rank.name_space][UseClass(file)];
-    if (Nanoseconds(file.st_atim) >= cut.maybe_before_ns) {
+    const UseTime use = LastUse(file);
+    if (use.ns >= walk.pass.cuts[rank.name_space][use.reused].maybe_before_ns) {
       std::lock_guard lock(mutex_);
       ++walk.report.spared;
       return false;
@@ -200,7 +199,8 @@ int ShelfSweep::RemoveFile(Walk& walk, Rank& rank, int folder, const std::string
 void ShelfSweep::Hold(const Rank& rank, const std::string& leaf, const std::string& name,
                       const struct stat& file, int error) {
   if (refused_.size() >= config_.held_files) return;
-  const Refused refused{rank.name_space, UseClass(file), Nanoseconds(file.st_atim), file.st_size};
+  const UseTime use = LastUse(file);
+  const Refused refused{rank.name_space, use.reused, use.ns, file.st_size};
   if (!refused_.try_emplace(HashOf(rank.name_space, rank.number, name), refused).second) return;
   held_.amount.files += 1;
   held_.amount.bytes += file.st_size;

@@ -52,7 +52,7 @@ bool ShelfSweep::WalkLeaf(Walk& walk, Burst& burst, Rank& rank, std::size_t posi
   Found found;
   found.position = position;
   found.leaf = LeafName(leaf.index);
-  const std::int64_t before = Now();
+  const std::int64_t before = clock_.Now();
   std::vector<std::string> names;
   struct stat status{};
   const int error = ListLeaf(walk, rank, found, &status, &names);
@@ -118,7 +118,8 @@ bool ShelfSweep::LookAt(Walk& walk, Burst& burst, Rank& rank, Found& found,
   if (walk.pass.removing && !Judge(walk, rank, found, name, file)) return false;
   if (!walk.pass.removing) {
     const bool held = IsHeld(rank, name);
-    found.kept.push_back({Nanoseconds(file.st_atim), file.st_size, UseClass(file), held});
+    const UseTime use = LastUse(file);
+    found.kept.push_back({use.ns, file.st_size, use.reused, held});
   }
   return true;
 }
@@ -208,8 +209,9 @@ void ShelfSweep::Fault(Walk& walk, int error) {
 // Called with every file that we removed, so that the histograms stay near to the truth.
 void ShelfSweep::Uncount(const Rank& rank, const struct stat& file) {
   if (complete_ == nullptr || rank.name_space >= complete_->histograms.size()) return;
-  const std::int64_t age = complete_->time_ns - Nanoseconds(file.st_atim);
-  complete_->histograms[rank.name_space][UseClass(file)].Add(AgeBucket(age), {-1, -file.st_size});
+  const UseTime use = LastUse(file);
+  const std::int64_t age = complete_->time_ns - use.ns;
+  complete_->histograms[rank.name_space][use.reused].Add(AgeBucket(age), {-1, -file.st_size});
 }
 
 }  // namespace kvshelf

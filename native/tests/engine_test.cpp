@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "engine_fixture.h"
+#include "kvshelf/use_time.h"
 
 namespace kvshelf {
 namespace {
@@ -86,7 +87,7 @@ void LookupsAnswerInOrder() {
   }
 }
 
-void TouchRenewsOldAccessTimesOnly() {
+void TouchRenewsOldUsesOnly() {
   EngineFixture f;
   f.Prepare(0, 2);
   const timespec old[2] = {{1000, 0}, {2000, 0}};
@@ -98,7 +99,8 @@ void TouchRenewsOldAccessTimesOnly() {
   CHECK(f.engine->Stats().touched == 1);
   struct stat now{};
   CHECK(::stat(path.c_str(), &now) == 0);
-  CHECK(now.st_atim.tv_sec > 2000 && now.st_mtim.tv_sec == 2000);
+  CHECK(now.st_atim.tv_sec > 2000 && now.st_mtim.tv_sec == now.st_atim.tv_sec);
+  CHECK(LastUse(now).reused && LastUse(now).ns == Nanoseconds(now.st_mtim));
 }
 
 void BadArgumentsAreRefusedBeforeAnythingIsQueued() {
@@ -311,7 +313,7 @@ int main() {
       {"storing again is OK and moves nothing", StoringAgainIsOkAndMovesNothing},
       {"a file that fails does not harm the others", AFileThatFailsDoesNotHarmTheOthers},
       {"lookups answer in order", LookupsAnswerInOrder},
-      {"touch renews old access times only", TouchRenewsOldAccessTimesOnly},
+      {"touch renews old access times only", TouchRenewsOldUsesOnly},
       {"bad arguments are refused before anything is queued",
        BadArgumentsAreRefusedBeforeAnythingIsQueued},
       {"loads go before stores", LoadsGoBeforeStores},

@@ -177,7 +177,7 @@ class Settings:
     )
     touch_interval_seconds: float = _setting(
         600.0,
-        "Seconds between two renewals of a chunk's access time.",
+        "Seconds between two renewals of a chunk's time of use.",
         low=0,
         high=365 * _DAY_SECONDS,
     )

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kvshelf.clock import FileClock, Reading
 from kvshelf.deadline import NoAnswerError, within
+from kvshelf.engine import Engine
 from kvshelf.errors import ConfigError, NotAShelfError
 from kvshelf.keeper import RootKeeper
 from kvshelf.layout import NAMESPACE_FILE, TEMP_FOLDER
@@ -122,10 +124,18 @@ class Opened:
     Attributes:
         uses: hold the namespace in each root; whoever has this closes them.
         roots: the directories.
+        clocks: of their file systems; None where that could not be measured.
     """
 
     uses: Uses
     roots: list[Path] = field(default_factory=list)
+    clocks: list[Reading | None] = field(default_factory=list)
+
+    def set_clocks(self, engine: Engine) -> None:
+        """Tell an engine of these roots what time it is there."""
+        for root, reading in enumerate(self.clocks):
+            if reading is not None:
+                engine.set_clock(reading.ahead_ns, root)
 
 
 def open_all(
@@ -183,6 +193,7 @@ def _open(
             opened.uses.take(root)
             for name in (identity.folder, f"{identity.folder}/{TEMP_FOLDER}"):
                 say_if_closed(root, name)
+            opened.clocks.append(FileClock(root, file_mode=modes["file_mode"]).read())
     except BaseException:
         opened.uses.close()
         raise

@@ -170,17 +170,16 @@ class Shelf:
         self.rank = rank
         self._ranks = range(world_size)
         self._rank_folders = [rank_folder(identity.folder, each) for each in self._ranks]
-        self._touched_ranks = (rank,) if groups else tuple(self._ranks)
-        self._touched_folders = [self._rank_folders[each] for each in self._touched_ranks]
+        touched = (rank,) if groups else tuple(self._ranks)
+        self._touched_folders = [self._rank_folders[each] for each in touched]
         self._position = {group: position for position, group in enumerate(ids)}
         self._own_jobs = itertools.count(-1, -1)
-        arguments: dict[str, Any] = {"namespace": identity.digest, "rank": rank, "device": device}
+        more: dict[str, Any] = {"namespace": identity.digest, "rank": rank, "device": device}
         if self._route is None:
-            self._engine = engine(self.roots[0], groups, self._config, **arguments)
+            self._engine = engine(self.roots[0], groups, self._config, **more)
         else:
-            self._engine = SpreadEngine(
-                self.roots, groups, self._config, engine=engine, **arguments
-            )
+            self._engine = SpreadEngine(self.roots, groups, self._config, engine=engine, **more)
+        opened.set_clocks(self._engine)
         # Assigned last, so that it goes last when the shelf is collected without close(): the
         # engine's threads use the memory until the engine is gone.
         self._keep_alive = keep_alive
@@ -269,10 +268,8 @@ class Shelf:
 
     def touch(self, keys: Sequence[bytes]) -> None:
         """Mark chunks as used now, in the background."""
-        folder = self._folder
-        self._engine.touch(
-            [chunk_path(folder, rank, key) for key in keys for rank in self._touched_ranks]
-        )
+        folders = self._touched_folders
+        self._engine.touch([chunk_path_in(folder, key) for key in keys for folder in folders])
 
     def touch_at(
         self,
@@ -284,6 +281,10 @@ class Shelf:
     ) -> None:
         """Mark chunks as used at these times; see ``Engine.touch_keys``."""
         self._engine.touch_keys(self._touched_folders, keys, times_ns, always=always, mask=mask)
+
+    def set_clock(self, root: int, ahead_ns: int) -> None:
+        """See ``Engine.set_clock``."""
+        self._engine.set_clock(ahead_ns, root)
 
     def renew_use(self, root: str) -> None:
         """As ``opening.Uses.renew``, in one of ``roots``. Threads: any; it waits for storage."""

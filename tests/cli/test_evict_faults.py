@@ -15,7 +15,7 @@ import pytest
 from kvshelf.cli import cmd_evict
 from kvshelf.cli.common import Exit
 from kvshelf.cli.main import main
-from kvshelf.evict import Evictor
+from kvshelf.evict import Evictor, turn
 from kvshelf.evict.exposition import Exposition
 from kvshelf.evict.limits import Volume
 from tests.evict.shelves import CHUNK_BYTES, ShelfMaker
@@ -104,7 +104,7 @@ def test_a_daemon_tries_again_with_a_new_evictor(
     monkeypatch.setattr(Evictor, "step", step)
     monkeypatch.setattr(Evictor, "__init__", init)
     monkeypatch.setattr(cmd_evict._Command, "_take", take)
-    monkeypatch.setattr(cmd_evict, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(turn, "STAND_BACK_SECONDS", 0.01)
     assert run(tmp_path) == 0
     assert "stale; trying again" in capsys.readouterr().err
     assert len(made) == 2 and count[0] > 1 and len(shelf.gone()) >= 10

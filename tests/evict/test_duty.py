@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 
 from kvshelf.errors import NotAShelfError
-from kvshelf.evict import Limits, Report, State, Volume
+from kvshelf.evict import Amount, Limits, Report, State, Volume
 from kvshelf.evict import duty as duty_module
+from kvshelf.evict import turn as turn_module
 from kvshelf.evict.duty import EvictionDuty, News
+from kvshelf.evict.limits import Need
 from kvshelf.layout import EVICT_FOLDER, parse_lease_name
 from kvshelf.namespace import Identity
 from kvshelf.root import open_root
@@ -165,7 +167,7 @@ def test_an_evictor_that_fails_is_counted_and_leaves_it_to_another(
 def test_a_root_that_is_another_directory_now_is_opened_anew(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(duty_module, "STAND_BACK_SECONDS", 0.1)
+    monkeypatch.setattr(turn_module, "STAND_BACK_SECONDS", 0.1)
     made: list[Steps] = []
 
     def step() -> Report:
@@ -189,6 +191,37 @@ def test_removals_that_are_refused_leave_it_to_another(root: Path) -> None:
         assert [(fault.errno, fault.times) for fault in news.faults] == [("EACCES", 7)]
         with duties(root, evictor=Steps(lambda: IDLE)) as (good,):
             Heard(good).until(lambda news: news.is_holder)
+
+
+def test_who_can_remove_nothing_that_is_to_go_leaves_it_to_another(root: Path) -> None:
+    """As where all files are immutable to one node."""
+    need = Need(Amount(5, 5 * CHUNK_BYTES), "shelf_bytes")
+    stuck = Report(State.STUCK, Volume(0, 1), needs=(need,))
+    with (
+        duties(root, evictor=Steps(lambda: stuck)) as (bad,),
+        duties(root, evictor=Steps(lambda: IDLE)) as (good,),
+    ):
+        Heard(good).until(lambda news: news.is_holder)
+        Heard(bad).until(lambda news: not news.is_holder)
+
+
+def test_what_must_stay_is_no_reason_to_leave_the_lease(root: Path) -> None:
+    steps: list[int] = []
+
+    def step() -> Report:
+        steps.append(1)
+        return Report(State.STUCK, Volume(0, 1), needs=(Need(Amount(), "volume_percent"),))
+
+    with duties(root, evictor=Steps(step)) as (duty,):
+        heard = Heard(duty)
+        heard.until(lambda news: news.is_holder and len(steps) > 3)
+        assert duty.take().is_holder
+
+
+def test_the_owner_hears_of_the_file_systems_clock(root: Path) -> None:
+    with duties(root, limits=Limits()) as (duty,):
+        news = Heard(duty).until(lambda news: news.clock is not None)
+        assert news.clock is not None and news.clock.step_ns == 1
 
 
 def test_a_step_that_hangs_holds_nobody_up(root: Path) -> None:

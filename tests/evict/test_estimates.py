@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from kvshelf.evict import Evictor, Limits, State
 from kvshelf.evict.limits import Volume
+from kvshelf.evict.watch import RootWatch
 from tests.evict.shelves import CHUNK_BYTES, ShelfMaker, settle
 
 
@@ -18,7 +20,7 @@ def test_a_first_scan_of_many_steps_removes_no_more_than_is_needed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step_seconds: float
 ) -> None:
     """What a removal has seen of all folders is no sample."""
-    monkeypatch.setattr("kvshelf.evict.evictor._SAMPLE_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr("kvshelf.evict.refresh.Sampling.AFTER_SECONDS", 0.0)
     shelf = ShelfMaker(tmp_path)
     for i in range(4000):
         shelf.add(1000 + i)
@@ -69,8 +71,8 @@ def test_a_floor_that_rises_in_the_middle_leaves_nothing_under_way(
         shelf.add(100_000 + i)
     total = [1000]
     monkeypatch.setattr(
-        Evictor,
-        "_sees",
+        RootWatch,
+        "volume",
         lambda _: Volume(
             (650 + len(list(tmp_path.rglob("*.kv")))) * CHUNK_BYTES, total[0] * CHUNK_BYTES
         ),
@@ -91,13 +93,25 @@ def test_a_floor_that_rises_in_the_middle_leaves_nothing_under_way(
 
 
 def test_a_namespace_that_cannot_shrink_does_not_keep_the_shelf_from_it(tmp_path: Path) -> None:
-    shelf = ShelfMaker(tmp_path, "ahead", "old")
+    """Its folders are immutable (chattr(1))."""
+    shelf = ShelfMaker(tmp_path, "stays", "old")
     for i in range(50):
-        shelf.add(-3 * 86_400 + i, name_space=0)  # a node's clock is wrong
+        shelf.add(100 + i, name_space=0)
         shelf.add(1000 + i, name_space=1)
+    folders = {chunk.path.parent for chunk in shelf.chunks[::2]}
+    done = subprocess.run(["chattr", "+i", *folders], check=False, capture_output=True)
+    try:
+        if done.returncode:
+            pytest.skip(f"no immutable folders here: {done.stderr.decode().strip()}")
+        _a_namespace_that_cannot_shrink(tmp_path, shelf)
+    finally:
+        subprocess.run(["chattr", "-i", *folders], check=False, capture_output=True)
+
+
+def _a_namespace_that_cannot_shrink(tmp_path: Path, shelf: ShelfMaker) -> None:
     limits = Limits(
         shelf_bytes=80 * CHUNK_BYTES,
-        namespace_bytes_of={"ahead": 10 * CHUNK_BYTES},
+        namespace_bytes_of={"stays": 10 * CHUNK_BYTES},
         low_percent=100,
     )
     evictor = Evictor(tmp_path, limits)
@@ -113,20 +127,20 @@ def test_a_namespace_that_cannot_shrink_does_not_keep_the_shelf_from_it(tmp_path
 def test_what_a_sample_removed_counts_before_statvfs_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kvshelf.evict.evictor._SAMPLE_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr("kvshelf.evict.refresh.Sampling.AFTER_SECONDS", 0.0)
     shelf = ShelfMaker(tmp_path)
     for i in range(2000):
         shelf.add(1000 + i)
     history: list[tuple[float, int]] = []
 
-    def sees(_: Evictor) -> Volume:
+    def sees(_: RootWatch) -> Volume:
         """What was used 2 s ago."""
         now = time.monotonic()
         history.append((now, len(list(tmp_path.rglob("*.kv")))))
         used = next((count for at, count in reversed(history) if at < now - 2), 2000)
         return Volume(used * CHUNK_BYTES, 2000 * CHUNK_BYTES)
 
-    monkeypatch.setattr(Evictor, "_sees", sees)
+    monkeypatch.setattr(RootWatch, "volume", sees)
     limits = Limits(volume_percent=90.0, low_percent=95, keep_percent=0)
     evictor = Evictor(tmp_path, limits, files_per_second=3000)
     report = evictor.step(0.05)

@@ -95,7 +95,7 @@ def test_chunks_used_between_the_walk_and_their_removal_stay(tmp_path: Path) -> 
     assert shelf.gone() == shelf.oldest(begun)
     hot = {chunk.path for chunk in chunks[40:50]}
     for path in hot:
-        os.utime(path, (time.time() + 5, path.stat().st_mtime))
+        os.utime(path, (time.time(), path.stat().st_mtime))
     work = sweep.remove(Amount(60 - begun, 0), 10)
     assert (work.finished, work.removed.files, work.spared) == (True, 60 - begun, 10)
     assert shelf.gone() == shelf.oldest(70) - hot
@@ -144,8 +144,8 @@ def test_the_keys_of_all_that_went_are_told(tmp_path: Path) -> None:
 def test_a_first_scan_is_finished_though_no_limit_is_exceeded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kvshelf.evict.evictor._SAMPLE_AFTER_SECONDS", 0.0)
-    monkeypatch.setattr("kvshelf.evict.evictor._SAMPLE_COVERAGE", 0.0)
+    monkeypatch.setattr("kvshelf.evict.refresh.Sampling.AFTER_SECONDS", 0.0)
+    monkeypatch.setattr("kvshelf.evict.refresh.Sampling.COVERAGE", 0.0)
     shelf = ShelfMaker(tmp_path)
     for i in range(1000):
         shelf.add(1000 + i)
@@ -158,7 +158,7 @@ def test_a_long_first_scan_does_not_hold_up_removal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It begins with what a sample of the folders says, and ends with what all say."""
-    monkeypatch.setattr("kvshelf.evict.evictor._SAMPLE_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr("kvshelf.evict.refresh.Sampling.AFTER_SECONDS", 0.0)
     shelf = ShelfMaker(tmp_path)
     for i in range(1500):
         shelf.add(1000 + i)
@@ -177,14 +177,14 @@ def test_after_a_sample_the_scan_has_twice_the_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It begins anew then; else a scan of some seconds would be broken off for ever."""
-    monkeypatch.setattr("kvshelf.evict.evictor._SAMPLE_AFTER_SECONDS", 0.01)
+    monkeypatch.setattr("kvshelf.evict.refresh.Sampling.AFTER_SECONDS", 0.01)
     shelf = ShelfMaker(tmp_path)
     for i in range(1500):
         shelf.add(1000 + i)
     evictor = Evictor(tmp_path, to_keep(1000), files_per_second=4000)
-    waits = {evictor._sample_seconds}
+    waits = {evictor._sampling._seconds}
     while evictor.step(seconds_max=0.1).state in (State.SCANNING, State.EVICTING):
-        waits.add(evictor._sample_seconds)
+        waits.add(evictor._sampling._seconds)
     assert {0.01, 0.02} <= waits and len(shelf.gone()) == 500
 
 

@@ -164,7 +164,7 @@ def test_a_first_look_that_may_sample_ends_though_nothing_can_go(
     mount: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Removal begins from a sample, and is refused everything: the scan goes on all the same."""
-    monkeypatch.setattr("kvshelf.evict.evictor._SAMPLE_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr("kvshelf.evict.refresh.Sampling.AFTER_SECONDS", 0.0)
     shelf = shelf_of(mount / "shelf", 300)
     flag("+i", oldest(shelf, 300))
     evictor = Evictor(shelf.root, to_keep(10), files_per_second=1000)

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from kvshelf.evict import Evictor, Limits
+from kvshelf.evict.policy import REUSED_FACTOR
 from kvshelf.layout import chunk_path
+from kvshelf.usetime import marked
 from tests.evict.shelves import CHUNK_BYTES, ShelfMaker, settle
 
 
@@ -85,3 +87,29 @@ def test_percent_of_bytes_and_of_inodes(mount: Path) -> None:
     low_inodes = (inodes - 0.01) * 0.95 / 100 * volume.total_inodes
     assert low_inodes - 2 <= report.volume.used_inodes <= low_inodes
     assert shelf.gone() == shelf.oldest(len(shelf.gone()))
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_a_reader_of_the_whole_shelf_changes_nothing(mount: Path, rounds: int) -> None:
+    """A backup or a virus scanner; classes of chunks, used again or not, stay as well."""
+    shelf = ShelfMaker(mount / "shelf")
+    expected = {}
+    for i in range(200):
+        age, reused = 1000.0 + 40 * (i * 77 % 200), i % 3 == 0
+        chunk = shelf.add(age, real=True)
+        time_ns = marked(int(1e9 * chunk.used_at), reused=reused)
+        os.utime(chunk.path, ns=(time_ns, time_ns))
+        expected[chunk.path] = age / (REUSED_FACTOR if reused else 1)
+    before = [chunk.path.stat().st_atime_ns for chunk in shelf.chunks]
+    for _ in range(rounds):
+        for chunk in shelf.chunks:
+            assert chunk.path.read_bytes()
+    renewed = [chunk.path.stat().st_atime_ns for chunk in shelf.chunks] != before
+    assert renewed != ("noatime" in _options(mount))
+    settle(Evictor(shelf.root, Limits(shelf_bytes=120 * CHUNK_BYTES, low_percent=100)))
+    assert shelf.gone() == set(sorted(expected, key=lambda path: -expected[path])[:80])
+
+
+def _options(mount: Path) -> str:
+    lines = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    return next(options for _, at, _, options, *_ in lines if at == str(mount))

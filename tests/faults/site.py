@@ -224,8 +224,8 @@ def flip_on_disk(path: Path) -> None:
 def age(paths: Sequence[Path], seconds: float = 3600.0) -> None:
     """So that a touch finds something to renew."""
     for path in paths:
-        found = path.stat()
-        os.utime(path, (found.st_mtime - seconds, found.st_mtime))
+        old = path.stat().st_mtime - seconds
+        os.utime(path, (old, old))
 
 
 def random_blocks(blocks: Blocks, ids: Sequence[int], seed: int) -> None:

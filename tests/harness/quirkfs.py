@@ -108,7 +108,10 @@ class Served(mfusepy.Operations):
         known: dict[str, Any] = {name: getattr(found, name) for name in _STATS}
         step = self.quirks.time_step_ns
         for name in _TIMES:
-            known[name] = getattr(found, f"{name}_ns") // step * step
+            known[name] = getattr(found, f"{name}_ns")
+        # Nobody can set a change time: that of the source is this machine's.
+        known["st_ctime"] += int(1e9 * self.quirks.clock_offset_seconds)
+        known |= {name: known[name] // step * step for name in _TIMES}
         return known
 
     def readdir(self, path: str, fh: int) -> Iterator[tuple[str, dict[str, int], int]]:

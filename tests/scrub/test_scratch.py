@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from kvshelf import tree as folders
 from kvshelf.bench import Scratch
 from kvshelf.layout import MARKER, TempOwner, temp_name
-from kvshelf.scrub import folders
 from kvshelf.scrub.findings import Action, Kind
 from kvshelf.this_process import this_owner
 from tests.scrub.shelves import everything, found, scrubbed

@@ -30,7 +30,7 @@ def old(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     fill(shelf, range(4), identity=OTHER)
     later(monkeypatch, PAST)
     # The other one was: a file of a time to come was just used.
-    touch(shelf / OTHER.folder / "namespace.json", PAST)
+    touch(shelf / OTHER.folder / "namespace.json", PAST, access=False)
     return shelf
 
 
@@ -69,9 +69,8 @@ def test_one_use_of_late_keeps_it(old: Path, what: str, access: bool) -> None:
         "rank": old / FOLDER / "r0",
     }[what]
     touch(path, PAST, access=access)
-    # That somebody listed a folder is no use of it; files are read to be used.
-    used = not (access and path.is_dir())
-    assert found(old, unused_days=DAYS) == ([] if used else [(Kind.UNUSED, FOLDER, REMOVED)])
+    # That somebody listed a folder or read a file, as a backup does, is no use of it.
+    assert found(old, unused_days=DAYS) == ([(Kind.UNUSED, FOLDER, REMOVED)] if access else [])
 
 
 def test_an_engine_that_lives_keeps_it_however_idle(old: Path) -> None:

@@ -155,8 +155,8 @@ def test_touch_renews_the_files_of_this_rank_or_of_all(root: Path) -> None:
             os.utime(file, (1000, 1000))
         toucher.touch([key(1)])
         assert toucher.drain(10)
+        assert [file.stat().st_mtime > 1000 for file in files] == touched
         assert [file.stat().st_atime > 1000 for file in files] == touched
-        assert all(file.stat().st_mtime == 1000 for file in files)
     for shelf in (*workers, scheduler):
         assert shelf.close()
 
@@ -377,6 +377,8 @@ class Sink:
 
     def submit_store(self, job_id: int, batch: Any, stream: int) -> None:
         self.batch = batch
+
+    def set_clock(self, ahead_ns: int, root: int = 0) -> None: ...
 
 
 def test_a_job_of_64_chunks_is_made_fast(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ import pytest
 from kvshelf import Chunk, ConfigError, EngineConfig, FileStatus, Identity, Phase, Shelf, make_key
 from kvshelf.engine import JobKind
 from kvshelf.root import is_shelf
+from kvshelf.usetime import marked
 
 OK, NOT_FOUND, IO_ERROR = FileStatus.OK, FileStatus.NOT_FOUND, FileStatus.IO_ERROR
 IDENTITY = Identity({"model": "demo"})
@@ -92,12 +93,24 @@ def test_a_root_that_is_added_takes_its_share_and_the_rest_is_found(
         assert NOT_FOUND in found and OK in found
 
 
+def test_each_root_has_a_clock_of_its_own(shelf: Shelf, roots: list[Path]) -> None:
+    now_ns, hour_ns = time.time_ns(), 3600 * 10**9
+    boot_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    shelf.set_clock(1, now_ns - hour_ns - boot_ns)
+    shelf.touch_at(KEYS, [now_ns] * COUNT, always=True)
+    assert shelf.drain(10)
+    for key in KEYS:
+        root = shelf.root_of(key)
+        found = (roots[root] / shelf.path_of(key)).stat().st_mtime_ns
+        assert abs(now_ns - root * hour_ns - found) < 10**9
+
+
 def test_touches_reach_the_files_of_both(shelf: Shelf, roots: list[Path]) -> None:
     paths = [roots[shelf.root_of(key)] / shelf.path_of(key) for key in KEYS]
     wanted = [time.time_ns() - i * 10**9 for i in range(COUNT)]
     shelf.touch_at(KEYS, wanted, always=True)
     assert shelf.drain(10)
-    assert [path.stat().st_atime_ns for path in paths] == wanted
+    assert [path.stat().st_mtime_ns for path in paths] == [marked(t, reused=False) for t in wanted]
 
 
 @pytest.mark.parametrize("root", [0, 1])

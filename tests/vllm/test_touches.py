@@ -1,4 +1,4 @@
-"""Access times by position: of every request's chunks the tail is older than the head."""
+"""Times of use by position: of every request's chunks the tail is older than the head."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ pytestmark = pytest.mark.vllm
 from vllm.v1.kv_offload.base import LookupResult, ReqContext  # noqa: E402
 
 from kvshelf import make_key  # noqa: E402
+from kvshelf.usetime import MARK_STORED_NS, MARK_UNIT_NS, last_use, marked  # noqa: E402
 from kvshelf.vllm import touches  # noqa: E402
 from tests.vllm.test_adapter import PER_CHUNK, Replica, key  # noqa: E402
 
@@ -46,20 +47,20 @@ def request(name: str, keys: list[bytes] = KEYS) -> ReqContext:
 
 
 def used(replica: Replica, keys: list[bytes] = KEYS) -> list[int]:
-    """Access times in milliseconds before the first one's, when all touches are done."""
+    """Times of use in milliseconds before the first one's, when all touches are done."""
     assert replica.manager._shelf._shelf.drain(10)
-    times = [replica.path(k).stat().st_atime_ns for k in keys]
+    times = [last_use(replica.path(k).stat()).ns for k in keys]
     return [(times[0] - each) // 1_000_000 for each in times]
 
 
 def grow_old(replica: Replica, keys: list[bytes], seconds: float = DAY_SECONDS) -> None:
     for each in keys:
-        path = replica.path(each)
-        os.utime(path, ns=(time.time_ns() - int(seconds * 1e9), path.stat().st_mtime_ns))
+        time_ns = marked(time.time_ns() - int(seconds * 1e9), reused=False)
+        os.utime(replica.path(each), ns=(time_ns, time_ns))
 
 
 def age_seconds(replica: Replica, k: bytes) -> float:
-    return time.time() - replica.path(k).stat().st_atime
+    return time.time() - 1e-9 * last_use(replica.path(k).stat()).ns
 
 
 def test_requests_that_are_never_heard_of_again_are_few(
@@ -93,7 +94,8 @@ def test_a_stored_chunk_does_not_count_as_used_again(replica: Replica) -> None:
     used(replica)
     for each in KEYS:
         found = replica.path(each).stat()
-        assert found.st_atime - found.st_mtime < 0.5  # kernel and clock differ by a tick
+        assert not last_use(found).reused
+        assert found.st_mtime_ns % MARK_UNIT_NS == MARK_STORED_NS  # the touch came
 
 
 @knows_positions

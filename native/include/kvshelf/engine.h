@@ -94,10 +94,12 @@ class Engine {
   // Reads up to `bytes_max` of each file on the lookup threads, into nothing.
   void SubmitProbe(JobId id, std::vector<std::string> paths, std::uint64_t bytes_max);
   void Touch(std::vector<std::string> paths);
-  // Gives the chunk files of each key, in each folder, an access time in nanoseconds since 1970.
+  // Marks the chunk files of each key, in each folder, as used at a time of CLOCK_REALTIME, in ns.
   // `always`: otherwise only those that are older by touch_interval_seconds.
   void TouchKeys(const std::vector<std::string>& folders, const std::vector<std::string>& keys,
                  const std::vector<std::int64_t>& times_ns, bool always);
+  // The file system's clock, by FileClock::Set: by this one touches are written.
+  void SetClock(std::int64_t ahead_ns);
   std::vector<Report> Poll();
   bool HasReports() const;  // one atomic load
   bool Wait(std::span<const JobId> ids, Phase phase, double timeout_seconds);

@@ -39,7 +39,7 @@ class FileOps {
   virtual int Sync(int fd) = 0;
   // Closes `fd` whatever the result is: only now may storage say that a write has failed.
   virtual int Close(int fd) = 0;
-  // Sets the access time and leaves the modification time alone.
+  // Sets the access time and the modification time.
   virtual int TouchAt(int dir, const char* path, timespec time) = 0;
   // -1 leaves the user or the group as it is (chown(2)).
   virtual int ChangeOwner(int fd, uid_t user, gid_t group);

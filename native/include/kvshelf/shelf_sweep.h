@@ -17,6 +17,7 @@
 
 #include "kvshelf/file_ops.h"
 #include "kvshelf/memory.h"
+#include "kvshelf/use_time.h"
 
 namespace kvshelf {
 
@@ -58,7 +59,7 @@ inline constexpr std::size_t kUseClasses = 2;
 using Histograms = std::array<Histogram, kUseClasses>;
 
 // Which chunks of a class go: all that were last used before `sure`; and of those last used before
-// `maybe` as many as are needed, the ones nearest to `sure` first. CLOCK_REALTIME, ns.
+// `maybe` as many as are needed, the ones nearest to `sure` first. Nanoseconds since 1970.
 struct Cut {
   std::int64_t sure_before_ns = INT64_MIN;
   std::int64_t maybe_before_ns = INT64_MIN;
@@ -133,6 +134,8 @@ class ShelfSweep {
              Junk junk = {});
   ~ShelfSweep();
 
+  // By which ages count: the file system's, by FileClock::Set. Any thread.
+  void SetClock(std::int64_t ahead_ns) { clock_.Set(ahead_ns); }
   // The folders that are namespaces. Each keeps the index that it had first.
   void SetNamespaces(const std::vector<std::string>& folders);
 
@@ -226,6 +229,7 @@ class ShelfSweep {
   std::shared_ptr<FileOps> ops_;
   SweepConfig config_;
   Junk junk_;
+  FileClock clock_;
   UniqueFd root_;
   dev_t device_ = 0;
   std::atomic<bool> stop_{false};

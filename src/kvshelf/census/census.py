@@ -11,6 +11,7 @@ from pathlib import Path
 
 from kvshelf.census.estimate import Estimate, age_bucket, percentiles, total
 from kvshelf.census.folders import RankFolder, Unread, chunks_in, rank_folders
+from kvshelf.clock import FileClock
 
 # What ages are told of: the youngest tenth, the middle, the oldest tenth.
 SHARES = (0.1, 0.5, 0.9)
@@ -36,7 +37,8 @@ class RankSample:
         chunks = chunks_in(self.folder.path / name, unread).values()
         self.files.append(len(chunks))
         self.sizes.append(sum(chunk.size for chunk in chunks))
-        self.stored.update(age_bucket(now - chunk.stored) for chunk in chunks)
+        known = [chunk.stored for chunk in chunks if chunk.stored is not None]
+        self.stored.update(age_bucket(now - stored) for stored in known)
         self.used.update(age_bucket(now - chunk.used) for chunk in chunks)
 
     @property
@@ -60,7 +62,8 @@ class Summary:
 
     Attributes:
         chunks: chunk files; each rank has its own of a chunk.
-        stored, used: ages in seconds at the shares of ``SHARES``; None if there are no files.
+        stored, used: ages in seconds at the shares of ``SHARES``, by the file system's clock; None
+            if there are no files. ``stored`` of chunks that were not used again.
     """
 
     chunks: Estimate
@@ -101,7 +104,7 @@ class Census:
         seed: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._clock, self._now = clock, time.time()
+        self._clock, self._now = clock, 1e-9 * FileClock(root).now_ns()
         self.unread = Unread()
         self.ranks = [RankSample(folder) for folder in rank_folders(root, self.unread)]
         rng = random.Random(seed)  # noqa: S311 - which folders come first is no secret

@@ -16,6 +16,7 @@ from kvshelf.layout import (
     is_namespace_folder,
     parse_rank_folder,
 )
+from kvshelf.usetime import last_use, stored_ns
 
 # What a folder says that was removed meanwhile, or was none.
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
@@ -41,10 +42,13 @@ class Unread:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A chunk file's size in bytes, and when it was stored and used, in seconds since 1970."""
+    """A chunk file's size in bytes, and when it was stored and used, in seconds since 1970.
+
+    ``stored`` is None for a chunk that was used again: its file's times no longer tell.
+    """
 
     size: int
-    stored: float
+    stored: float | None
     used: float
 
 
@@ -92,7 +96,12 @@ def chunks_in(folder: Path, unread: Unread) -> dict[str, Chunk]:
         except OSError as error:
             unread.add(entry.path, error)
             continue
-        found[entry.name] = Chunk(stat.st_size, stat.st_mtime, max(stat.st_atime, stat.st_mtime))
+        stored = stored_ns(stat)
+        found[entry.name] = Chunk(
+            size=stat.st_size,
+            stored=None if stored is None else 1e-9 * stored,
+            used=1e-9 * last_use(stat).ns,
+        )
     return found
 
 

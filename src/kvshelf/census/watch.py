@@ -13,6 +13,7 @@ from pathlib import Path
 from kvshelf.census.census import SHARES
 from kvshelf.census.estimate import Estimate, age_bucket, percentiles, total
 from kvshelf.census.folders import Chunk, Unread, chunks_in, rank_folders
+from kvshelf.clock import FileClock
 
 # 16 to the power of layout.FOLDER_DIGITS.
 DIGITS = [f"{number:03x}" for number in range(4096)]
@@ -28,7 +29,8 @@ class View:
 
     Attributes:
         stored_per_second, evicted_per_second: chunk files since the view before; None in the first.
-        stored, used: ages in seconds at ``SHARES``.
+        stored, used: ages in seconds at ``SHARES``, by the file system's clock; ``stored`` of
+            chunks that were not used again.
         share: of the folders that are looked into; 1 if the numbers are exact, unless some of it
             is ``unread``.
     """
@@ -65,6 +67,7 @@ class Watch:
         order = list(DIGITS)
         random.Random(seed).shuffle(order)  # noqa: S311 - which folders are looked into is no secret
         self._digits, self._look_seconds = order, look_seconds
+        self._file_clock = FileClock(root)
         self._seen: _Seen | None = None
         self._at = 0.0
         self._unread = Unread()
@@ -77,7 +80,7 @@ class Watch:
         """
         before, before_at = self._seen, self._at
         self._at = self._clock()
-        now, seen = time.time(), self._scan(limited=before is None)
+        now, seen = 1e-9 * self._file_clock.now_ns(), self._scan(limited=before is None)
         self._seen = seen
         stored, used = _ages(seen, now)
         weight = len(DIGITS) / len(self._digits)
@@ -122,10 +125,11 @@ class Watch:
 
 
 def _ages(seen: _Seen, now: float) -> tuple[Counter[int], Counter[int]]:
-    """Files by age bucket: since they were stored, and used."""
+    """Files by age bucket: since they were stored, if that is known, and used."""
     stored, used = Counter[int](), Counter[int]()
     for chunks in seen.values():
-        stored.update(age_bucket(now - chunk.stored) for chunk in chunks.values())
+        known = [chunk.stored for chunk in chunks.values() if chunk.stored is not None]
+        stored.update(age_bucket(now - each) for each in known)
         used.update(age_bucket(now - chunk.used) for chunk in chunks.values())
     return stored, used
 

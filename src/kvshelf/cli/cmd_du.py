@@ -17,7 +17,8 @@ HELP = "say what takes how much room on a shelf"
 DESCRIPTION = """\
 Bytes and chunk files of each namespace and rank, the largest namespace first, its temp
 files, and what is free. A big shelf answers from a sample of its folders at once,
-marked "~", and better the longer it may count. Writes nothing.
+marked "~", and better the longer it may count. Writes nothing
+but a file of a moment, whose time is the file system's.
 """
 add_arguments = counting.add_arguments
 

@@ -48,7 +48,6 @@ went made no room; or some of the shelf could not be read or removed.
 """
 # How long a hung step is waited for once the command is to end.
 STOP_SECONDS = 2.0
-RETRY_SECONDS = 5.0
 REPEAT_SECONDS = 60.0
 
 
@@ -158,7 +157,7 @@ class _Command:
 
     def _waits(self) -> None:
         """It is another's turn, or nobody's, because the lease cannot be used."""
-        if self._exposition is not None:
+        if self._exposition is not None and not self._turn.stands_back:
             error = self._turn.failure
             self._exposition.waits("" if error is None else f"the lease cannot be used: {error}")
         self._stop.wait(self._options.interval)
@@ -180,11 +179,20 @@ class _Command:
                     raise CommandError(status_of(error), f"{self._root}: {error}") from error
                 self._fault("evict", error)
                 self._evictor = None
-                self._stop.wait(RETRY_SECONDS)
+                self._turn.stand_back()
                 continue
             if self._take(report) and self._once:
                 return
+            self._hand_over(report)
             self._stop.wait(report.wait_seconds(self._options.interval))
+
+    def _hand_over(self, report: Report) -> None:
+        """Another evictor may be able to do what this one cannot."""
+        if self._once or not report.gives_way:
+            self._turn.succeeded()
+            return
+        self._say(f"{self._root}: nothing can be removed: left the lease to another", repeat=False)
+        self._turn.stand_back()
 
     def _take(self, report: Report) -> bool:
         """Add a step to what is told; True if the shelf is at rest."""
@@ -204,14 +212,9 @@ class _Command:
                 f"{times} files or folders could not be looked at or removed: {os.strerror(number)}"
             )
             self._say(text, repeat=False)
-        if report.unread:
-            shown = ", ".join(map(safe, report.unread[:8]))
-            self._say(f"may not be read, so it does not count and stays: {shown}", repeat=False)
-        for reason, amount in report.unfreed.items():
-            from kvshelf.evict.report import no_effect_text  # noqa: PLC0415
-
-            text = no_effect_text(reason, amount)
-            self._say(f"{self._root}: {OPTIONS[reason]}: {text}", repeat=False)
+        if report.clock_problem:
+            self._say(f"the file system's clock is not known: {report.clock_problem}", repeat=False)
+        self._complain(report)
         if self._once and (report.faults or report.unread or report.unfreed):
             self._status = Exit.FINDINGS
         resting = report.state.value in ("idle", "stuck", "blind", "stopped")
@@ -233,6 +236,17 @@ class _Command:
         if report.removed or report.leftovers or self._once:
             self._print(report)
         return True
+
+    def _complain(self, report: Report) -> None:
+        """What does not count, and what was of no use."""
+        if report.unread:
+            shown = ", ".join(map(safe, report.unread[:8]))
+            self._say(f"may not be read, so it does not count and stays: {shown}", repeat=False)
+        for reason, amount in report.unfreed.items():
+            from kvshelf.evict.report import no_effect_text  # noqa: PLC0415
+
+            text = no_effect_text(reason, amount)
+            self._say(f"{self._root}: {OPTIONS[reason]}: {text}", repeat=False)
 
     def _print(self, report: Report) -> None:
         if self._options.json:

@@ -18,7 +18,8 @@ DESCRIPTION = """\
 List each namespace of a shelf with its model, ranks, chunk files, bytes, and how long
 ago chunks were stored and last used: the youngest tenth, the middle, the oldest
 tenth. A big shelf answers from a sample of its folders at once, marked "~", and
-better the longer it may count. Writes nothing.
+better the longer it may count. Writes nothing
+but a file of a moment, whose time is the file system's.
 """
 add_arguments = counting.add_arguments
 _HEAD = ("NAMESPACE", "MODEL", "DTYPE", "RANKS", "FILES", "BYTES", "STORED", "USED")

@@ -25,7 +25,8 @@ HELP = "watch a shelf: bytes, chunks, what is stored and evicted, ages, free spa
 DESCRIPTION = """\
 Look at a shelf every few seconds and show what there is and what comes and goes, from
 a sample of its folders that takes a twentieth of a core. With --metrics, show hits of
-a vLLM server too. Ctrl-C ends it. Writes nothing.
+a vLLM server too. Ctrl-C ends it. Writes nothing
+but a file of a moment, whose time is the file system's.
 """
 _LOOKUPS = "kvshelf:lookups_total"
 _SECONDS_MAX = 86_400

@@ -131,7 +131,7 @@ class _Party:
     def __init__(self, folder: Path, clock: Callable[[], float]) -> None:
         self.folder, self.clock = folder, clock
         self.token = secrets.token_hex(8)
-        self.beat = 0
+        self.beat, self.beat_at = 0, 0.0
         self.made: list[Path] = []
 
     def find_other(self, deadline: float) -> dict[str, Any] | None:
@@ -167,7 +167,7 @@ class _Party:
                 os.close(folder)
 
     def _hello(self) -> None:
-        self.beat += 1
+        self.beat, self.beat_at = self.beat + 1, time.monotonic()
         hello = {"token": self.token, "host": this_host(), "beat": self.beat}
         self._put(f"hello-{self.token}-{self.beat % 2}", json.dumps(hello).encode())
 
@@ -271,9 +271,8 @@ class _Party:
             time.sleep(_LOOK_SECONDS)
 
     def _beat_now_and_then(self) -> None:
-        hello = self.folder / f"hello-{self.token}-{self.beat % 2}"
         with contextlib.suppress(OSError):
-            if self.clock() - hello.stat().st_mtime > _HELLO_SECONDS:
+            if time.monotonic() - self.beat_at > _HELLO_SECONDS:
                 self._hello()
 
     def leave(self) -> None:

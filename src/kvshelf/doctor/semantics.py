@@ -18,7 +18,7 @@ from kvshelf.engine import FileStatus
 from kvshelf.engine.probe import Naming, Outcome, ProbeReport, probe
 from kvshelf.volume import NO_ROOM
 
-# A clock that differs by more shows wrong ages, but nothing that kvshelf decides.
+# Ages count by the server's clock; logs of the two are hard to compare.
 _SKEW_SECONDS_MAX = 5.0
 _SLOW_SYNC_SECONDS = 0.05
 _COARSE_NS, _DAY_NS = 2 * 10**9, 86_400 * 10**9
@@ -128,20 +128,20 @@ def check_publication(report: ProbeReport) -> Iterator[Finding]:
 
 
 def check_access_times(report: ProbeReport) -> Finding:
-    """Eviction goes by access times that kvshelf sets itself (utimensat(2))."""
+    """Eviction goes by modification times that kvshelf sets itself (utimensat(2))."""
     lost = abs(report.touched_ns - report.wanted_ns)
     if report.touch_error or lost > _DAY_NS:
         reason = f" ({os.strerror(report.touch_error)})" if report.touch_error else ""
         return problem(
             "access times",
-            f"access times cannot be set{reason}: eviction could not tell what is used",
+            f"times cannot be set{reason}: eviction could not tell what is used",
             "a mount that takes utimensat(2)",
         )
     if lost > _COARSE_NS:  # FAT
         return warning(
             "access times",
             "kept in days: eviction cannot tell what of a day was used last",
-            "a file system that keeps access times in seconds or less",
+            "a file system that keeps times in seconds or less",
         )
     steps = (("nanoseconds", 1), ("microseconds", 1_000), ("milliseconds", 1_000_000))
     step = next((text for text, size in steps if lost < size), "seconds")
@@ -158,7 +158,7 @@ def check_clock(folder: Path) -> Finding:
         return warning(
             "clock",
             f"the file server's clock is {abs(skew):.1f} s {'ahead' if skew > 0 else 'behind'}",
-            "NTP on both; ages of chunks are shown wrong until then",
+            "NTP on both; kvshelf counts ages by the server's clock",
         )
     return fine("clock", f"within {max(abs(skew), 0.01):.2f} s of this host's")
 

@@ -213,7 +213,7 @@ class EngineStats:
     queued_touches: int = 0
     write_buffer_used_bytes: int = 0
     hung_threads: int = 0  # abandoned in the kernel and not yet back
-    touched: int = 0  # access times renewed
+    touched: int = 0  # files whose time of use was renewed
     touches_dropped: int = 0
     removed_bad: int = 0  # CORRUPT or FOREIGN files removed
     direct: bool = False  # whether O_DIRECT is in use
@@ -290,9 +290,11 @@ class Engine(Protocol):
         """
 
     def touch(self, paths: Sequence[str]) -> None:
-        """Renew access times older than touch_interval_seconds, in the background. No report.
+        """Mark files as used now, in the background, if their last use is touch_interval_seconds
+        ago. No report.
 
-        Works on noatime mounts: the time is set explicitly. Leaves the modification time alone.
+        Sets the access and the modification time as docs/layout.md ("Times of a chunk file") says.
+        A last use ahead of the file system's clock is renewed too.
         """
 
     def touch_keys(
@@ -304,15 +306,24 @@ class Engine(Protocol):
         always: bool = False,
         mask: bytes = b"",
     ) -> None:
-        """Give the chunk of each key, in each rank's folder, an access time of its own.
+        """Give the chunk of each key, in each rank's folder, a time of use of its own.
 
         In the background and without a report, as ``touch``; names and ``mask`` as in
         ``submit_lookup_keys``.
 
         Args:
-            times_ns: one a key, nanoseconds since 1970, above 0.
-            always: also where the access time is not older by touch_interval_seconds; it may then
+            times_ns: one a key, nanoseconds since 1970 by this machine's CLOCK_REALTIME, above 0.
+            always: also where the last use is not older by touch_interval_seconds; it may then
                 go back.
+        """
+
+    def set_clock(self, ahead_ns: int, root: int = 0) -> None:
+        """Say what the file system's clock is: by that one touches are written.
+
+        Args:
+            ahead_ns: nanoseconds to add to CLOCK_BOOTTIME (``kvshelf.clock``). Without a call,
+                touches are written by this machine's clock.
+            root: index, where an engine has several.
         """
 
     def poll(self) -> list[JobResult]:

@@ -163,7 +163,7 @@ class MemoryEngine:
             self._report(job_id, JobKind.PROBE, Phase.FINISHED, found, moved)
 
     def touch(self, paths: Sequence[str]) -> None:
-        """See ``Engine.touch``. There is nobody here who would look at access times."""
+        """See ``Engine.touch``. There is nobody here who would look at times of use."""
         check_paths(paths)
         if self._closed:
             raise EngineClosedError("the engine is closed")
@@ -181,6 +181,9 @@ class MemoryEngine:
         del always
         check_touch_keys(folders, keys, times_ns, mask)
         self.touch(folders)
+
+    def set_clock(self, ahead_ns: int, root: int = 0) -> None:
+        """See ``Engine.set_clock``. Nothing here has times."""
 
     def poll(self) -> list[JobResult]:
         """See ``Engine.poll``."""

@@ -157,6 +157,11 @@ class NativeEngine:
         except _native.EngineClosed as error:
             raise EngineClosedError(str(error)) from None
 
+    def set_clock(self, ahead_ns: int, root: int = 0) -> None:
+        """See ``Engine.set_clock``."""
+        del root
+        self._engine.set_clock(ahead_ns)
+
     def poll(self) -> list[JobResult]:
         """See ``Engine.poll``. Some 0.1 microseconds if there is nothing to report."""
         reports = self._engine.poll()

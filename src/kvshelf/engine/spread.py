@@ -178,6 +178,10 @@ class SpreadEngine:
             times = [times_ns[row] for row in share.rows]
             self._engines[share.root].touch_keys(folders, share.keys, times, always=always)
 
+    def set_clock(self, ahead_ns: int, root: int = 0) -> None:
+        """See ``Engine.set_clock``."""
+        self._engines[root].set_clock(ahead_ns)
+
     def poll(self) -> list[JobResult]:
         """See ``Engine.poll``."""
         with self._lock:

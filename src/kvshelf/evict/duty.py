@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from kvshelf.clock import FileClock, Reading
 from kvshelf.errors import NotAShelfError
 from kvshelf.evict.effect import unkept
 from kvshelf.evict.evictor import Evictor, OnRemoved
@@ -40,8 +41,6 @@ STEP_SECONDS = 0.5
 KEYS_MAX = 65_536
 # Faults that wait for the owner.
 FAULTS_MAX = 100
-# Who holds the lease and cannot evict leaves it alone for so long.
-STAND_BACK_SECONDS = 60.0
 # So long chunks may lie in a folder that eviction does not know: two calls each time.
 RENEW_SECONDS = 10.0
 _NICE = 10
@@ -49,7 +48,7 @@ _NICE = 10
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What failed: "lease", "evict" or "journal"; the errno's name or "other"; how often."""
+    """What failed: "clock", "lease", "evict" or "journal"; the errno's name or "other"; times."""
 
     part: str
     errno: str
@@ -73,6 +72,7 @@ class News:
         room_requests: how often this replica asked for room, because its stores failed.
         no_effect: limits for which chunks went and made no room, since the last call.
         notes: log lines: a cause and a text.
+        clock: of the root's file system, if it was measured.
         pass_seconds: from crossing a limit to being within it again, of the last pass; None: none
             ended.
     """
@@ -88,6 +88,7 @@ class News:
     no_effect: list[str] = field(default_factory=list)
     notes: list[tuple[str, str]] = field(default_factory=list)
     held_chunks: int = 0
+    clock: Reading | None = None
     pass_seconds: float | None = None
     faults: list[Fault] = field(default_factory=list)
 
@@ -140,13 +141,13 @@ class EvictionDuty:
             file_mode=file_mode,
             lease=lease,
         )
+        self._clock = FileClock(root, file_mode=file_mode)
         self._step_seconds = min(STEP_SECONDS, lease_seconds / 10)
         self._make_evictor = evictor
         self._evictor: Steps | None = None
         self._reader = RemovedReader(root, folder)
         self._wants_room = False  # set by the owner, taken by the thread
         self._unfreed: frozenset[str] = frozenset()
-        self._stand_back_until = 0.0
         self._wait_seconds = WAKE_SECONDS  # before the thread looks again
         self._pass_since: float | None = None
         self._lock = threading.Lock()  # never held across a system call
@@ -197,15 +198,28 @@ class EvictionDuty:
             # Of this thread alone, on Linux: setpriority(2), "C library/kernel differences".
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         self._guarded("journal", self._read)  # from now on
+        self._guarded("clock", self._read_clock)
         self._guarded("limits", self._judge)
         while not self._stop.wait(self._wait_seconds):
             self._wait_seconds = WAKE_SECONDS
+            self._guarded("clock", self._read_clock)
             if time.monotonic() - self._renewed_at > RENEW_SECONDS:
                 self._renewed_at = time.monotonic()
                 self._guarded("namespace", self._renew)  # first: eviction needs its marker
             self._guarded("evict", self._evict)
             self._guarded("journal", self._read)
         self._turn.leave()
+
+    def _read_clock(self) -> None:
+        """Measured again when that is due; what cannot be measured is a fault, each time."""
+        problem, before = self._clock.problem, self._clock.reading
+        reading = self._clock.read()
+        if reading is not before:
+            with self._lock:
+                self._news.clock = reading
+                self.has_news = True
+        if self._clock.problem is not None and self._clock.problem is not problem:
+            raise self._clock.problem
 
     def _guarded(self, part: str, work: Callable[[], None]) -> None:
         try:
@@ -260,7 +274,7 @@ class EvictionDuty:
     def _evict(self) -> None:
         """One step, if it is ours to do."""
         wants_room = self._ask_for_room()
-        if not self._limits or time.monotonic() < self._stand_back_until:
+        if not self._limits:
             return
         is_holder = self._turn.is_ours()
         self._holds(is_holder)
@@ -269,7 +283,9 @@ class EvictionDuty:
         try:
             if self._evictor is None:
                 told: OnRemoved = self._turn.removed
-                self._evictor = self._make_evictor(self._root, self._limits, on_removed=told)
+                self._evictor = self._make_evictor(
+                    self._root, self._limits, on_removed=told, clock=self._clock
+                )
             if self._turn.is_room_wanted() or wants_room:
                 self._note("room", f"{self._root}: stores fail for lack of room: evicting")
                 self._evictor.wants_room()
@@ -280,15 +296,11 @@ class EvictionDuty:
             self._stand_back()
             raise
         self._tell(report)
-        if (report.faults and not report.removed) or self._is_refused(report):
+        if report.gives_way:
             self._stand_back()
         else:
+            self._turn.succeeded()
             self._wait_seconds = report.wait_seconds(WAKE_SECONDS)
-
-    @staticmethod
-    def _is_refused(report: Report) -> bool:
-        """Whether what is left may be removed by another replica, if by any."""
-        return report.state is State.STUCK and bool(report.held.amount)
 
     def _holds(self, is_holder: bool, *, keep_held: bool = False) -> None:
         if is_holder == self._news.is_holder and (is_holder or not self._news.held_chunks):
@@ -304,9 +316,8 @@ class EvictionDuty:
 
     def _stand_back(self) -> None:
         """Leave it to another for a while, who may be allowed or able to do it."""
-        self._stand_back_until = time.monotonic() + STAND_BACK_SECONDS
         self._holds(False, keep_held=True)  # until another removes them, or this one tries again
-        self._turn.leave()
+        self._turn.stand_back()
 
     def _read(self) -> None:
         keys = self._reader.read()

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from kvshelf.errors import NotAShelfError
+from kvshelf.clock import FileClock
 from kvshelf.evict.cut import EffectiveAge, choose_cuts
 from kvshelf.evict.demand import REASON as DEMAND
 from kvshelf.evict.demand import Demand
@@ -19,28 +18,27 @@ from kvshelf.evict.leftovers import Leftovers
 from kvshelf.evict.limits import Amount, Limits, Need, may_exceed, needs, total
 from kvshelf.evict.native import Names, Sweep
 from kvshelf.evict.policy import effective_age
-from kvshelf.evict.refresh import SECONDS_MAX, RefreshTimes, Use
+from kvshelf.evict.refresh import SECONDS_MAX, RefreshTimes, Sampling, Use
 from kvshelf.evict.report import Report, State, StepLog
 from kvshelf.evict.spaces import Spaces
-from kvshelf.keeper import RootKeeper
+from kvshelf.evict.watch import RootWatch
 from kvshelf.keys import ChunkKey
-from kvshelf.root import check_root
-from kvshelf.volume import Volume, volume_of
+from kvshelf.volume import Volume
 
 OnRemoved = Callable[[str, int, Sequence[ChunkKey]], None]
 """Called with a namespace's folder, a rank and the keys of its chunk files that were removed."""
 
-# A first scan that takes longer lets removal begin, from a sample of at least such a share.
-# The scan begins anew then, and has twice the time before the next sample, so that it ends.
-_SAMPLE_AFTER_SECONDS, _SAMPLE_SECONDS_MAX, _SAMPLE_COVERAGE = 5.0, 60.0, 1 / 16
 # When nothing more can be removed, it is tried again after so long.
 _STUCK_SECONDS = 10.0
 # What temp files take is room for these alone: the other limits are of chunks.
 _OF_VOLUME = frozenset({"volume_percent", "inode_percent", DEMAND})
 # What the file system refused to remove is tried again after so long: a flag or a lock may go.
 HELD_SECONDS = 60.0
-# Clocks of nodes differ; last uses further ahead of ours are left alone.
-_FUTURE_SECONDS = 86_400.0
+# Last uses ahead of the file system's clock by so much (100 years) are candidates, after all
+# others: a file server's clock that was set back leaves some.
+_FUTURE_SECONDS = 3.2e9
+# Such a change of the clock makes the histogram of ages anew.
+_CLOCK_JUMP_NS = 10**9
 
 
 class Evictor:
@@ -58,6 +56,7 @@ class Evictor:
         on_removed: told of all that was removed, in the thread of ``step``, soon after.
         policy: which chunks go first, as ``policy.effective_age``.
         settle_seconds: statvfs may show so late what was removed.
+        clock: the file system's, by which ages count; None: one of its own.
 
     Raises:
         NotAShelfError: the root carries no marker that we know.
@@ -77,40 +76,38 @@ class Evictor:
         on_removed: OnRemoved | None = None,
         policy: EffectiveAge = effective_age,
         settle_seconds: float = SETTLE_SECONDS_MAX,
+        clock: FileClock | None = None,
     ) -> None:
         self._root = Path(root)
-        check_root(self._root)
-        self._keeper = None if dry_run else RootKeeper(self._root, hold=False)
+        self._watch = RootWatch(self._root, clock, keeps_marker=not dry_run)
         self._limits = limits
         self._dry_run = dry_run
         self._on_removed = on_removed
         self._policy = policy
         self._sweep = Sweep(self._root, threads=threads, files_per_second=files_per_second)
-        self._spaces = Spaces(self._root)
-        self._identity = self._root_identity()
+        self._spaces = Spaces(self._root, self._watch.clock)
         self._stop = threading.Event()
         self._effects = Effects(settle_seconds)
         self._demand = Demand()
         self._leftovers = Leftovers(self._root, dry_run=dry_run)
         self._settling = False  # nothing goes until the volume shows what went
-        self._scan_began, self._sample_seconds = time.monotonic(), _SAMPLE_AFTER_SECONDS
+        self._sampling = Sampling()
         self._known = False  # all folders were scanned once
         self._scan_all = True  # all are to be scanned
         self._evicting = False
         self._evicting_since = 0.0
         self._fresh = False  # the histogram was made since the limit was exceeded
-        self._future = False  # chunks used ahead of our clock are candidates
+        self._future = False  # chunks used ahead of the file system's clock are candidates
         self._round: Need | None = None
         self._round_removed = Amount()
         self._round_refused = 0
         self._round_held = Amount()  # when it began
         self._release_at = 0.0  # what is held is tried again from then on
-        self._may_sample = True
         self._cut_age: float | None = None
         self._refresh_times = RefreshTimes()
         self._stuck_until: dict[str | None, float] = {}  # by namespace, as needs are
         self._removed = Amount()  # in all
-        self._dry: Counter[tuple[str | None, str]] = Counter()
+        self._dry: dict[str | None, Amount] = {}  # what went in a dry run, by namespace
 
     def step(self, seconds_max: float = 1.0) -> Report:
         """Look once; scan and remove for about so long if there is reason to.
@@ -123,7 +120,8 @@ class Evictor:
             OSError: it cannot be looked at.
         """
         begin = time.monotonic()
-        self._check()
+        self._watch.check()
+        self._look_at_clock()
         log = StepLog()
         state = State.IDLE
         left = seconds_max
@@ -136,6 +134,13 @@ class Evictor:
             state = State.STOPPED
         return self._report(state, log, time.monotonic() - begin)
 
+    def _look_at_clock(self) -> None:
+        before_ns = self._watch.ahead_ns
+        self._watch.look_at_clock(int(self._sweep.buckets().last_use_ns.max(initial=0)))
+        if abs(self._watch.ahead_ns - before_ns) > _CLOCK_JUMP_NS:
+            self._scan_all = True  # ages were counted from another time
+        self._sweep.set_clock(self._watch.ahead_ns)
+
     def stop(self) -> None:
         """End a running step within 100 ms, unless the storage hangs, and all later ones."""
         self._stop.set()
@@ -143,7 +148,7 @@ class Evictor:
 
     def wants_room(self) -> None:
         """Stores fail for lack of room though no limit may be exceeded: some chunks go."""
-        self._demand.asked(time.monotonic(), sum(self._usage().values(), Amount()))
+        self._demand.asked(time.monotonic(), total(self._usage()))
 
     def leave(self) -> None:
         """Another evicts from now on. When it is this one's turn again nothing is under way."""
@@ -191,7 +196,7 @@ class Evictor:
     def _rest(self) -> State:
         """No limit is exceeded, if the volume will show what went and nobody has written since."""
         if not self._dry_run and self._known:
-            if needs(self._limits, self._sees(), self._usage()):
+            if needs(self._limits, self._watch.volume(), self._usage()):
                 self._settling = True
                 return State.EVICTING
             self._effects.forget()
@@ -202,7 +207,7 @@ class Evictor:
 
     def _clean(self, log: StepLog, left: float) -> None:
         """What dead writers left goes before good chunks do."""
-        before = self._sees()
+        before = self._watch.volume()
         removed = self._leftovers.step(self._spaces.list(), left, self._stop.is_set)
         log.leftovers += removed
         log.faults.update(+self._leftovers.faults)
@@ -214,7 +219,7 @@ class Evictor:
         if self._dry_run or not removed:
             return
         now = time.monotonic()
-        self._effects.removed(now, removed, before, self._sees())
+        self._effects.removed(now, removed, before, self._watch.volume())
         self._demand.removed(now, removed)
 
     def _learn(self, log: StepLog, left: float) -> State | None:
@@ -227,7 +232,7 @@ class Evictor:
                 self._scan_all, self._known, self._fresh = False, True, True
             elif self._known:
                 return State.EVICTING
-            elif not self._sample_is_due(now):
+            elif not self._sampling.is_due(now, self._sweep.coverage):
                 return State.SCANNING
         elif self._refresh_is_due(now):
             done = self._refresh(log, left)
@@ -235,14 +240,10 @@ class Evictor:
                 return State.EVICTING
         return None
 
-    def _sample_is_due(self, now: float) -> bool:
-        waited = now - self._scan_began > self._sample_seconds
-        return self._may_sample and waited and self._sweep.coverage() >= _SAMPLE_COVERAGE
-
     def _refresh(self, log: StepLog, left: float) -> bool:
         """Renew what is known of folders that have changed; True if that is done."""
         begin = time.monotonic()
-        self._refresh_times.begin(self._use())
+        self._refresh_times.begin(self._watch.use())
         self._sweep.set_namespaces(self._spaces.list())
         work = log.add(self._sweep.scan(all_folders=False, seconds_max=left))
         end = time.monotonic()
@@ -250,7 +251,7 @@ class Evictor:
         return work.finished
 
     def _refresh_is_due(self, now: float) -> bool:
-        use = self._use()
+        use = self._watch.use()
         return self._refresh_times.is_due(now, use, self._is_urgent(use))
 
     def _is_urgent(self, use: Use) -> bool:
@@ -260,9 +261,6 @@ class Evictor:
         mean_bytes = shelf.bytes / max(1, shelf.files)
         grown = self._refresh_times.grown_bytes(use, mean_bytes)
         return may_exceed(self._limits, usage, grown) and not may_exceed(self._limits, usage, 0)
-
-    def _use(self) -> Use:
-        return Use.of(self._sees())
 
     def _evict(self, need: Need, log: StepLog, left: float) -> None:
         if not self._dry_run:
@@ -275,7 +273,7 @@ class Evictor:
             return
         if self._round is None or self._round.folder != need.folder:
             self._begin_round(need)
-        before = self._sees()
+        before = self._watch.volume()
         work = log.add(self._sweep.remove(need.amount, left))
         self._count(work.removed, before)
         self._round_removed += work.removed
@@ -285,8 +283,7 @@ class Evictor:
         self._removed += work.removed
         log.removed += work.removed
         if self._dry_run:
-            self._dry[need.folder, "files"] += work.removed.files
-            self._dry[need.folder, "bytes"] += work.removed.bytes
+            self._dry[need.folder] = self._dry.get(need.folder, Amount()) + work.removed
         self._tell(work.names)
         if not work.finished:
             return
@@ -295,15 +292,13 @@ class Evictor:
         if not self._known:
             # Samples scatter. Down to the low mark once; then only if the limit seems exceeded.
             self._evicting = False
-            self._may_sample = bool(self._round_removed)
-            self._scan_began = time.monotonic()
-            self._sample_seconds = min(2 * self._sample_seconds, _SAMPLE_SECONDS_MAX)
+            self._sampling.used(time.monotonic(), has_helped=bool(self._round_removed))
         self._refresh_times.now()  # others may have removed where this walk had been before
         held = self._sweep.held().amount - self._round_held
         if 2 * (self._round_removed.bytes + held.bytes) > planned.amount.bytes:
             return
         # The histogram promised more than there was: chunks were used since, or others removed.
-        if not self._fresh or self._counts_what_is_gone():
+        if not self._fresh or self._sweep.counts_what_is_gone():
             self._scan_all = True
         elif self._round_removed or self._round_refused:
             return
@@ -313,18 +308,13 @@ class Evictor:
             self._stuck_until[planned.folder] = time.monotonic() + _STUCK_SECONDS
             self._fresh = self._future = False
 
-    def _counts_what_is_gone(self) -> bool:
-        """Whether others have removed chunks that the histogram has; what we remove leaves it."""
-        there = self._sweep.total().files - self._sweep.held().amount.files
-        return there < int(self._sweep.buckets().files.sum())
-
     def _release_held(self, now: float) -> None:
         if now >= self._release_at and not self._scan_all:
             self._sweep.release_held()
 
     def _begin_round(self, need: Need) -> None:
         self._release_held(time.monotonic())
-        now_ns = time.time_ns()
+        now_ns = self._watch.now_ns()
         cuts = choose_cuts(
             self._sweep.buckets(),
             need.amount,
@@ -362,44 +352,23 @@ class Evictor:
             wanted = [asked]
         if not self._dry_run:
             return wanted
-        for i, need in enumerate(wanted):
-            counted = Amount(self._dry[need.folder, "files"], self._dry[need.folder, "bytes"])
-            wanted[i] = replace(need, amount=need.amount - counted)
+        gone = self._dry
+        wanted = [replace(n, amount=n.amount - gone.get(n.folder, Amount())) for n in wanted]
         return [need for need in wanted if need.amount]
 
     def _usage(self) -> dict[str, Amount]:
-        buckets = None if self._known else self._sweep.buckets()
-        if buckets is None or not buckets.coverage:
-            return self._sweep.usage()
-        # What the sweep knows may be more than its sample: a removal walks through all folders.
-        return buckets.estimate()
-
-    def _sees(self) -> Volume:
-        return volume_of(self._root)
+        return self._sweep.usage() if self._known else self._sweep.sampled_usage()
 
     def _volume(self) -> Volume:
         """The file system, less what is gone from the shelf and statvfs does not yet tell."""
         now = time.monotonic()
-        volume = self._sees()
+        volume = self._watch.volume()
         self._effects.saw(now, volume)
         shelf = self._sweep.total() if self._known else None
         return self._effects.less_unshown(now, volume, shelf, self._removed)
 
-    def _root_identity(self) -> tuple[int, int]:
-        found = self._root.stat()
-        return found.st_dev, found.st_ino
-
-    def _check(self) -> None:
-        """A mount may go away or be replaced: what lies there then is not ours."""
-        if self._keeper is not None:
-            self._keeper.keep()
-        check_root(self._root)
-        if self._root_identity() != self._identity:
-            raise NotAShelfError(f"{self._root} is another directory than it was")
-
     def _report(self, state: State, log: StepLog, seconds: float) -> Report:
-        count, examples = self._sweep.foreign()
-        mine = self._spaces.foreign
+        (count, examples), mine = self._sweep.foreign(), self._spaces.foreign
         wanted = tuple(self._wanted()) if self._known else ()
         held = self._effects.held() if wanted else {}
         unfreed = {need.reason: held[need.reason] for need in wanted if need.reason in held}
@@ -407,7 +376,7 @@ class Evictor:
             unfreed[DEMAND] = 0
         return Report(
             state=state,
-            volume=self._sees(),
+            volume=self._watch.volume(),
             usage=self._usage(),
             needs=wanted,
             is_settling=self._settling,
@@ -418,12 +387,13 @@ class Evictor:
             cut_age_seconds=self._cut_age if log.removed else None,
             looked_at=log.looked_at,
             spared=log.spared,
-            is_urgent=self._known and self._is_urgent(self._use()),
+            is_urgent=self._known and self._is_urgent(self._watch.use()),
             foreign=count + len(mine),
             foreign_examples=(*mine[:8], *examples),
             unread=self._spaces.unread,
             held=self._sweep.held(),
             unseen=self._sweep.unseen(),
             faults=dict(log.faults),
+            clock_problem=str(self._watch.clock.problem or ""),
             seconds=seconds,
         )

@@ -142,6 +142,11 @@ class Sweep:
         self._usage = None
         self._sweep.set_namespaces(list(folders))
 
+    def set_clock(self, ahead_ns: int) -> None:
+        """Say what to add to CLOCK_BOOTTIME, in nanoseconds, for the file system's time: from that
+        ages count. Without a call, this machine's clock counts."""
+        self._sweep.set_clock(ahead_ns)
+
     def scan(self, *, all_folders: bool, seconds_max: float) -> Work:
         """Count the chunks in folders that have changed, or in all and make the histogram anew.
 
@@ -191,6 +196,17 @@ class Sweep:
         """What is known to be on the shelf."""
         self.usage()
         return self._total
+
+    def sampled_usage(self) -> dict[str, Amount]:
+        """An estimate of what is on the shelf, by namespace, from the folders scanned so far."""
+        buckets = self.buckets()
+        # What is known may be more than the sample: a removal walks through all folders.
+        return buckets.estimate() if buckets.coverage else self.usage()
+
+    def counts_what_is_gone(self) -> bool:
+        """Whether others have removed chunks that the histogram has; what we remove leaves it."""
+        there = self.total().files - self.held().amount.files
+        return there < int(self.buckets().files.sum())
 
     def unseen(self) -> int:
         """Folders that the last scan could not look into."""

@@ -36,14 +36,13 @@ def effective_age(
     """float64[chunks]: the chunks of the largest values are evicted first.
 
     Args:
-        age_seconds: float64[chunks], since the last use (access time, set by our touches).
-        reused: bool[chunks], whether it was touched after it was stored (access time above
-            modification time).
+        age_seconds: float64[chunks], since the last use (``kvshelf.usetime``).
+        reused: bool[chunks], whether it was touched after it was stored.
         namespace_idle_seconds: float64[chunks], since the last use of any chunk of its namespace.
 
     It grows with age. Touches make the tail of a prompt older than its head, and whoever touches a
     chunk touches all before it, so what is left of a prompt is its head. (Where a request renews
-    only the access times that are due, a head may be older than its tail by the touch interval.)
+    only the times that are due, a head may be older than its tail by the touch interval.)
 
     **Used again.** At most ages a chunk that was used again is used once more at two to three times
     the rate of one that never was. On the first halves of the traces (slowed, touches every 600 s)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from kvshelf.volume import Volume
@@ -89,3 +91,28 @@ class RefreshTimes:
         if is_done:
             self._at, self._use = now, self._use_before
             self._cost_seconds, self._seconds = self._seconds, 0.0
+
+
+class Sampling:
+    """When removal may begin from a sample of the shelf, because a first scan takes long.
+
+    The scan begins anew after a sample, and has twice the time before the next, so that it ends.
+    """
+
+    AFTER_SECONDS, SECONDS_MAX, COVERAGE = 5.0, 60.0, 1 / 16
+
+    def __init__(self) -> None:
+        self._since = time.monotonic()
+        self._seconds = self.AFTER_SECONDS
+        self._helps = True
+
+    def is_due(self, now: float, coverage: Callable[[], float]) -> bool:
+        """``coverage``: the share of the folders that were scanned."""
+        waited = now - self._since > self._seconds
+        return self._helps and waited and coverage() >= self.COVERAGE
+
+    def used(self, now: float, *, has_helped: bool) -> None:
+        """A sample was used; one that did not help is the last."""
+        self._helps = has_helped
+        self._since = now
+        self._seconds = min(2 * self._seconds, self.SECONDS_MAX)

@@ -80,6 +80,7 @@ class Report:
             chunks went for them, and stores fail all the same.
         leftovers: files of dead writers that went in this step.
         room_requests: how often stores failed for lack of room, since the evictor was made.
+        clock_problem: why ages do not count by the file system's clock; empty if they do.
     """
 
     state: State
@@ -97,6 +98,7 @@ class Report:
     held: Held = field(default_factory=Held)
     unseen: int = 0
     faults: Mapping[int, int] = field(default_factory=dict)
+    clock_problem: str = ""
     seconds: float = 0.0
     is_settling: bool = False
     unfreed: Mapping[str, int] = field(default_factory=dict)
@@ -109,6 +111,16 @@ class Report:
             yield str(self.held)
         if self.unseen:
             yield f"{self.unseen} folders could not be looked into, so their chunks do not count"
+
+    @property
+    def gives_way(self) -> bool:
+        """Whether another evictor should try: this one can remove nothing of what is to go."""
+        if self.removed:
+            return False
+        # Where removal makes no room, each of several evictors would try it on chunks of its own.
+        wanted = [need for need in self.needs if need.reason not in self.unfreed]
+        is_blocked = self.state is State.STUCK and any(need.amount for need in wanted)
+        return bool(self.faults) or is_blocked
 
     @property
     def shelf(self) -> Amount:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from kvshelf.clock import FileClock
 from kvshelf.junk import is_junk
 from kvshelf.layout import NAMESPACE_FILE, ROOT_FILES, ROOT_FOLDERS, is_namespace_folder
 from kvshelf.root import namespace_entry
@@ -35,9 +36,11 @@ class Spaces:
         unread: folders that may be namespaces and do not let themselves be read.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, clock: FileClock) -> None:
         self._root = root
-        self._listed_at = 0.0
+        self._clock = clock
+        self._listed_at = 0.0  # by the file system's clock
+        self._due_at = 0.0  # by CLOCK_MONOTONIC
         self._mtime = -1.0
         self._folders: list[str] = []
         self._sound: dict[str, _Signature] = {}  # by folder
@@ -50,13 +53,11 @@ class Spaces:
         Raises:
             OSError: the root cannot be listed, or no descriptor is left to look further.
         """
-        now = time.time()
+        now = 1e-9 * self._clock.now_ns()
         mtime = self._root.stat().st_mtime
-        racy = self._listed_at < mtime + _RACY_SECONDS
-        # An engine makes a namespace.json that a purge took again, which the root does not tell.
-        is_missed = any(map(is_namespace_folder, self.foreign))
-        valid_seconds = _RACY_SECONDS if is_missed else _LIST_SECONDS
-        if mtime == self._mtime and not racy and now < self._listed_at + valid_seconds:
+        # A time ahead of the clock says nothing.
+        racy = mtime - _RACY_SECONDS < self._listed_at < mtime + _RACY_SECONDS
+        if mtime == self._mtime and not racy and time.monotonic() < self._due_at:
             return self._folders
         with os.scandir(self._root) as scan:
             names = {entry.name: entry.is_dir(follow_symlinks=False) for entry in scan}
@@ -68,6 +69,9 @@ class Spaces:
             if not is_junk(name) and not name.startswith((".", "kvshelf"))
         )
         self._listed_at, self._mtime = now, mtime
+        # An engine makes a namespace.json that a purge took again, which the root does not tell.
+        is_missed = any(map(is_namespace_folder, self.foreign))
+        self._due_at = time.monotonic() + (_RACY_SECONDS if is_missed else _LIST_SECONDS)
         return self._folders
 
     def _judge(self, names: Iterable[str]) -> None:

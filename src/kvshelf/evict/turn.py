@@ -17,6 +17,9 @@ from kvshelf.keeper import RootKeeper
 
 # The folder of the journal is cleaned so often, by the holder.
 CLEAN_SECONDS = 60.0
+# Whoever holds the lease and cannot evict leaves it to another for so long: twice as long each
+# time, from the shorter one on.
+STAND_BACK_SECONDS, STAND_BACK_SECONDS_MAX = 10.0, 30.0
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 OnFault = Callable[[str, Exception], None]
@@ -52,14 +55,23 @@ class Turn:
         self._clean_at = 0.0
         self._root, self._file_mode = Path(root), file_mode
         self._keeper: RootKeeper | None = None
+        self._back_seconds = 0.0
+        self._back_until = 0.0
 
     @property
     def failure(self) -> Exception | None:
         """Why the lease cannot be used; None if it can, whoever holds it."""
         return getattr(self._lease, "failure", None)
 
+    @property
+    def stands_back(self) -> bool:
+        """Whether ``stand_back`` still holds."""
+        return time.monotonic() < self._back_until
+
     def is_ours(self) -> bool:
         """Whether this process may evict for a moment. Ask before every step."""
+        if self.stands_back:
+            return False
         self._keep_marker()
         try:
             if not self._lease.tick():
@@ -113,6 +125,17 @@ class Turn:
             self._writer.append(folder, keys)
         except Exception as error:
             self._on_fault("journal", error)
+
+    def stand_back(self) -> None:
+        """This process cannot evict: leave the lease to another, and do not ask for a while."""
+        doubled = max(STAND_BACK_SECONDS, 2 * self._back_seconds)
+        self._back_seconds = min(doubled, STAND_BACK_SECONDS_MAX)
+        self._back_until = time.monotonic() + self._back_seconds
+        self.leave()
+
+    def succeeded(self) -> None:
+        """This process can evict: the next time to stand back is a short one again."""
+        self._back_seconds = 0.0
 
     def leave(self) -> None:
         """Let another have it at once."""

@@ -54,13 +54,14 @@ def plain_age(age: Floats, _reused: Bools, _idle: Floats) -> Floats:
 
 
 class ByAge:
-    """What an evictor sees: access times by our touches, modification times, and no more.
+    """What an evictor sees: times by our touches, whether a chunk was used again, and no more.
 
     Args:
         age: of a chunk, from its last touch, whether it was touched since it was stored, and how
             long its namespace is idle.
         touch_interval_seconds: younger access times are not renewed, unless the request stores.
         head_last: the head of a request counts as used last; if not, its tail.
+        step_seconds: from the time of a request's chunk to that of the next one.
     """
 
     def __init__(
@@ -70,11 +71,12 @@ class ByAge:
         *,
         touch_interval_seconds: float = 0.0,
         head_last: bool = True,
+        step_seconds: float = STEP_SECONDS,
     ) -> None:
         blocks = trace.distinct_blocks
         self._age = age
         self._interval = touch_interval_seconds
-        self._step = -STEP_SECONDS if head_last else STEP_SECONDS
+        self._step = -step_seconds if head_last else step_seconds
         self._accessed = np.full(blocks, -np.inf)
         self._stored = np.full(blocks, -np.inf)
         self._now = 0.0

@@ -20,6 +20,7 @@ from kvshelf.scrub.findings import Action, Finding, Kind
 from kvshelf.scrub.pace import Pace
 from kvshelf.scrub.walk import Found, What, walk
 from kvshelf.tree import GONE, folder_at
+from kvshelf.usetime import last_use
 
 # A look at a file's times is so much cheaper than reading it.
 _LOOK = 0.1
@@ -127,10 +128,12 @@ class UnusedNamespaces:
             seen = os.stat(name, dir_fd=folder, follow_symlinks=False)
         except FileNotFoundError:
             return
-        # A folder's access time says that somebody listed it, be it ourselves.
-        is_folder = stat.S_ISDIR(seen.st_mode)
-        used = seen.st_mtime if is_folder else max(seen.st_mtime, seen.st_atime)
-        if used > self._oldest:
+        # An access time that no touch has set says that somebody read the file or listed the
+        # folder: a backup, or ourselves.
+        used_ns = seen.st_mtime_ns
+        if not stat.S_ISDIR(seen.st_mode):
+            used_ns = max(used_ns, last_use(seen).ns)
+        if 1e-9 * used_ns > self._oldest:
             raise _InUseError
 
 

@@ -18,6 +18,7 @@ from kvshelf.core import native as _native
 from kvshelf.scrub.mount import Mount
 from kvshelf.scrub.pace import Pace
 from kvshelf.tree import GONE, unlink_if_same
+from kvshelf.usetime import last_use
 
 # Of one read: large enough for any storage, small enough to be paced.
 STEP_BYTES = 1 << 20
@@ -152,9 +153,13 @@ class FileVerifier:
         raise OSError(errno.EPERM, "it is another user's, and reading it would mark it as used")
 
     def _put_back_access_time(self, file: int, seen: os.stat_result) -> None:
-        """Where the file system marks a file as used whatever we say. A touch of the moment in
+        """Where the file system marks a file as read whatever we say, and the access time says when
+        it was used, because an older kvshelf touched it. Another such touch of the moment in
         between is lost, as it is anywhere without a call that compares."""
-        if self._mount.quiet_reads_mark and os.fstat(file).st_atime_ns != seen.st_atime_ns:
+        if not self._mount.quiet_reads_mark or last_use(seen).ns == seen.st_mtime_ns:
+            return
+        now = os.fstat(file)
+        if now.st_atime_ns != seen.st_atime_ns and now.st_mtime_ns == seen.st_mtime_ns:
             os.utime(file, ns=(seen.st_atime_ns, seen.st_mtime_ns))
 
     def _judge(self, file: int, seen: os.stat_result, expected: Expected) -> Outcome:

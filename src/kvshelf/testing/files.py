@@ -17,6 +17,7 @@ from kvshelf.keys import make_mask, masked_all
 from kvshelf.layout import chunk_path_in
 from kvshelf.testing.memory import NAMESPACE, Setup
 from kvshelf.testing.taken import TakenNameTests
+from kvshelf.usetime import last_use, marked
 
 OK, NOT_FOUND = FileStatus.OK, FileStatus.NOT_FOUND
 FOREIGN, CORRUPT = FileStatus.FOREIGN, FileStatus.CORRUPT
@@ -257,21 +258,24 @@ class FileEngineTests(TakenNameTests):
         for folder in (*list(path.relative_to(setup.root).parents)[:-1], Path("ns/tmp")):
             assert stat.S_IMODE((setup.root / folder).stat().st_mode) == 0o700
 
-    def test_touch_renews_old_access_times_only(self, setup: Setup) -> None:
-        ages = {1: 10_000.0, 2: 10.0, 3: self.config.touch_interval_seconds + 60, 4: -1000.0}
+    def test_touch_renews_old_uses_and_those_of_the_future_only(self, setup: Setup) -> None:
+        """The times of 1 to 3 are as an older kvshelf left them, those of 4 to 6 as touches do."""
+        old = self.config.touch_interval_seconds + 60
+        ages = {1: 10_000.0, 2: 10.0, 3: old, 4: -1000.0, 5: 10.0, 6: old}
         now = time.time()
         for index, age in ages.items():
-            os.utime(self.stored(setup, index), (now - age, now - 20_000))
-        setup.engine.touch([setup.path(index) for index in (*ages, 5)])
+            used = marked(int(1e9 * (now - age)), reused=False)
+            stored = int(1e9 * (now - 20_000)) if index < 4 else used
+            os.utime(self.stored(setup, index), ns=(used, stored))
+        setup.engine.touch([setup.path(index) for index in (*ages, 7)])
         assert setup.engine.drain(10)
         for index, age in ages.items():
-            found = (setup.root / setup.path(index)).stat()
-            if index in (1, 3):
-                assert now - 5 < found.st_atime < now + 60
+            use = last_use((setup.root / setup.path(index)).stat())
+            if index in (2, 5):
+                assert abs(1e-9 * use.ns - (now - age)) < 1
             else:
-                assert abs(found.st_atime - (now - age)) < 1
-            assert abs(found.st_mtime - (now - 20_000)) < 1
-        assert setup.engine.stats().touched == 2
+                assert now - 5 < 1e-9 * use.ns < now + 60 and use.reused == (index != 4)
+        assert setup.engine.stats().touched == 4
         assert setup.engine.poll() == []
 
     def test_touch_of_keys_gives_each_its_time(self, setup: Setup) -> None:
@@ -283,26 +287,40 @@ class FileEngineTests(TakenNameTests):
         now_ns = time.time_ns()
         old_ns = now_ns - 10**9 * int(self.config.touch_interval_seconds + 60)
         for path, age in zip(paths, (now_ns, old_ns, now_ns), strict=True):
-            os.utime(path, ns=(age, 12_345))
+            os.utime(path, ns=(age, 12_345))  # a chunk that was used again
         wanted = [now_ns - i * 10**6 for i in range(3)]
+        written = [marked(each, reused=True) for each in wanted]
         folders = ["ns/r0", "ns/r1"]  # of the second there is none
         setup.engine.touch_keys(folders, keys, wanted)
         assert setup.engine.drain(10)
-        assert [path.stat().st_atime_ns for path in paths] == [now_ns, wanted[1], now_ns]
+        assert [path.stat().st_atime_ns for path in paths] == [now_ns, written[1], now_ns]
         setup.engine.touch_keys(folders, keys, wanted, always=True)
         assert setup.engine.drain(10)
-        assert [path.stat().st_atime_ns for path in paths] == wanted
-        assert [path.stat().st_mtime_ns for path in paths] == [12_345] * 3
+        assert [path.stat().st_atime_ns for path in paths] == written
+        assert [path.stat().st_mtime_ns for path in paths] == written
         assert setup.engine.stats().touched == 4
         mask = make_mask("an epoch")
-        later = [time_ns + 1 for time_ns in wanted]
+        later = [time_ns + 10**7 for time_ns in wanted]
         setup.engine.touch_keys(folders, keys, later, always=True, mask=mask)
         assert setup.engine.drain(10)
-        assert [path.stat().st_atime_ns for path in paths] == wanted  # other chunks
+        assert [path.stat().st_mtime_ns for path in paths] == written  # other chunks
         asked = masked_all(keys, mask)
         setup.engine.touch_keys(folders, asked, later, always=True, mask=mask)
         assert setup.engine.drain(10)
-        assert [path.stat().st_atime_ns for path in paths] == later
+        assert [path.stat().st_mtime_ns for path in paths] == [
+            marked(each, reused=True) for each in later
+        ]
+
+    def test_touches_are_written_by_the_file_systems_clock(self, setup: Setup) -> None:
+        path = self.stored(setup, 1)
+        old = time.time() - 10_000
+        os.utime(path, (old, old))
+        behind_ns = 5000 * 10**9
+        boot_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        setup.engine.set_clock(time.time_ns() - behind_ns - boot_ns)
+        setup.engine.touch([setup.path(1)])
+        assert setup.engine.drain(10)
+        assert abs(time.time() - 5000 - path.stat().st_mtime) < 60
 
     def test_a_load_leaves_the_access_time_alone(self, setup: Setup) -> None:
         """Touches keep chunks in their order; a mount may set times when it reads."""

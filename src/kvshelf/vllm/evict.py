@@ -117,6 +117,8 @@ class Eviction:
             path = self._shelf.roots[root] if len(self._duties) > 1 else "the shelf"
             what = "now" if news.is_holder else "no longer"
             self._logger.info("kvshelf: this engine %s keeps %s within its limits", what, path)
+        if news.clock is not None:
+            self._shelf.set_clock(root, news.clock)
         stats.gauge(metrics.EVICT_LEASE_HELD, float(news.is_holder), self._shelf.roots[root])
         self._held[root] = news.held_chunks
         stats.gauge(metrics.EVICT_HELD, sum(self._held.values()))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from kvshelf.clock import Reading
 from kvshelf.engine import EngineStats, JobId, JobResult, Phase
 from kvshelf.keys import masked, masked_all
 from kvshelf.rendezvous import Share
@@ -29,11 +30,13 @@ class MaskedShelf:
 
     Attributes:
         mask: of the epoch; see ``kvshelf.keys.masked``.
+        step_ns: in which the roots' file systems keep times, as far as is known: the largest.
     """
 
     def __init__(self, shelf: Shelf) -> None:
         self._shelf = shelf
         self.mask = b""
+        self.step_ns = 1
         self.roots, self.folder = shelf.roots, shelf.folder
 
     def names(self, keys: Sequence[bytes]) -> Sequence[bytes]:
@@ -71,6 +74,11 @@ class MaskedShelf:
     ) -> None:
         """See ``Shelf.touch_at``."""
         self._shelf.touch_at(keys, times_ns, always=always, mask=self.mask)
+
+    def set_clock(self, root: int, reading: Reading) -> None:
+        """The clock of a root's file system was measured."""
+        self.step_ns = max(self.step_ns, reading.step_ns)
+        self._shelf.set_clock(root, reading.ahead_ns)
 
     def poll(self) -> list[JobResult]:
         return self._shelf.poll()

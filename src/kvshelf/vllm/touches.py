@@ -1,8 +1,9 @@
 """When chunks were last used, in an order that helps eviction: a prefix's head after its tail.
 
-A chunk is of no use without those before it. So chunk i of a request gets the access time
-base - i x 1 ms, where base is one time for the whole request: whoever removes the oldest first
-removes tails first.
+A chunk is of no use without those before it. So chunk i of a request gets the time of use
+base - i x step, where base is one time for the whole request: whoever removes the oldest first
+removes tails first. The step is 1 ms, or that of the file system's times where they are coarser
+(1 s on MooseFS, 2 s on VFAT): else a second's chunks would have no order.
 
     prepare_load, prepare_store -> Touches -> Shelf.touch_at (background threads)
     published                   -> Touches
@@ -21,16 +22,24 @@ from kvshelf.vllm.bounded import drop_oldest
 from kvshelf.vllm.faultlog import FaultLog
 from kvshelf.vllm.masked import MaskedShelf
 
-_NS_PER_CHUNK = 1_000_000
+_STEP_NS = 1_000_000
+# A clock that is set while a request runs differs by more; one that is slewed, by less.
+_JUMP_NS = 10**9
 # More than run at once: vLLM 0.26 stores the last chunk of a request that has finished.
 REQUESTS_MAX = 16_384
 
 
 @dataclass(slots=True)
 class _Request:
-    """``held``: chunks on the shelf that it used; None once it has stored something behind them."""
+    """
+    Attributes:
+        base_ns: when it came, by CLOCK_REALTIME, in the middle of a step.
+        since_ns: the same by CLOCK_MONOTONIC.
+        held: chunks on the shelf that it used; None once it has stored something behind them.
+    """
 
     base_ns: int
+    since_ns: int
     held: dict[bytes, None] | None = field(default_factory=dict)
 
 
@@ -54,7 +63,6 @@ class Touches:
     ) -> None:
         self._shelf = shelf
         self._faults = faults
-        self._ns_per_token = _NS_PER_CHUNK / chunk_tokens
         self._chunk_tokens = chunk_tokens
         self._interval_seconds = interval_seconds
         self._keys_max = keys_max
@@ -101,17 +109,28 @@ class Touches:
         self._times_ns.clear()
         self._touched.clear()
 
+    @property
+    def _step_ns(self) -> int:
+        return max(_STEP_NS, self._shelf.step_ns)
+
     def _of(self, context: Any) -> _Request:
         request = self._requests.get(context.req_id)
         if request is None:
-            request = self._requests[context.req_id] = _Request(time.time_ns())
+            step = self._step_ns
+            base_ns = time.time_ns() // step * step + step // 2
+            request = self._requests[context.req_id] = _Request(base_ns, time.monotonic_ns())
             drop_oldest(self._requests, REQUESTS_MAX)
         return request
 
     def _times(self, request: _Request, keys: Collection[bytes], context: Any) -> list[int]:
         ends = compat.end_tokens(context, keys, self._chunk_tokens)
-        base, step = request.base_ns + _NS_PER_CHUNK, self._ns_per_token
-        return [base - int(end * step) for end in ends]
+        step = self._step_ns
+        jump = time.time_ns() - request.base_ns - (time.monotonic_ns() - request.since_ns)
+        if abs(jump) > _JUMP_NS + step:  # the clock was set
+            request.base_ns += jump
+        base, per_token = request.base_ns + step, step / self._chunk_tokens
+        # After 1970, however wrong the clock is.
+        return [max(1, base - int(end * per_token)) for end in ends]
 
     def _is_due(self, key: bytes, now: float) -> bool:
         if now - self._touched.get(key, float("-inf")) < self._interval_seconds:
