@@ -160,19 +160,22 @@ def test_an_evictor_whose_threads_are_refused_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With what pthread_create(3) says, which the core passes on."""
+    from kvshelf.core import native
     from kvshelf.evict.native import Sweep
 
     ShelfMaker(tmp_path).add(1000)
 
-    class Refused:
-        def __init__(self, *_: object) -> None: ...
-        def __getattr__(self, name: str) -> Any:
-            def call(*_: object) -> Any:
-                if name in ("scan", "remove"):
-                    raise BlockingIOError(11, "Resource temporarily unavailable")
-                return []
+    real = native.ShelfSweep
 
-            return call
+    class Refused:
+        def __init__(self, *arguments: Any) -> None:
+            self._sweep = real(*arguments)
+
+        def __getattr__(self, name: str) -> Any:
+            def refuse(*_: object) -> Any:
+                raise BlockingIOError(11, "Resource temporarily unavailable")
+
+            return refuse if name in ("scan", "remove") else getattr(self._sweep, name)
 
     monkeypatch.setattr("kvshelf.evict.native._native.ShelfSweep", Refused)
     with pytest.raises(ResourceError, match="no thread can be made"):

@@ -16,6 +16,7 @@ from kvshelf.errors import NotAShelfError
 from kvshelf.evict import Amount, Evictor, Limits, State
 from kvshelf.evict.native import Sweep
 from kvshelf.evict.refresh import Use
+from kvshelf.evict.watch import RootWatch
 from kvshelf.keys import ChunkKey
 from tests.evict.shelves import CHUNK_BYTES, ShelfMaker, settle
 
@@ -292,7 +293,7 @@ def watched(
     """Three chunks of which four may stay, and what the file system says that is used."""
     shelf = ShelfMaker(tmp_path)
     use = [Use(10, 10)]
-    monkeypatch.setattr(Evictor, "_use", lambda _: use[0])
+    monkeypatch.setattr(RootWatch, "use", lambda _: use[0])
     for i in range(3):
         shelf.add(100 + i)
     return shelf, Evictor(tmp_path, to_keep(4)), use

@@ -188,7 +188,7 @@ def test_a_replica_that_is_refused_says_so_and_lets_another_try(mount: Path) -> 
     )
     duty._turn.is_ours()
     deadline = time.monotonic() + 30
-    while not duty._stand_back_until:
+    while not duty._turn.stands_back:
         assert time.monotonic() < deadline
         duty._evict()
     news = duty.take()
@@ -201,7 +201,7 @@ def test_a_replica_that_is_refused_says_so_and_lets_another_try(mount: Path) -> 
     while not other._turn.is_ours():
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    duty._stand_back_until = 0.0
+    duty._turn._back_until = 0.0
     duty._evict()
     assert duty.take().held_chunks == 0
 

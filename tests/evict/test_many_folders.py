@@ -17,6 +17,7 @@ import kvshelf.evict.spaces as spaces_module
 import kvshelf.root as root_module
 from kvshelf import metrics
 from kvshelf.cli.common import Exit
+from kvshelf.clock import FileClock
 from kvshelf.evict import Amount, Evictor, Limits, State
 from kvshelf.evict.exposition import Exposition
 from kvshelf.evict.series import NAMESPACES_MAX, OTHER, with_own_series
@@ -167,7 +168,7 @@ def test_a_namespace_json_is_read_once_until_it_changes(
         return real(root, name)
 
     monkeypatch.setattr(spaces_module, "namespace_entry", entry)
-    spaces = Spaces(tmp_path)
+    spaces = Spaces(tmp_path, FileClock(tmp_path))
     assert spaces.list() == sorted(shelf.folders) and len(read) == 3
     spaces._mtime = -1.0  # list again
     assert spaces.list() == sorted(shelf.folders) and len(read) == 3

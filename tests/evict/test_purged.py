@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from kvshelf import Chunk, EngineConfig, FileStatus, Identity, Shelf, make_key
+from kvshelf.clock import FileClock
 from kvshelf.errors import NotAShelfError
 from kvshelf.evict import Evictor, Limits
 from kvshelf.evict import duty as duty_module
@@ -203,8 +204,8 @@ def test_a_namespace_that_is_whole_again_is_soon_known(
     shelf = ShelfMaker(tmp_path)
     os.utime(tmp_path, (1e9, 1e9))
     now = [1.5e9]
-    monkeypatch.setattr(module.time, "time", lambda: now[0])
-    spaces = module.Spaces(tmp_path)
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    spaces = module.Spaces(tmp_path, FileClock(tmp_path))
     assert spaces.list() == shelf.folders
     document = tmp_path / shelf.folders[0] / "namespace.json"
     content = document.read_bytes()

@@ -58,11 +58,14 @@ def test_a_file_that_is_gone_on_the_server_is_no_finding(mounted: Path, mount: F
     assert findings == [] and run.totals.vanished == 1 and len(chunks(mounted)) == 8
 
 
-def test_a_bad_file_that_cannot_be_removed_is_a_fault(mounted: Path, mount: FaultyMount) -> None:
+def test_a_bad_file_that_cannot_be_removed_is_said_to_be_bad(
+    mounted: Path, mount: FaultyMount
+) -> None:
     path = chunks(mounted)[3]
     path.write_bytes(b"damaged")
     mount.set(match=path.name, unlink="EIO")
-    assert [kind for kind, _, _ in found(mounted)] == [Kind.FAULT]
+    kept = [(kind, action) for kind, _, action in found(mounted)]
+    assert kept == [(Kind.CORRUPT, Action.KEPT)] and path.exists()
     mount.set()
     assert [kind for kind, _, _ in found(mounted)] == [Kind.CORRUPT] and not path.exists()
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from kvshelf.evict.folders import opened
+from kvshelf.evict.folders import open_file, opened
 from kvshelf.layout import EVICT_FOLDER, parse_room_name, room_name
 
 # The holder looks so often.
@@ -101,6 +101,7 @@ def _counts(folder: int) -> list[int]:
 
 
 def _create(folder: int, name: str, mode: int) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     with contextlib.suppress(FileExistsError):
-        os.close(os.open(name, flags, mode, dir_fd=folder))
+        file = open_file(folder, name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        if file is not None:
+            os.close(file)
