@@ -121,12 +121,13 @@ def test_the_tests_that_the_page_on_sharing_names_exist() -> None:
     assert all("::test_" in row for row in rows)
 
 
-def test_every_case_of_engines_in_the_field_names_its_test() -> None:
+@pytest.mark.parametrize(("letter", "last"), [("E", 24), ("S", 29)])
+def test_every_case_from_the_field_names_its_test(letter: str, last: int) -> None:
     page = (DOCS / "reliability.md").read_text(encoding="utf-8")
     rows = re.findall(
-        r"^\| (E\d+) \|.*`([a-z0-9_/]+\.py)::(test_[a-z0-9_]+)` \|$", page, re.MULTILINE
+        rf"^\| ({letter}\d+) \|.*`([a-z0-9_/]+\.py)::(test_[a-z0-9_]+)` \|$", page, re.MULTILINE
     )
-    assert {case for case, _, _ in rows} == {f"E{number}" for number in range(1, 25)}
+    assert {case for case, _, _ in rows} == {f"{letter}{number}" for number in range(1, last + 1)}
     for _, path, test in rows:
         assert f"def {test}(" in (ROOT / path).read_text(encoding="utf-8"), (path, test)
 
