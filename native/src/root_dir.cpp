@@ -153,7 +153,8 @@ int RootDir::MakeFolder(const std::string& folder) const {
   if (made < 0 && made != -EEXIST) return made;
   if (made >= 0) {
     const UniqueFd own(ops_->OpenBeneath(parent_fd, name.c_str(), O_RDONLY | O_DIRECTORY, 0));
-    if (own) GiveToUsers(own.get(), dir_mode_);
+    if (!own) return own.get();
+    GiveToUsers(own.get(), dir_mode_);
   }
   return OpenFolder(folder);
 }

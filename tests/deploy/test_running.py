@@ -263,10 +263,10 @@ def test_a_full_volume_stops_storing_and_nothing_else(site: Site) -> None:
     filler = site.claim / "filler"
     before = site.two.metric("kvshelf:load_chunks_total")
     try:
-        with filler.open("wb") as file, pytest.raises(OSError, match="No space left"):
+        # Unbuffered: else closing it would fail again.
+        with filler.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
             while True:
-                file.write(b"x" * (1 << 16))
-                file.flush()
+                file.write(b"x" * 4096)
         for seed in range(21, 33):
             complete(site.one, make_prompt(seed, 2 * CHUNK_TOKENS + 1))
         failed = {"outcome": "io_error"}

@@ -16,8 +16,10 @@ from tests.harness.quirk_mount import QuirkMount, quirk_mount, rename_noreplace
 
 @pytest.fixture
 def mount(tmp_path: Path) -> Iterator[QuirkMount]:
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)  # for other users
+    # For other users. Below /tmp all are this test run's.
+    for folder in (tmp_path, *tmp_path.parents):
+        if len(folder.parts) > 2:
+            folder.chmod(0o755)
     with quirk_mount(tmp_path) as mounted:
         yield mounted
 

@@ -348,7 +348,8 @@ class Evictor:
         held = self._effects.held()
         wanted = needs(self._limits, volume, usage, self._evicting, stuck=stuck, held=held)
         asked = self._demand.need()
-        if asked is not None and None not in stuck and not any(n.amount for n in wanted):
+        # A limit that is exceeded says itself how much may go: the floor holds.
+        if asked is not None and None not in stuck and not wanted:
             wanted = [asked]
         if not self._dry_run:
             return wanted
