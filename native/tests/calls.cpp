@@ -100,9 +100,9 @@ int close(int fd) {
   return fd == TheCalls().closing && Fails(TheCalls().close) ? -1 : result;
 }
 
-DIR* fdopendir(int fd) {
-  REAL(fdopendir);
-  return Fails(TheCalls().list) ? nullptr : real(fd);
+ssize_t getdents64(int fd, void* buffer, std::size_t bytes) noexcept {
+  REAL(getdents64);
+  return Fails(TheCalls().list) ? -1 : real(fd, buffer, bytes);
 }
 
 }  // extern "C"

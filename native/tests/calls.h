@@ -37,7 +37,7 @@ struct Calls {
   FailingCall open_unseen;     // openat and openat2 with O_NOATIME
   FailingCall read;            // pread
   FailingCall close;           // of `closing`; it fails once the descriptor is closed, as in Linux
-  FailingCall list;            // fdopendir
+  FailingCall list;            // getdents64
   std::atomic<int> closing{-1};
 };
 
