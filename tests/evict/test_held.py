@@ -18,6 +18,7 @@ from kvshelf.cli.common import Exit
 from kvshelf.evict import Evictor, Limits, State
 from kvshelf.evict.duty import EvictionDuty
 from tests.evict.shelves import CHUNK_BYTES, ShelfMaker, settle
+from tests.harness.loop_mount import loop_mount
 
 ENGINE_UID = 1000
 
@@ -25,26 +26,11 @@ ENGINE_UID = 1000
 @pytest.fixture
 def mount(tmp_path: Path) -> Iterator[Path]:
     """An ext4 image of 64 MB, mounted where other users may go; pytest's folders are root's."""
-    image, folder = tmp_path / "image", Path(tempfile.mkdtemp(prefix="kvshelf-test-"))
-    folder.chmod(0o755)
-    with image.open("wb") as file:
-        file.truncate(64 << 20)
-    steps = (
-        ["mkfs.ext4", "-q", "-F", "-m", "0", str(image)],
-        ["mount", "-o", "loop", str(image), str(folder)],
-    )
-    for step in steps:
-        try:
-            subprocess.run(step, check=True, capture_output=True, timeout=60)
-        except (OSError, subprocess.SubprocessError) as error:
-            folder.rmdir()
-            pytest.skip(f"no loop-mounted ext4 here: {error}")
-    try:
-        yield folder
-    finally:
-        # A flag goes with its file system. Lazy: a test that failed holds the evictor's root.
-        subprocess.run(["umount", "--lazy", str(folder)], check=True, timeout=60)
-        folder.rmdir()
+    with tempfile.TemporaryDirectory(prefix="kvshelf-test-") as folder:
+        Path(folder).chmod(0o755)
+        # A flag goes with its file system.
+        with loop_mount(Path(folder), "ext4", 64, mkfs=("-m", "0")) as mounted:
+            yield mounted
 
 
 def shelf_of(root: Path, chunks: int = 200) -> ShelfMaker:

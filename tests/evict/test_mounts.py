@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,28 +14,14 @@ from kvshelf.evict.policy import REUSED_FACTOR
 from kvshelf.layout import chunk_path
 from kvshelf.usetime import marked
 from tests.evict.shelves import CHUNK_BYTES, ShelfMaker, settle
+from tests.harness.loop_mount import loop_mount
 
 
 @pytest.fixture(params=["relatime", "noatime", "strictatime"])
 def mount(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    """An ext4 image of 64 MB, mounted so."""
-    image, folder = tmp_path / "image", tmp_path / "mount"
-    folder.mkdir()
-    with image.open("wb") as file:
-        file.truncate(64 << 20)
-    steps = (
-        ["mkfs.ext4", "-q", "-F", "-m", "0", str(image)],
-        ["mount", "-o", f"loop,{request.param}", str(image), str(folder)],
-    )
-    for step in steps:
-        try:
-            subprocess.run(step, check=True, capture_output=True, timeout=60)
-        except (OSError, subprocess.SubprocessError) as error:
-            pytest.skip(f"no loop-mounted ext4 here: {error}")
-    try:
+    """An ext4 file system of 64 MB, mounted so."""
+    with loop_mount(tmp_path, "ext4", 64, mkfs=("-m", "0"), options=request.param) as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True, timeout=60)
 
 
 def test_hot_chunks_stay(mount: Path) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +22,7 @@ from kvshelf.vllm.faultlog import FaultLog  # noqa: E402
 from kvshelf.vllm.masked import MaskedShelf  # noqa: E402
 from kvshelf.vllm.touches import Touches  # noqa: E402
 from tests.evict.shelves import settle  # noqa: E402
+from tests.harness.loop_mount import loop_mount  # noqa: E402
 from tests.harness.quirk_mount import quirk_mount  # noqa: E402
 
 SECOND = 10**9
@@ -36,13 +35,9 @@ MOUNTS = {
     "quirkfs, 2 s": 2 * SECOND,
     "ext4": 1,
     "ext4 -I 128": SECOND,
-    "vfat": 2 * SECOND,
 }
-MAKE = {
-    "ext4": ["mkfs.ext4", "-q", "-F"],
-    "ext4 -I 128": ["mkfs.ext4", "-q", "-F", "-I", "128"],
-    "vfat": ["mkfs.vfat"],
-}
+# Kinds on loop devices, with the arguments of mkfs.
+MAKE = {"ext4": ("ext4", ()), "ext4 -I 128": ("ext4", ("-I", "128"))}
 
 
 class Request:
@@ -56,28 +51,12 @@ class Request:
         return self._ends[ChunkKey(key)]
 
 
-@contextlib.contextmanager
-def loop_mount(directory: Path, kind: str) -> Iterator[Path]:
-    image, folder = directory / "image", directory / "mount"
-    folder.mkdir()
-    with image.open("wb") as file:
-        file.truncate(64 << 20)
-    for line in ([*MAKE[kind], str(image)], ["mount", "-o", "loop", str(image), str(folder)]):
-        try:
-            subprocess.run(line, check=True, capture_output=True, timeout=60)
-        except (OSError, subprocess.SubprocessError) as error:
-            pytest.skip(f"no loop-mounted {kind} here: {error}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True, timeout=60)
-
-
 @pytest.fixture(params=MOUNTS)
 def mount(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Path, int]]:
     step_ns = MOUNTS[request.param]
     if request.param in MAKE:
-        with loop_mount(tmp_path, request.param) as folder:
+        kind, arguments = MAKE[request.param]
+        with loop_mount(tmp_path, kind, 64, mkfs=arguments) as folder:
             yield folder, step_ns
     else:
         with quirk_mount(tmp_path, time_step_ns=step_ns) as mounted:
