@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kvshelf.evict import Limits
+from kvshelf.evict import Evictor, Limits
 from kvshelf.evict import duty as duty_module
 from kvshelf.evict.lease import open_lease
 from kvshelf.evict.room import RoomRequests
@@ -246,3 +246,18 @@ def test_a_btrfs_quota_group_is_kept(btrfs_quota: Path) -> None:
     assert store_until_written(btrfs_quota, shelf.chunks[0].path.with_name("new")) > 0
     left = sum(1 for _ in btrfs_quota.rglob("*.kv"))
     assert 0.85 * before <= left < before
+
+
+def test_a_volume_that_others_have_filled_keeps_the_shelfs_floor(tmp_path: Path) -> None:
+    """Stores fail there too, but the volume says itself that it is full."""
+    size = 100 << 20
+    with quirk_mount(tmp_path, volume_bytes=size, other_bytes=size - (2 << 20)) as mount:
+        shelf = ShelfMaker(mount.path / "shelf")
+        for i in range(100):
+            shelf.add(1000 + i)
+        evictor = Evictor(shelf.root, Limits(volume_percent=90, keep_percent=10))
+        for _ in range(5):
+            evictor.wants_room()
+            assert not evictor.step().removed
+        evictor.close()
+        assert not shelf.gone()
