@@ -40,7 +40,8 @@ WHERE = ("ext4", "xfs", "btrfs", "nfs-v3", "nfs-v4.2", "cephfs", "juicefs", "glu
 
 
 def used_percent(root: Path) -> float:
-    volume = volume_of(root)
+    while not (volume := volume_of(root)).counts_bytes:  # CephFS says 0 of 0 when it is young
+        time.sleep(1)
     return 100 * volume.used_bytes / volume.total_bytes
 
 
@@ -57,6 +58,7 @@ def settled_percent(root: Path) -> float:
 def fill(maker: ShelfMaker, percent: float) -> None:
     age = 10_000_000.0 - len(maker.chunks)
     while True:
+        used_percent(maker.root)
         volume = volume_of(maker.root)
         lacking = percent / 100 * volume.total_bytes - volume.used_bytes
         if lacking < CHUNK_BYTES:
