@@ -204,7 +204,10 @@ ROWS: tuple[tuple[str, str, tuple[Panel, ...]], ...] = (
                     (rate("kvshelf:evicted_chunks_total"), "chunks"),
                     (rate("kvshelf:evict_spared_chunks_total"), "spared: used meanwhile"),
                     (rate("kvshelf:gone_keys_total"), "reported gone"),
-                    (rate("kvshelf:evicted_temp_files_total"), "temp files of dead writers"),
+                    (
+                        or_none(rate("kvshelf:evicted_temp_files_total")),
+                        "temp files of dead writers",
+                    ),
                 ),
             ),
             Panel(
@@ -223,8 +226,11 @@ ROWS: tuple[tuple[str, str, tuple[Panel, ...]], ...] = (
                     (gauge("kvshelf:evict_lease_held", "sum", "job"), "leases held"),
                     (gauge("kvshelf:evict_held_chunks", "max", "job"), "cannot be removed"),
                     (rate("kvshelf:evict_faults_total"), "faults"),
-                    (rate("kvshelf:evict_no_effect_total"), "suspended: makes no room"),
-                    (rate("kvshelf:evict_room_requests_total"), "requests for room"),
+                    (
+                        or_none(rate("kvshelf:evict_no_effect_total")),
+                        "suspended: makes no room",
+                    ),
+                    (or_none(rate("kvshelf:evict_room_requests_total")), "requests for room"),
                 ),
                 "State: 0 within limits, 1 scanning, 2 evicting, 3 nothing may go, 4 blind.",
             ),

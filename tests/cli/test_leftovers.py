@@ -36,9 +36,26 @@ def scratches(root: Path) -> list[Path]:
 @contextmanager
 def working(root: Path, *before: str, **options: object) -> Iterator[subprocess.Popen[str]]:
     """A bench that has written some files."""
-    line = [*before, *BENCH, str(root), "--rounds", "1000", "--size-mb", "64", "--chunk-mb", "2"]
+    # Whoever runs the tests under nohup hands an ignored SIGHUP on.
+    line = [
+        "env",
+        "--default-signal=HUP",
+        *before,
+        *BENCH,
+        str(root),
+        "--rounds",
+        "1000",
+        "--size-mb",
+        "64",
+        "--chunk-mb",
+        "2",
+    ]
     bench = subprocess.Popen(
-        line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+        line,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
     )
     try:
         deadline = time.monotonic() + 60
