@@ -215,7 +215,10 @@ ROWS: tuple[tuple[str, str, tuple[Panel, ...]], ...] = (
                 "Bps",
                 (
                     (rate("kvshelf:evicted_bytes_total"), "bytes"),
-                    (rate("kvshelf:evicted_temp_bytes_total"), "temp files of dead writers"),
+                    (
+                        or_none(rate("kvshelf:evicted_temp_bytes_total")),
+                        "temp files of dead writers",
+                    ),
                 ),
             ),
             Panel(
