@@ -344,8 +344,7 @@ class Evictor:
             # The sample ended when the removal began: what it said holds for this round.
             left = replace(self._round, amount=self._round.amount - self._round_removed)
             return [left] if left.amount else []
-        usage, volume = self._usage(), self._volume()
-        held = self._effects.held()
+        usage, volume, held = self._usage(), self._volume(), self._effects.held()
         wanted = needs(self._limits, volume, usage, self._evicting, stuck=stuck, held=held)
         asked = self._demand.need()
         # A limit that is exceeded says itself how much may go: the floor holds.
