@@ -136,7 +136,7 @@ class Evictor:
 
     def _look_at_clock(self) -> None:
         before_ns = self._watch.ahead_ns
-        self._watch.look_at_clock(int(self._sweep.buckets().last_use_ns.max(initial=0)))
+        self._watch.look_at_clock(self._sweep.newest_use_ns)
         if abs(self._watch.ahead_ns - before_ns) > _CLOCK_JUMP_NS:
             self._scan_all = True  # ages were counted from another time
         self._sweep.set_clock(self._watch.ahead_ns)

@@ -197,6 +197,10 @@ class Sweep:
         self.usage()
         return self._total
 
+    def newest_use_ns(self) -> int:
+        """Of all chunks in the histogram; 0 without any."""
+        return int(self.buckets().last_use_ns.max(initial=0))
+
     def sampled_usage(self) -> dict[str, Amount]:
         """An estimate of what is on the shelf, by namespace, from the folders scanned so far."""
         buckets = self.buckets()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from kvshelf.clock import FileClock, boot_ns_now
@@ -61,14 +62,14 @@ class RootWatch:
         """Nanoseconds since 1970 by the clock from which ages count."""
         return boot_ns_now() + self.ahead_ns
 
-    def look_at_clock(self, newest_ns: int) -> None:
+    def look_at_clock(self, newest_ns: Callable[[], int]) -> None:
         """Ages count by the file system's clock; where it cannot be measured, by this machine's, or
         by the newest use if that is ahead of it."""
         reading, boot_ns = self.clock.read(), boot_ns_now()
         if reading is not None:
             self.ahead_ns = reading.ahead_ns
         else:
-            self.ahead_ns = max(time.time_ns(), newest_ns) - boot_ns
+            self.ahead_ns = max(time.time_ns(), newest_ns()) - boot_ns
 
     def _look(self) -> tuple[int, int]:
         found = self._root.stat()
