@@ -26,11 +26,11 @@ from vllm.v1.kv_offload.base import GPULoadStoreSpec, ReqContext, ScheduleEndCon
 from kvshelf import EngineConfig, Identity, Shelf, make_key
 from kvshelf.config import Settings
 from kvshelf.vllm.compat import KeyRun
-from kvshelf.vllm.epochs import Epochs
-from kvshelf.vllm.manager import KvshelfManager
-from kvshelf.vllm.presence import Presence
+from kvshelf.vllm.scheduler.epochs import Epochs
+from kvshelf.vllm.scheduler.manager import KvshelfManager
+from kvshelf.vllm.scheduler.presence import Presence
 from kvshelf.vllm.specs import ChunkKeysSpec
-from kvshelf.vllm.worker import KvshelfWorker
+from kvshelf.vllm.worker.worker import KvshelfWorker
 
 KEYS, CHUNKS, PER_CHUNK = 4096, 64, 16
 CONTEXT = ReqContext(req_id="r")

@@ -30,9 +30,9 @@ from pathlib import Path
 from typing import Any
 
 from bench_engine import RESULTS, file_system, machine
-from kvshelf.evict import Evictor, Limits, State
-from kvshelf.namespace import Identity
-from kvshelf.root import open_namespace, open_root
+from kvshelf.disk.namespace import Identity
+from kvshelf.disk.root import open_namespace, open_root
+from kvshelf.upkeep.evict import Evictor, Limits, State
 
 SIZE = 32 << 10
 SPAN_SECONDS = 12 * 86_400

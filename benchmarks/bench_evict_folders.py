@@ -26,8 +26,8 @@ from typing import Any
 
 from bench_engine import RESULTS, file_system, machine
 from bench_evict import SIZE, Worker
-from kvshelf.namespace import Identity
-from kvshelf.root import open_root
+from kvshelf.disk.namespace import Identity
+from kvshelf.disk.root import open_root
 
 RANKS = 8
 DESCRIPTORS = 1024

@@ -25,11 +25,11 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "demo")]
 
-from tests.evict.shelves import ShelfMaker  # noqa: E402 - found by the path above
 from tests.stress.mounts import PLACES, Absent  # noqa: E402
+from tests.upkeep.evict.shelves import ShelfMaker  # noqa: E402 - found by the path above
 
-from kvshelf.evict import Evictor, Limits, State  # noqa: E402
-from kvshelf.volume import volume_of  # noqa: E402
+from kvshelf.disk.volume import volume_of  # noqa: E402
+from kvshelf.upkeep.evict import Evictor, Limits, State  # noqa: E402
 
 CHUNK_BYTES = 1 << 20
 STEPS = 3600

@@ -27,7 +27,6 @@ from typing import Any
 import numpy as np
 
 from bench_engine import RESULTS, machine
-from kvshelf.evict.policy import REUSED_FACTOR, effective_age
 from kvshelf.plan.answer import SLACK
 from kvshelf.plan.lru import lru_curve
 from kvshelf.plan.read import read_trace
@@ -43,6 +42,7 @@ from kvshelf.plan.simulate import (
     simulate,
 )
 from kvshelf.plan.trace import Trace
+from kvshelf.upkeep.evict.policy import REUSED_FACTOR, effective_age
 
 TRACES = ("conversation_trace", "synthetic_trace")
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)

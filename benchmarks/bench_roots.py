@@ -31,7 +31,7 @@ import numpy as np
 
 from bench_engine import machine
 from kvshelf import Chunk, FileStatus, Identity, Shelf, make_key
-from kvshelf.rendezvous import Rendezvous
+from kvshelf.disk.rendezvous import Rendezvous
 
 CHUNK_BYTES, BLOCKS = 8 << 20, 16
 IMAGE_BYTES = 1 << 30

@@ -26,8 +26,8 @@ import numpy as np
 
 from bench_engine import RESULTS, file_system, machine
 from kvshelf import Chunk, FileStatus, Identity, Shelf, make_key
-from kvshelf.scrub.scrubber import Scrubber
-from kvshelf.scrub.settings import ScrubSettings
+from kvshelf.upkeep.scrub.scrubber import Scrubber
+from kvshelf.upkeep.scrub.settings import ScrubSettings
 
 STEP = 1 << 20
 

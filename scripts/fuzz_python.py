@@ -19,19 +19,19 @@ from types import FunctionType, ModuleType
 
 import atheris
 
-from kvshelf import format as chunk_format
-from kvshelf import layout, namespace
 from kvshelf.cli import scrape
 from kvshelf.core import native
+from kvshelf.disk import format as chunk_format
+from kvshelf.disk import layout, namespace
+from kvshelf.disk.namespace import Identity
 from kvshelf.engine import FileStatus
 from kvshelf.errors import ChunkFormatError
-from kvshelf.evict import journal
-from kvshelf.evict.journal import MAGIC, RemovedReader
-from kvshelf.namespace import Identity
 from kvshelf.plan import read as plan_read
 from kvshelf.plan import trace as plan_trace
 from kvshelf.plan.read import FORMATS, read_trace
 from kvshelf.plan.trace import TraceError
+from kvshelf.upkeep.evict import journal
+from kvshelf.upkeep.evict.journal import MAGIC, RemovedReader
 
 MODULES = (chunk_format, layout, namespace, scrape, journal, plan_read, plan_trace)
 VECTORS = Path(__file__).resolve().parent.parent / "tests" / "vectors"

@@ -2,7 +2,7 @@
 
 A Llama of 1 B parameters with random weights is made. One engine stores prompts that it computes at
 once; others audit all hits, computing in parts and batches. Printed are distances
-(``kvshelf.vllm.compare``) of the worst window of each chunk, beside those of other content.
+(``kvshelf.vllm.worker.compare``) of the worst window of each chunk, beside those of other content.
 
     python benchmarks/gpu/audit.py DIR [--dtype bfloat16] [--cache-dtype auto]
 """
@@ -67,8 +67,8 @@ def run_arm(folder: Path, arm: str, dtype: str, cache_dtype: str) -> None:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     from vllm import LLM, SamplingParams
 
-    from kvshelf.vllm import auditor
-    from kvshelf.vllm.compare import distance
+    from kvshelf.vllm.worker import auditor
+    from kvshelf.vllm.worker.compare import distance
 
     distances: list[list[float]] = []
     takes: list[float] = []
@@ -127,7 +127,7 @@ def run_arm(folder: Path, arm: str, dtype: str, cache_dtype: str) -> None:
 
 
 def payloads(shelf: Path) -> list[np.ndarray[Any, Any]]:
-    from kvshelf.format import decode
+    from kvshelf.disk.format import decode
 
     found = []
     for path in sorted(shelf.glob("*/r*/*/*.kv"))[:24]:
@@ -140,7 +140,7 @@ def payloads(shelf: Path) -> list[np.ndarray[Any, Any]]:
 
 def other_content(shelf: Path, kind: Any) -> dict[str, float]:
     """The least distance of chunks of other tokens, and of chunks of which one token is another."""
-    from kvshelf.vllm.compare import distance
+    from kvshelf.vllm.worker.compare import distance
 
     chunks = payloads(shelf)
     whole, one, layer0 = [], [], []
@@ -190,7 +190,7 @@ def main() -> None:
             )
             print("; worst by layer", np.round(layers.max(axis=0), 3).tolist(), end="")
         print(flush=True)
-    from kvshelf.vllm.compare import Kind
+    from kvshelf.vllm.worker.compare import Kind
 
     kind = Kind.FLOAT8_E4M3 if args.cache_dtype.startswith("fp8") else Kind(args.dtype)
     print(f"least distance of other content: {other_content(args.dir / 'shelf', kind)}")

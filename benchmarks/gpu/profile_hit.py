@@ -171,8 +171,8 @@ def main() -> None:
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
     from kvshelf.vllm.connector import KvshelfConnector
-    from kvshelf.vllm.manager import KvshelfManager
-    from kvshelf.vllm.worker import KvshelfWorker
+    from kvshelf.vllm.scheduler.manager import KvshelfManager
+    from kvshelf.vllm.worker.worker import KvshelfWorker
 
     tap_loads(KvshelfWorker)
     for owner, names in (

@@ -35,7 +35,7 @@ def set_rows(worker: Any, rows: int, factor: float) -> None:
 def count_quiesced(worker: Any) -> None:
     """From now on note what each ``KvshelfWorker.quiesce`` finds under way."""
     del worker
-    from kvshelf.vllm.worker import KvshelfWorker
+    from kvshelf.vllm.worker.worker import KvshelfWorker
 
     quiesce = KvshelfWorker.quiesce
 
@@ -59,7 +59,7 @@ def weigh(worker: Any, rounds: int) -> dict[str, Any]:
     """What it costs to read all weights, and to look at the watched bytes."""
     import torch
 
-    from kvshelf.vllm.memory_weights import Watch, digest_of, models_of
+    from kvshelf.vllm.worker.memory_weights import Watch, digest_of, models_of
 
     worker = getattr(worker, "worker", worker)
     models = models_of(worker)

@@ -151,7 +151,7 @@ void AddMask(char* bytes, const char* mask, std::size_t count) {
 }
 
 // Keys as chunk files have them: the hash of each, which all but its last four bytes are, with the
-// first bytes of the mask added bit by bit (kvshelf.keys.masked).
+// first bytes of the mask added bit by bit (kvshelf.disk.keys.masked).
 std::vector<std::string> MaskedKeys(const nb::sequence& keys, const nb::bytes& mask) {
   constexpr std::size_t kGroupBytes = 4;
   std::vector<std::string> masked;

@@ -1,4 +1,4 @@
-// The verifier of whole chunk files, for kvshelf.scrub. Reading and hashing release the GIL.
+// The verifier of whole chunk files, for kvshelf.upkeep.scrub. Reading and hashing release the GIL.
 #include "scrub.h"
 
 #include <nanobind/stl/optional.h>
@@ -35,7 +35,7 @@ nb::tuple Result(const ChunkVerifier& verifier) {
 }  // namespace
 
 void BindScrub(nb::module_& m) {
-  nb::class_<ChunkVerifier>(m, "ChunkVerifier", "See kvshelf.scrub.verify.")
+  nb::class_<ChunkVerifier>(m, "ChunkVerifier", "See kvshelf.upkeep.scrub.verify.")
       .def(
           "__init__",
           [](ChunkVerifier* self, std::size_t step_bytes, nb::bytes auth_key) {

@@ -1,4 +1,4 @@
-// The Python face of ShelfSweep; src/kvshelf/evict/native.py gives it its Python types. The GIL is
+// The Python face of ShelfSweep; src/kvshelf/upkeep/evict/native.py gives it its Python types. The GIL is
 // released while a call works: its own threads never take it.
 #include "sweep.h"
 

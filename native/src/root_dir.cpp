@@ -19,7 +19,7 @@ namespace kvshelf {
 
 namespace {
 
-// As kvshelf.layout.safe_host, which judges by this name whether a writer is of the same host.
+// As kvshelf.disk.layout.safe_host, which judges by this name whether a writer is of the same host.
 constexpr std::size_t kHostBytesMax = 64;
 constexpr std::size_t kBootDigits = 8;
 constexpr char kMarker[] = "kvshelf.json";

@@ -34,7 +34,7 @@ constexpr int kIoLowest = 7;
 constexpr std::size_t kKeptMax = 64;
 constexpr std::size_t kKeptShare = 16;
 
-constexpr std::size_t kHashDigitsMin = 16;  // as src/kvshelf/layout.py
+constexpr std::size_t kHashDigitsMin = 16;  // as src/kvshelf/disk/layout.py
 constexpr std::size_t kHashDigitsMax = 248;
 
 bool IsHex(std::string_view text) {

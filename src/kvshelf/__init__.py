@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kvshelf.config import Settings
+    from kvshelf.disk.keys import ChunkKey, make_key
+    from kvshelf.disk.namespace import Identity
     from kvshelf.engine import EngineConfig, FileStatus, GroupMemory, JobResult, Pages, Phase
     from kvshelf.errors import (
         ChunkFormatError,
@@ -18,21 +20,19 @@ if TYPE_CHECKING:
         KvshelfError,
         NotAShelfError,
     )
-    from kvshelf.keys import ChunkKey, make_key
-    from kvshelf.namespace import Identity
     from kvshelf.shelf import Chunk, Shelf
 
 # Imported when first used: the command line looks at shelves without NumPy, which starts threads.
 _MODULES = {
     "Chunk": "shelf",
     "ChunkFormatError": "errors",
-    "ChunkKey": "keys",
+    "ChunkKey": "disk.keys",
     "ConfigError": "errors",
     "EngineClosedError": "errors",
     "EngineConfig": "engine",
     "FileStatus": "engine",
     "GroupMemory": "engine",
-    "Identity": "namespace",
+    "Identity": "disk.namespace",
     "JobResult": "engine",
     "KvshelfError": "errors",
     "NotAShelfError": "errors",
@@ -40,7 +40,7 @@ _MODULES = {
     "Phase": "engine",
     "Settings": "config",
     "Shelf": "shelf",
-    "make_key": "keys",
+    "make_key": "disk.keys",
 }
 
 

@@ -11,17 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kvshelf.clock import FileClock, Reading
-from kvshelf.deadline import NoAnswerError, within
+from kvshelf.config.rootlist import SETTING
+from kvshelf.disk.clock import FileClock, Reading
+from kvshelf.disk.deadline import NoAnswerError, within
+from kvshelf.disk.keeper import RootKeeper
+from kvshelf.disk.layout import NAMESPACE_FILE, TEMP_FOLDER
+from kvshelf.disk.leftovers import remove_dead_scratch
+from kvshelf.disk.namespace import Identity
+from kvshelf.disk.owner import say_if_closed
+from kvshelf.disk.root import is_shelf, open_namespace, open_root, use_namespace
 from kvshelf.engine import Engine
 from kvshelf.errors import ConfigError, NotAShelfError
-from kvshelf.keeper import RootKeeper
-from kvshelf.layout import NAMESPACE_FILE, TEMP_FOLDER
-from kvshelf.leftovers import remove_dead_scratch
-from kvshelf.namespace import Identity
-from kvshelf.owner import say_if_closed
-from kvshelf.root import is_shelf, open_namespace, open_root, use_namespace
-from kvshelf.rootlist import SETTING
 
 # So long a start waits for a lock: a network's round trips, and no grace period of a server.
 _LOCK_SECONDS = 2.0

@@ -24,8 +24,12 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from kvshelf.auth import key_id, read_key
 from kvshelf.config import Settings
+from kvshelf.disk.auth import key_id, read_key
+from kvshelf.disk.keys import group_of, make_key
+from kvshelf.disk.layout import chunk_path, chunk_path_in, rank_folder
+from kvshelf.disk.namespace import Identity
+from kvshelf.disk.rendezvous import Rendezvous, Share
 from kvshelf.engine import (
     BatchBuilder,
     Direct,
@@ -42,11 +46,7 @@ from kvshelf.engine import (
 )
 from kvshelf.engine.arrays import as_block_ids, pages_of
 from kvshelf.engine.spread import SpreadEngine
-from kvshelf.keys import group_of, make_key
-from kvshelf.layout import chunk_path, chunk_path_in, rank_folder
-from kvshelf.namespace import Identity
 from kvshelf.opening import open_all
-from kvshelf.rendezvous import Rendezvous, Share
 
 EngineFactory = Callable[..., Engine]
 RootPath = str | os.PathLike[str]
@@ -109,9 +109,9 @@ class Shelf:
     """Chunks of one namespace and one rank in a shelf's root, or in several.
 
     Args:
-        root: absolute path; made a shelf if it is empty or absent (``kvshelf.root.open_root``). Of
+        root: absolute path; made a shelf if it is empty or absent (``disk.root.open_root``). Of
             several roots each chunk lies in one, which its key and their paths decide
-            (``kvshelf.rendezvous``).
+            (``disk.rendezvous``).
         identity: everything that decides the bytes; engines with equal ones share, if their
             ``config.auth_key`` is the same.
         rank: whose files are stored, loaded and touched.

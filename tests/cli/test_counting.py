@@ -19,10 +19,10 @@ import pytest
 
 from kvshelf.cli.main import main
 from kvshelf.cli.scrape import parse
-from kvshelf.namespace import Identity
-from kvshelf.root import open_namespace, open_root
+from kvshelf.disk.namespace import Identity
+from kvshelf.disk.root import open_namespace, open_root
 from kvshelf.text import age_text, bytes_text
-from tests.census.test_census import put
+from tests.upkeep.census.test_census import put
 
 BIG = Identity({"model": "org/big", "dtype": "bfloat16", "cache_dtype": "fp8"})
 SMALL = Identity({"model": "org/small", "dtype": "float16", "cache_dtype": "auto"})

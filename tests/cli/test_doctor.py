@@ -11,8 +11,8 @@ import pytest
 from kvshelf.bench import Row
 from kvshelf.cli.cmd_bench import print_rows
 from kvshelf.cli.main import main
-from kvshelf.namespace import Identity
-from kvshelf.root import open_namespace, open_root
+from kvshelf.disk.namespace import Identity
+from kvshelf.disk.root import open_namespace, open_root
 
 QUICK = ["--quick"]
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from kvshelf.cli.main import main
-from kvshelf.root import open_root
+from kvshelf.disk.root import open_root
 from tests.harness.loop_mount import loop_mount
 from tests.harness.quirk_mount import quirk_mount
 

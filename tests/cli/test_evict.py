@@ -18,11 +18,11 @@ from typing import Any
 
 import pytest
 
-from kvshelf import root as root_module
 from kvshelf.cli.evict_options import size
 from kvshelf.cli.main import main
-from kvshelf.documents import read_json
-from tests.evict.shelves import CHUNK_BYTES, ShelfMaker
+from kvshelf.disk import root as root_module
+from kvshelf.disk.documents import read_json
+from tests.upkeep.evict.shelves import CHUNK_BYTES, ShelfMaker
 
 COMMAND = [sys.executable, "-m", "kvshelf.cli", "evict"]
 
@@ -263,8 +263,8 @@ def test_the_daemon_waits_for_a_root_that_goes_away(tmp_path: Path) -> None:
 
 
 def test_metrics_and_health(tmp_path: Path) -> None:
-    from kvshelf.evict import Evictor, Limits
-    from kvshelf.evict.exposition import Exposition, serve
+    from kvshelf.upkeep.evict import Evictor, Limits
+    from kvshelf.upkeep.evict.exposition import Exposition, serve
 
     shelf = shelf_of(tmp_path, 30)
     exposition = Exposition()

@@ -15,10 +15,10 @@ import pytest
 from kvshelf.cli import cmd_evict
 from kvshelf.cli.common import Exit
 from kvshelf.cli.main import main
-from kvshelf.evict import Evictor, turn
-from kvshelf.evict.exposition import Exposition
-from kvshelf.evict.limits import Volume
-from tests.evict.shelves import CHUNK_BYTES, ShelfMaker
+from kvshelf.upkeep.evict import Evictor, turn
+from kvshelf.upkeep.evict.exposition import Exposition
+from kvshelf.upkeep.evict.limits import Volume
+from tests.upkeep.evict.shelves import CHUNK_BYTES, ShelfMaker
 
 LIMIT = ("--shelf-limit", str(10 * CHUNK_BYTES))
 Step = Callable[..., object]
@@ -114,7 +114,7 @@ def test_a_daemon_whose_storage_hangs_ends_when_told(shelf: ShelfMaker, tmp_path
     code = (
         "import sys, time\n"
         "from kvshelf.cli.main import main\n"
-        "from kvshelf.evict import Evictor\n"
+        "from kvshelf.upkeep.evict import Evictor\n"
         "def hang(self, *_):\n"
         "    print('hangs', flush=True)\n"
         "    time.sleep(1000)\n"
@@ -166,7 +166,7 @@ def test_a_port_that_cannot_be_had_is_wrong_usage(
 
 
 def test_faults_are_counted_by_their_name_and_waiting_is_healthy() -> None:
-    from kvshelf.evict import Report, State
+    from kvshelf.upkeep.evict import Report, State
 
     exposition = Exposition()
     volume = Volume(total_bytes=1, used_bytes=1, total_inodes=0, used_inodes=0)

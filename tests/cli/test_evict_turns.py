@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from kvshelf.cli.main import main
-from kvshelf.evict.journal import RemovedReader
-from kvshelf.evict.lease import Lease, open_lease
+from kvshelf.upkeep.evict.journal import RemovedReader
+from kvshelf.upkeep.evict.lease import Lease, open_lease
 from tests.cli.test_evict import Daemon, shelf_of
-from tests.evict.shelves import CHUNK_BYTES
+from tests.upkeep.evict.shelves import CHUNK_BYTES
 
 LIMIT = ("--shelf-limit", str(80 * CHUNK_BYTES), "--low-water", "100")
 

@@ -16,13 +16,13 @@ import pytest
 
 from kvshelf.bench.scratch import Scratch
 from kvshelf.cli.main import main
-from kvshelf.layout import MARKER, TempOwner, temp_name
-from kvshelf.leftovers import remove_dead_scratch
-from kvshelf.proof import others_data
-from kvshelf.root import is_shelf, open_root
-from kvshelf.this_process import this_owner
-from tests.scrub.shelves import fill
-from tests.scrub.test_orphans import dead
+from kvshelf.disk.layout import MARKER, TempOwner, temp_name
+from kvshelf.disk.leftovers import remove_dead_scratch
+from kvshelf.disk.proof import others_data
+from kvshelf.disk.root import is_shelf, open_root
+from kvshelf.disk.this_process import this_owner
+from tests.upkeep.scrub.shelves import fill
+from tests.upkeep.scrub.test_orphans import dead
 
 __all__ = ["dead"]  # a fixture
 pytestmark = pytest.mark.timeout(120)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from kvshelf.cli.main import main
+from kvshelf.disk.root import open_root
 from kvshelf.errors import ConfigError
-from kvshelf.root import open_root
 
 COMMAND = [sys.executable, "-m", "kvshelf.cli"]
 ON_SHELVES = ["ls", "du", "top", "evict", "scrub", "namespaces", "bench", "doctor"]

@@ -16,8 +16,8 @@ import pytest
 
 from kvshelf.cli import cmd_namespaces
 from kvshelf.cli.main import main
-from kvshelf.namespace import Identity
-from kvshelf.root import open_namespace, open_root
+from kvshelf.disk.namespace import Identity
+from kvshelf.disk.root import open_namespace, open_root
 
 FIELDS: dict[str, Any] = {
     "model": "org/model",

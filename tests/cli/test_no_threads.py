@@ -18,12 +18,12 @@ import pytest
 
 from kvshelf import Chunk, ConfigError, EngineConfig, FileStatus, Identity, Shelf, make_key
 from kvshelf.cli.main import main
+from kvshelf.disk.root import open_root
 from kvshelf.engine import native
 from kvshelf.errors import ResourceError
-from kvshelf.evict import Limits
-from kvshelf.evict.duty import EvictionDuty
-from kvshelf.root import open_root
-from tests.evict.shelves import ShelfMaker
+from kvshelf.upkeep.evict import Limits
+from kvshelf.upkeep.evict.duty import EvictionDuty
+from tests.upkeep.evict.shelves import ShelfMaker
 
 pytestmark = pytest.mark.timeout(180)
 USER = 40077
@@ -161,7 +161,7 @@ def test_an_evictor_whose_threads_are_refused_says_so(
 ) -> None:
     """With what pthread_create(3) says, which the core passes on."""
     from kvshelf.core import native
-    from kvshelf.evict.native import Sweep
+    from kvshelf.upkeep.evict.native import Sweep
 
     ShelfMaker(tmp_path).add(1000)
 
@@ -177,7 +177,7 @@ def test_an_evictor_whose_threads_are_refused_says_so(
 
             return refuse if name in ("scan", "remove") else getattr(self._sweep, name)
 
-    monkeypatch.setattr("kvshelf.evict.native._native.ShelfSweep", Refused)
+    monkeypatch.setattr("kvshelf.upkeep.evict.native._native.ShelfSweep", Refused)
     with pytest.raises(ResourceError, match="no thread can be made"):
         Sweep(tmp_path).scan(all_folders=True, seconds_max=1)
     assert main(["evict", str(tmp_path), "--once"]) == 11

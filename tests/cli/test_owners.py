@@ -16,15 +16,15 @@ import pytest
 from kvshelf import Chunk, EngineConfig, Identity, Shelf, make_key
 from kvshelf.bench.scratch import Scratch
 from kvshelf.cli.main import main
+from kvshelf.disk.leftovers import remove_dead_scratch
+from kvshelf.disk.mend import mend_owners
+from kvshelf.disk.root import open_root
 from kvshelf.doctor.folders import check_folders
-from kvshelf.evict import Limits
-from kvshelf.evict.duty import EvictionDuty
-from kvshelf.evict.turn import Turn
-from kvshelf.leftovers import remove_dead_scratch
-from kvshelf.mend import mend_owners
-from kvshelf.root import open_root
-from tests.evict.shelves import CHUNK_BYTES, ShelfMaker
-from tests.unit.test_modes import ALICE, BOB, GROUP, as_user
+from kvshelf.upkeep.evict import Limits
+from kvshelf.upkeep.evict.duty import EvictionDuty
+from kvshelf.upkeep.evict.turn import Turn
+from tests.disk.test_modes import ALICE, BOB, GROUP, as_user
+from tests.upkeep.evict.shelves import CHUNK_BYTES, ShelfMaker
 
 pytestmark = [
     pytest.mark.timeout(120),
@@ -208,7 +208,7 @@ def test_a_shelf_of_very_many_ranks_holds_up_no_command(
     for rank in range(1, 20):
         (space / f"r{rank}").mkdir()
     spoil(shared)
-    monkeypatch.setattr("kvshelf.mend._SECONDS_MAX", -1.0)
+    monkeypatch.setattr("kvshelf.disk.mend._SECONDS_MAX", -1.0)
     mended = mend_owners(shared)
     assert {"evict", "removed"} <= set(mended)  # these come first
     assert (space / "r19").stat().st_uid == 0

@@ -14,7 +14,7 @@ import pytest
 
 from kvshelf.cli.main import main
 from kvshelf.cli.scrape import ScrapeError, parse, scrape
-from kvshelf.root import open_root
+from kvshelf.disk.root import open_root
 
 
 class Server:

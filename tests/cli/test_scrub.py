@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from kvshelf.cli.main import main
-from kvshelf.layout import SCRUB_CURSOR
+from kvshelf.disk.layout import SCRUB_CURSOR
 from kvshelf.testing.files import flip
-from tests.scrub.shelves import chunks, everything, filled_shelf, shelf
+from tests.upkeep.scrub.shelves import chunks, everything, filled_shelf, shelf
 
 __all__ = ["filled_shelf", "shelf"]
 FAST = ["--megabytes-per-second", "0", "--files-per-second", "0"]

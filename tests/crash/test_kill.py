@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 
 from kvshelf import FileStatus
-from kvshelf.layout import owner_is_dead, parse_temp_name, temp_name
-from kvshelf.namespace import Identity
-from kvshelf.this_process import start_ticks_of, this_owner
+from kvshelf.disk.layout import owner_is_dead, parse_temp_name, temp_name
+from kvshelf.disk.namespace import Identity
+from kvshelf.disk.this_process import start_ticks_of, this_owner
 from tests.crash.chunks import CHUNKS, IDENTITY, load_all, store_the_rest
 from tests.crash.powerloss import read_trace
 from tests.crash.writer import AFTER, BEFORE, NO_LINK, NO_RENAME2, TORN, Plan, Writers

@@ -20,8 +20,8 @@ from pathlib import Path
 if __name__ == "__main__":  # the server has no test runner that sets the path
     sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from kvshelf.layout import TempOwner, owner_is_dead
-from kvshelf.this_process import start_ticks_of, this_owner
+from kvshelf.disk.layout import TempOwner, owner_is_dead
+from kvshelf.disk.this_process import start_ticks_of, this_owner
 
 BEFORE, AFTER, TORN = range(3)  # as preload.cpp
 NO_RENAME2, NO_LINK = 1, 2

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from kvshelf import Chunk, Shelf, make_key
-from kvshelf.auth import key_id
 from kvshelf.config import Settings
+from kvshelf.disk.auth import key_id
+from kvshelf.disk.format import GMAC, HEADER_BYTES, decode
+from kvshelf.disk.namespace import Identity
+from kvshelf.disk.root import list_namespaces
 from kvshelf.engine import EngineConfig, FileStatus
 from kvshelf.errors import ConfigError
-from kvshelf.format import GMAC, HEADER_BYTES, decode
-from kvshelf.namespace import Identity
-from kvshelf.root import list_namespaces
 from kvshelf.shelf import engine_config
 from tests.vectors.make import gmac, sealed
 

@@ -16,6 +16,9 @@ import numpy as np
 import pytest
 
 from kvshelf import Chunk, Identity, Shelf, _native, make_key
+from kvshelf.disk.format import geometry_digest
+from kvshelf.disk.layout import owner_is_dead, parse_chunk_path, parse_temp_name
+from kvshelf.disk.this_process import start_ticks_of, this_owner
 from kvshelf.engine.base import (
     Batch,
     BatchBuilder,
@@ -30,9 +33,6 @@ from kvshelf.engine.base import (
 )
 from kvshelf.engine.native import NativeEngine
 from kvshelf.errors import EngineClosedError
-from kvshelf.format import geometry_digest
-from kvshelf.layout import owner_is_dead, parse_chunk_path, parse_temp_name
-from kvshelf.this_process import start_ticks_of, this_owner
 
 PAGE_BYTES = 6000
 BLOCKS = 64

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
+from kvshelf.disk.keys import make_key
+from kvshelf.disk.layout import chunk_path_in
+from kvshelf.disk.rendezvous import Rendezvous
 from kvshelf.engine import Engine, EngineConfig, FileStatus, JobKind, MemoryEngine, Phase
 from kvshelf.engine.native import NativeEngine
 from kvshelf.engine.spread import SpreadEngine, divided
-from kvshelf.keys import make_key
-from kvshelf.layout import chunk_path_in
-from kvshelf.rendezvous import Rendezvous
 from kvshelf.testing import Blocks, EngineTests, FaultyEngine, FileEngineTests, Setup
 
 OK, NOT_FOUND, CANCELLED = FileStatus.OK, FileStatus.NOT_FOUND, FileStatus.CANCELLED

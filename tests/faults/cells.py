@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from kvshelf import metrics
+from kvshelf.disk.layout import parse_temp_name
+from kvshelf.disk.usetime import last_use
 from kvshelf.engine import JobResult
-from kvshelf.layout import parse_temp_name
 from kvshelf.shelf import Shelf
-from kvshelf.usetime import last_use
 
 from .matrix import STORES, Cell, Outcome
 from .pool import calls_of_process

@@ -22,8 +22,8 @@ from pathlib import Path
 
 from faulty_calls import FaultyCalls, Rule
 from kvshelf import EngineConfig, Identity, make_key
+from kvshelf.disk.keys import ChunkKey
 from kvshelf.engine import Durability, FileStatus, JobResult, Phase
-from kvshelf.keys import ChunkKey
 from kvshelf.shelf import Chunk, Shelf
 from kvshelf.testing import Blocks
 

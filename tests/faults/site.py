@@ -21,15 +21,15 @@ from vllm.v1.kv_offload.base import (
 from faulty_calls import FaultyCalls
 from kvshelf import EngineConfig, Identity, make_key
 from kvshelf.config import Settings
+from kvshelf.disk.format import bad_pieces, decode
+from kvshelf.disk.keys import ChunkKey
 from kvshelf.engine import EngineStats, JobResult, Phase
-from kvshelf.format import bad_pieces, decode
-from kvshelf.keys import ChunkKey
 from kvshelf.shelf import Shelf
 from kvshelf.testing import Blocks
-from kvshelf.vllm.manager import KvshelfManager
-from kvshelf.vllm.presence import Presence
+from kvshelf.vllm.scheduler.manager import KvshelfManager
+from kvshelf.vllm.scheduler.presence import Presence
 from kvshelf.vllm.specs import ChunkKeysSpec
-from kvshelf.vllm.worker import KvshelfWorker
+from kvshelf.vllm.worker.worker import KvshelfWorker
 
 PER_CHUNK = 2
 PAGE_BYTES = (4096, 1000, 8192)

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from kvshelf.core import native
-from kvshelf.layout import UNKNOWN_BOOT, owner_is_dead, parse_temp_name, temp_name
-from kvshelf.namespace import Identity
-from kvshelf.processes import is_gone
-from kvshelf.root import open_namespace, open_root
-from kvshelf.scrub.findings import Action, Finding, Kind
-from kvshelf.scrub.orphans import Orphans
-from kvshelf.this_process import this_owner
+from kvshelf.disk.layout import UNKNOWN_BOOT, owner_is_dead, parse_temp_name, temp_name
+from kvshelf.disk.namespace import Identity
+from kvshelf.disk.processes import is_gone
+from kvshelf.disk.root import open_namespace, open_root
+from kvshelf.disk.this_process import this_owner
+from kvshelf.upkeep.scrub.findings import Action, Finding, Kind
+from kvshelf.upkeep.scrub.orphans import Orphans
 from tests.faults.test_seccomp import check
 from tests.harness.quirk_mount import REPOSITORY
 from tests.mounts import mounts_allowed
@@ -39,8 +39,8 @@ LEAVE = """
 import sys
 from pathlib import Path
 from kvshelf.core import native
-from kvshelf.layout import temp_name
-from kvshelf.this_process import this_owner
+from kvshelf.disk.layout import temp_name
+from kvshelf.disk.this_process import this_owner
 for name in (temp_name(this_owner(), 7), native.temp_prefix() + "-8.tmp"):
     (Path(sys.argv[1]) / name).write_bytes(bytes(5000))
 """

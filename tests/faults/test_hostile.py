@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 
 from kvshelf import Chunk
 from kvshelf.cli.main import main
+from kvshelf.disk.root import is_shelf, list_namespaces, open_namespace, open_root
 from kvshelf.engine import FileStatus, Phase
 from kvshelf.errors import ConfigError, NotAShelfError
-from kvshelf.root import is_shelf, list_namespaces, open_namespace, open_root
 
 from .hostile import IDENTITY, KEY, OTHER_KEY, THINGS, Site, remove
 

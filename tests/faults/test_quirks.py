@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 
 from kvshelf.config import Settings
+from kvshelf.disk.keys import make_key
+from kvshelf.disk.namespace import Identity
+from kvshelf.disk.root import open_namespace, open_root
 from kvshelf.doctor.findings import Severity
 from kvshelf.doctor.semantics import check_semantics
 from kvshelf.doctor.trial import check_trial
 from kvshelf.engine import Durability, EngineConfig
 from kvshelf.engine.probe import Naming, probe
 from kvshelf.errors import ConfigError
-from kvshelf.keys import make_key
-from kvshelf.namespace import Identity
-from kvshelf.root import open_namespace, open_root
 from kvshelf.shelf import Chunk, Shelf
 from tests.faults.test_seccomp import GOOD
 from tests.harness.quirk_mount import REPOSITORY, QuirkMount, quirk_mount

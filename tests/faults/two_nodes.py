@@ -20,8 +20,8 @@ import numpy as np
 
 from kvshelf import Chunk, EngineConfig, FileStatus, Identity, make_key
 from kvshelf.engine import Phase
-from kvshelf.evict.lease import open_lease
 from kvshelf.shelf import Shelf
+from kvshelf.upkeep.evict.lease import open_lease
 
 BLOCKS, BLOCK_BYTES, CHUNKS = 64, 65536, 16
 LEASE_SECONDS = 3.0

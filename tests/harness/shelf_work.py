@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from kvshelf.cli.main import main as kvshelf
+from kvshelf.disk.keys import make_key
+from kvshelf.disk.namespace import Identity
 from kvshelf.engine import Durability, EngineConfig
-from kvshelf.keys import make_key
-from kvshelf.namespace import Identity
 from kvshelf.shelf import Chunk, Shelf
 
 CHUNKS, BLOCK_BYTES = 6, 40_000

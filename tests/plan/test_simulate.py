@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvshelf.evict.policy import effective_age
 from kvshelf.plan.lru import lru_curve
 from kvshelf.plan.simulate import (
     AtRandom,
@@ -23,6 +22,7 @@ from kvshelf.plan.simulate import (
     simulate,
 )
 from kvshelf.plan.trace import Trace
+from kvshelf.upkeep.evict.policy import effective_age
 from tests.plan.traces import blocks_of, conversations, trace_of, traces
 
 

@@ -29,11 +29,11 @@ from typing import Any
 import numpy as np
 
 from kvshelf import EngineConfig, Shelf, _native
-from kvshelf.deadline import CALL_THREAD
-from kvshelf.evict import Evictor, State
-from kvshelf.scrub.findings import Kind
-from kvshelf.scrub.scrubber import Scrubber
-from kvshelf.scrub.settings import ScrubSettings
+from kvshelf.disk.deadline import CALL_THREAD
+from kvshelf.upkeep.evict import Evictor, State
+from kvshelf.upkeep.scrub.findings import Kind
+from kvshelf.upkeep.scrub.scrubber import Scrubber
+from kvshelf.upkeep.scrub.settings import ScrubSettings
 from tests.stress.content import IDENTITY, make_content
 from tests.stress.worker import COUNTERS, LIMITS, Worker, count, is_unlinked_nfs_file
 

@@ -16,14 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvshelf import Chunk, EngineConfig, FileStatus
+from kvshelf.disk.format import bad_pieces, decode
+from kvshelf.disk.keys import ChunkKey
 from kvshelf.engine import Phase
-from kvshelf.evict import Evictor, Limits, State
-from kvshelf.format import bad_pieces, decode
-from kvshelf.keys import ChunkKey
-from kvshelf.scrub.findings import Finding, Kind
-from kvshelf.scrub.scrubber import Scrubber
-from kvshelf.scrub.settings import ScrubSettings
 from kvshelf.shelf import Shelf
+from kvshelf.upkeep.evict import Evictor, Limits, State
+from kvshelf.upkeep.scrub.findings import Finding, Kind
+from kvshelf.upkeep.scrub.scrubber import Scrubber
+from kvshelf.upkeep.scrub.settings import ScrubSettings
 from tests.stress.content import (
     BLOCK_BYTES,
     BLOCKS,

@@ -133,7 +133,7 @@ def test_every_case_from_the_field_names_its_test(letter: str, last: int) -> Non
 
 
 def test_the_page_on_sharing_names_every_reason() -> None:
-    code = (ROOT / "src/kvshelf/vllm/requests.py").read_text(encoding="utf-8")
+    code = (ROOT / "src/kvshelf/vllm/scheduler/requests.py").read_text(encoding="utf-8")
     reasons = set(re.findall(r'^[A-Z_]+ = "([a-z_]+)"$', code, re.MULTILINE))
     page = (DOCS / "sharing.md").read_text(encoding="utf-8")
     assert len(reasons) >= 8

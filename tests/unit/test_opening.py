@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from kvshelf import opening
+from kvshelf.disk.namespace import Identity
 from kvshelf.errors import ConfigError, NotAShelfError
-from kvshelf.namespace import Identity
 from kvshelf.opening import Opened, open_all
 
 IDENTITY = Identity({"model": "tiny"})

@@ -28,9 +28,9 @@ from kvshelf import (
     Shelf,
     make_key,
 )
+from kvshelf.disk.layout import parse_chunk_path
 from kvshelf.engine import Engine, JobKind, JobResult
 from kvshelf.engine.memory import MemoryEngine
-from kvshelf.layout import parse_chunk_path
 
 OK, NOT_FOUND = FileStatus.OK, FileStatus.NOT_FOUND
 IDENTITY = Identity({"model": "demo", "dtype": "float32"})

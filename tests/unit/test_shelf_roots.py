@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from kvshelf import Chunk, ConfigError, EngineConfig, FileStatus, Identity, Phase, Shelf, make_key
+from kvshelf.disk.root import is_shelf
+from kvshelf.disk.usetime import marked
 from kvshelf.engine import JobKind
-from kvshelf.root import is_shelf
-from kvshelf.usetime import marked
 
 OK, NOT_FOUND, IO_ERROR = FileStatus.OK, FileStatus.NOT_FOUND, FileStatus.IO_ERROR
 IDENTITY = Identity({"model": "demo"})

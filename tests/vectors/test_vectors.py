@@ -11,10 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kvshelf.engine import BatchBuilder, Direct, EngineConfig, FileStatus, GroupMemory, Pages, Phase
-from kvshelf.engine.native import NativeEngine
-from kvshelf.errors import ChunkFormatError
-from kvshelf.format import (
+from kvshelf.disk.format import (
     GMAC,
     HEADER_BYTES,
     NOT_AUTHENTICATED,
@@ -26,6 +23,9 @@ from kvshelf.format import (
     file_bytes,
     geometry_digest,
 )
+from kvshelf.engine import BatchBuilder, Direct, EngineConfig, FileStatus, GroupMemory, Pages, Phase
+from kvshelf.engine.native import NativeEngine
+from kvshelf.errors import ChunkFormatError
 from tests.vectors.make import FIELDS, crc64, files, gmac, noise, write
 
 FOLDER = Path(__file__).parent

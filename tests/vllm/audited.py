@@ -14,12 +14,13 @@ from vllm.v1.kv_offload.base import LookupResult, ReqContext
 
 from kvshelf import EngineConfig, metrics
 from kvshelf.config import Settings
-from kvshelf.vllm import auditor, manager
-from kvshelf.vllm.audit import Audits
-from kvshelf.vllm.compare import Kind, Section
-from kvshelf.vllm.pages import PageKinds
 from kvshelf.vllm.report import WorkerReport
+from kvshelf.vllm.scheduler import manager
+from kvshelf.vllm.scheduler.audit import Audits
 from kvshelf.vllm.stats import StatsSink
+from kvshelf.vllm.worker import auditor
+from kvshelf.vllm.worker.compare import Kind, Section
+from kvshelf.vllm.worker.pages import PageKinds
 
 from .test_adapter import CONTEXT, IDENTITY, LAYERS, PER_CHUNK, Replica
 

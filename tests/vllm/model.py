@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kvshelf.vllm import worker_weights
+from kvshelf.vllm.worker import worker_weights
 
 BLOCK = 32  # tokens
 VOCABULARY = 512

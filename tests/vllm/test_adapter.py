@@ -23,16 +23,16 @@ from vllm.v1.kv_offload.base import (  # noqa: E402
 
 from kvshelf import EngineConfig, Identity, make_key, metrics  # noqa: E402
 from kvshelf.config import Settings  # noqa: E402
-from kvshelf.evict import Limits  # noqa: E402
-from kvshelf.evict.duty import EvictionDuty  # noqa: E402
-from kvshelf.layout import chunk_path  # noqa: E402
+from kvshelf.disk.layout import chunk_path  # noqa: E402
 from kvshelf.shelf import Shelf  # noqa: E402
+from kvshelf.upkeep.evict import Limits  # noqa: E402
+from kvshelf.upkeep.evict.duty import EvictionDuty  # noqa: E402
 from kvshelf.vllm.compat import KeyRun  # noqa: E402
-from kvshelf.vllm.manager import KvshelfManager  # noqa: E402
-from kvshelf.vllm.presence import Presence  # noqa: E402
 from kvshelf.vllm.report import WorkerReport  # noqa: E402
+from kvshelf.vllm.scheduler.manager import KvshelfManager  # noqa: E402
+from kvshelf.vllm.scheduler.presence import Presence  # noqa: E402
 from kvshelf.vllm.specs import ChunkKeysSpec  # noqa: E402
-from kvshelf.vllm.worker import KvshelfWorker, blocks_of  # noqa: E402
+from kvshelf.vllm.worker.worker import KvshelfWorker, blocks_of  # noqa: E402
 
 BLOCKS, BLOCK_BYTES, PER_CHUNK, LAYERS = 32, 4096, 4, 3
 LEASE_SECONDS = 3.0

@@ -6,14 +6,14 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from kvshelf.vllm.admission import (
+from kvshelf.vllm.scheduler.admission import (
     PRIOR_TOKENS_PER_SECOND,
     Admission,
     Rate,
     Verdict,
     spread,
 )
-from kvshelf.vllm.pace import Pace
+from kvshelf.vllm.scheduler.pace import Pace
 
 CHUNK_TOKENS = 100
 MB = 10**6

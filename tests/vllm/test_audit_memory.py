@@ -14,7 +14,7 @@ pytestmark = pytest.mark.vllm
 import torch  # noqa: E402
 
 from kvshelf.errors import ConfigError, ResourceError  # noqa: E402
-from kvshelf.vllm import auditor  # noqa: E402
+from kvshelf.vllm.worker import auditor  # noqa: E402
 
 
 def an_auditor() -> auditor.Auditor:

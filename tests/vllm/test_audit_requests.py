@@ -12,8 +12,8 @@ pytestmark = pytest.mark.vllm
 from kvshelf import make_key, metrics  # noqa: E402
 from kvshelf.config import Settings  # noqa: E402
 from kvshelf.errors import ConfigError  # noqa: E402
-from kvshelf.vllm import audit  # noqa: E402
-from kvshelf.vllm.audit import Audits  # noqa: E402
+from kvshelf.vllm.scheduler import audit  # noqa: E402
+from kvshelf.vllm.scheduler.audit import Audits  # noqa: E402
 from kvshelf.vllm.stats import StatsSink  # noqa: E402
 from kvshelf.vllm.tier import tier_settings  # noqa: E402
 

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.vllm
 
 import torch  # noqa: E402
 
-from kvshelf.vllm.compare import (  # noqa: E402
+from kvshelf.vllm.worker.compare import (  # noqa: E402
     TOLERANCES,
     Kind,
     Section,
@@ -162,7 +162,7 @@ def test_a_users_tolerance_is_for_all_kinds() -> None:
 
 @pytest.mark.parametrize("kind", [Kind.FLOAT8_E4M3, Kind.FLOAT8_E5M2])
 def test_bytes_are_8_bit_floats_as_torch_reads_them(kind: Kind) -> None:
-    from kvshelf.vllm.compare import _float8_table
+    from kvshelf.vllm.worker.compare import _float8_table
 
     codes = torch.arange(256, dtype=torch.uint8)
     theirs = codes.view(DTYPES[kind]).to(torch.float32).numpy()

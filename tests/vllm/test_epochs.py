@@ -10,8 +10,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from kvshelf.keys import make_mask
-from kvshelf.vllm.epochs import Epochs
+from kvshelf.disk.keys import make_mask
+from kvshelf.vllm.scheduler.epochs import Epochs
 
 WEIGHTS = ["w1", "w2", "w3"]
 

@@ -16,14 +16,14 @@ from vllm.v1.kv_offload.base import LookupResult  # noqa: E402
 
 from kvshelf import metrics  # noqa: E402
 from kvshelf.config import Settings  # noqa: E402
-from kvshelf.evict import Limits  # noqa: E402
-from kvshelf.evict import duty as duty_module  # noqa: E402
-from kvshelf.evict.journal import RemovedWriter  # noqa: E402
 from kvshelf.shelf import Shelf  # noqa: E402
-from kvshelf.vllm import evict as evict_module  # noqa: E402
-from kvshelf.vllm import manager as manager_module  # noqa: E402
-from kvshelf.vllm.evict import limits_of  # noqa: E402
+from kvshelf.upkeep.evict import Limits  # noqa: E402
+from kvshelf.upkeep.evict import duty as duty_module  # noqa: E402
+from kvshelf.upkeep.evict.journal import RemovedWriter  # noqa: E402
 from kvshelf.vllm.report import WorkerReport  # noqa: E402
+from kvshelf.vllm.scheduler import eviction as evict_module  # noqa: E402
+from kvshelf.vllm.scheduler import manager as manager_module  # noqa: E402
+from kvshelf.vllm.scheduler.eviction import limits_of  # noqa: E402
 from tests.harness.quirk_mount import quirk_mount  # noqa: E402
 from tests.vllm.test_adapter import (  # noqa: E402
     BLOCK_BYTES,

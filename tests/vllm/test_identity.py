@@ -12,9 +12,9 @@ pytestmark = pytest.mark.vllm
 
 import torch  # noqa: E402
 
+from kvshelf.disk.namespace import Identity, diff  # noqa: E402
 from kvshelf.doctor.why import known_fields  # noqa: E402
 from kvshelf.errors import ConfigError  # noqa: E402
-from kvshelf.namespace import Identity, diff  # noqa: E402
 from kvshelf.vllm.identity import build_identity  # noqa: E402
 
 from .configs import kv_cache_config, save_weights, vllm_config  # noqa: E402

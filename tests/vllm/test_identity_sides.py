@@ -21,7 +21,7 @@ from vllm.v1.kv_cache_interface import (  # noqa: E402
     MLAAttentionSpec,
 )
 
-from kvshelf.namespace import Identity  # noqa: E402
+from kvshelf.disk.namespace import Identity  # noqa: E402
 from kvshelf.vllm import compat  # noqa: E402
 from kvshelf.vllm.identity import build_identity  # noqa: E402
 

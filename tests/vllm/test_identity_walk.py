@@ -27,8 +27,8 @@ from vllm.config import VllmConfig  # noqa: E402
 
 from kvshelf.vllm import compat  # noqa: E402
 from kvshelf.vllm.identity import build_identity  # noqa: E402
-from kvshelf.vllm.identity_env import JUDGED_IN, environment_fields, left_out  # noqa: E402
-from kvshelf.vllm.identity_fields import JUDGED, Judgement, fields_in  # noqa: E402
+from kvshelf.vllm.identity.env import JUDGED_IN, environment_fields, left_out  # noqa: E402
+from kvshelf.vllm.identity.fields import JUDGED, Judgement, fields_in  # noqa: E402
 
 from .configs import kv_cache_config, vllm_config  # noqa: E402
 

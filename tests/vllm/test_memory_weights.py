@@ -11,8 +11,8 @@ pytest.importorskip("vllm")
 
 import torch
 
-from kvshelf.vllm import memory_weights
-from kvshelf.vllm.memory_weights import (
+from kvshelf.vllm.worker import memory_weights
+from kvshelf.vllm.worker.memory_weights import (
     UnreadableWeightsError,
     Watch,
     digest_of,

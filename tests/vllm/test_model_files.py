@@ -13,7 +13,7 @@ pytestmark = pytest.mark.vllm
 
 from kvshelf.errors import ConfigError  # noqa: E402
 from kvshelf.vllm.identity import build_identity  # noqa: E402
-from kvshelf.vllm.model_files import file_digests  # noqa: E402
+from kvshelf.vllm.identity.model_files import file_digests  # noqa: E402
 
 from .configs import kv_cache_config, save_weights, vllm_config  # noqa: E402
 

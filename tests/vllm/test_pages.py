@@ -18,8 +18,8 @@ from vllm.v1.kv_cache_interface import (  # noqa: E402
     MLAAttentionSpec,
 )
 
-from kvshelf.vllm.compare import Kind, Section  # noqa: E402
-from kvshelf.vllm.pages import page_kinds, page_sections  # noqa: E402
+from kvshelf.vllm.worker.compare import Kind, Section  # noqa: E402
+from kvshelf.vllm.worker.pages import page_kinds, page_sections  # noqa: E402
 
 from .configs import kv_cache_config  # noqa: E402
 

@@ -11,9 +11,9 @@ pytest.importorskip("vllm")
 
 from kvshelf.vllm import compat, patches
 from kvshelf.vllm.adapters import Adapters
-from kvshelf.vllm.engine_weights import EngineWeights
-from kvshelf.vllm.epochs import Epochs
-from kvshelf.vllm.worker_weights import (
+from kvshelf.vllm.scheduler.engine_weights import EngineWeights
+from kvshelf.vllm.scheduler.epochs import Epochs
+from kvshelf.vllm.worker.worker_weights import (
     WeightsRead,
     give_up,
     read_adapters,

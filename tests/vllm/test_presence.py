@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvshelf.vllm.presence import EXPIRED_KEYS_A_STEP, Answer, Presence
+from kvshelf.vllm.scheduler.presence import EXPIRED_KEYS_A_STEP, Answer, Presence
 
 
 @pytest.fixture

@@ -14,13 +14,13 @@ pytestmark = pytest.mark.vllm
 
 from kvshelf import Chunk, EngineConfig, Shelf  # noqa: E402
 from kvshelf.engine import Phase  # noqa: E402
-from kvshelf.vllm import manager as manager_module  # noqa: E402
-from kvshelf.vllm import publications  # noqa: E402
 from kvshelf.vllm.faultlog import FaultLog  # noqa: E402
-from kvshelf.vllm.manager import KvshelfManager  # noqa: E402
-from kvshelf.vllm.outcomes import Outcomes  # noqa: E402
-from kvshelf.vllm.presence import Presence  # noqa: E402
 from kvshelf.vllm.report import WorkerReport  # noqa: E402
+from kvshelf.vllm.scheduler import manager as manager_module  # noqa: E402
+from kvshelf.vllm.scheduler import publications  # noqa: E402
+from kvshelf.vllm.scheduler.manager import KvshelfManager  # noqa: E402
+from kvshelf.vllm.scheduler.presence import Presence  # noqa: E402
+from kvshelf.vllm.worker.outcomes import Outcomes  # noqa: E402
 
 from .test_adapter import CONTEXT, IDENTITY, SETTINGS, key  # noqa: E402
 

@@ -20,9 +20,10 @@ from vllm.v1.kv_offload.base import LookupResult, OffloadingManager, ReqContext 
 from vllm.v1.request import Request  # noqa: E402
 
 from kvshelf import ConfigError, metrics  # noqa: E402
-from kvshelf.vllm import guards, plugin, requests  # noqa: E402
+from kvshelf.vllm import guards, plugin  # noqa: E402
 from kvshelf.vllm.connector import check_role  # noqa: E402
-from kvshelf.vllm.requests import Hashing, LeftAlone  # noqa: E402
+from kvshelf.vllm.scheduler import requests  # noqa: E402
+from kvshelf.vllm.scheduler.requests import Hashing, LeftAlone  # noqa: E402
 from kvshelf.vllm.stats import StatsSink  # noqa: E402
 
 from . import neighbor  # noqa: E402

@@ -16,18 +16,18 @@ from vllm.v1.kv_offload.base import LookupResult, ReqContext  # noqa: E402
 
 from kvshelf import Identity, make_key, metrics  # noqa: E402
 from kvshelf.engine import EngineConfig, FileStatus, JobKind, JobResult, Phase  # noqa: E402
-from kvshelf.evict import Limits  # noqa: E402
-from kvshelf.evict import duty as duty_module  # noqa: E402
-from kvshelf.evict.duty import EvictionDuty, News  # noqa: E402
-from kvshelf.evict.journal import RemovedWriter  # noqa: E402
 from kvshelf.shelf import Shelf  # noqa: E402
-from kvshelf.vllm.breaker import State  # noqa: E402
+from kvshelf.upkeep.evict import Limits  # noqa: E402
+from kvshelf.upkeep.evict import duty as duty_module  # noqa: E402
+from kvshelf.upkeep.evict.duty import EvictionDuty, News  # noqa: E402
+from kvshelf.upkeep.evict.journal import RemovedWriter  # noqa: E402
 from kvshelf.vllm.compat import KeyRun  # noqa: E402
 from kvshelf.vllm.faultlog import FaultLog  # noqa: E402
-from kvshelf.vllm.manager import logger  # noqa: E402
-from kvshelf.vllm.outcomes import Outcomes  # noqa: E402
 from kvshelf.vllm.report import WorkerReport  # noqa: E402
+from kvshelf.vllm.scheduler.breaker import State  # noqa: E402
+from kvshelf.vllm.scheduler.manager import logger  # noqa: E402
 from kvshelf.vllm.tier import tier_settings  # noqa: E402
+from kvshelf.vllm.worker.outcomes import Outcomes  # noqa: E402
 from tests.vllm.test_slow_storage import RETRY_SECONDS, Scheduler, Storage  # noqa: E402
 
 HIT, MISS, RETRY = LookupResult.HIT, LookupResult.MISS, LookupResult.RETRY

@@ -22,11 +22,11 @@ from kvshelf.config import Settings
 from kvshelf.engine import EngineStats, FileStatus, JobKind, JobResult, Phase
 from kvshelf.engine.memory import MemoryEngine
 from kvshelf.shelf import Shelf
-from kvshelf.vllm.breaker import State
 from kvshelf.vllm.compat import KeyRun
-from kvshelf.vllm.manager import KvshelfManager
-from kvshelf.vllm.presence import Presence
 from kvshelf.vllm.report import WorkerReport
+from kvshelf.vllm.scheduler.breaker import State
+from kvshelf.vllm.scheduler.manager import KvshelfManager
+from kvshelf.vllm.scheduler.presence import Presence
 
 STEP_END = ScheduleEndContext(new_req_ids=(), preempted_req_ids=())
 HIT, MISS, RETRY = LookupResult.HIT, LookupResult.MISS, LookupResult.RETRY

@@ -9,7 +9,7 @@ pytestmark = pytest.mark.vllm
 
 from vllm.v1.kv_offload.base import GPULoadStoreSpec  # noqa: E402
 
-from kvshelf.keys import make_key  # noqa: E402
+from kvshelf.disk.keys import make_key  # noqa: E402
 from kvshelf.vllm.specs import ChunkPlan, plan_chunks  # noqa: E402
 
 

@@ -16,8 +16,8 @@ pytestmark = pytest.mark.vllm
 from vllm.v1.kv_offload.base import LookupResult, ReqContext  # noqa: E402
 
 from kvshelf import make_key  # noqa: E402
-from kvshelf.usetime import MARK_STORED_NS, MARK_UNIT_NS, last_use, marked  # noqa: E402
-from kvshelf.vllm import touches  # noqa: E402
+from kvshelf.disk.usetime import MARK_STORED_NS, MARK_UNIT_NS, last_use, marked  # noqa: E402
+from kvshelf.vllm.scheduler import touches  # noqa: E402
 from tests.vllm.test_adapter import PER_CHUNK, Replica, key  # noqa: E402
 
 CHUNK_TOKENS = 16

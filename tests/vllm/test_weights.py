@@ -14,8 +14,8 @@ pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm
 
 from kvshelf.errors import ConfigError  # noqa: E402
-from kvshelf.vllm import weight_files  # noqa: E402
-from kvshelf.vllm.weights import (  # noqa: E402
+from kvshelf.vllm.identity import weight_files  # noqa: E402
+from kvshelf.vllm.identity.weights import (  # noqa: E402
     IN_MEMORY,
     draft_of,
     weights_are_known,

@@ -26,10 +26,10 @@ def main() -> int:
 
     from kvshelf.vllm import compat, multi, plugin
     from kvshelf.vllm.connector import KvshelfConnector
-    from kvshelf.vllm.manager import KvshelfManager
+    from kvshelf.vllm.scheduler.manager import KvshelfManager
     from kvshelf.vllm.spec import SharedStorageOffloadingSpec
     from kvshelf.vllm.tier import KvshelfTier
-    from kvshelf.vllm.worker import KvshelfWorker
+    from kvshelf.vllm.worker.worker import KvshelfWorker
 
     plugin.register()
     plugin.register()  # vLLM loads plugins more than once

@@ -12,7 +12,7 @@
 
 namespace kvshelf {
 
-// The values are those of src/kvshelf/scrub/verify.py.
+// The values are those of src/kvshelf/upkeep/scrub/verify.py.
 enum class Verdict : std::uint8_t {
   kSound = 0,
   kPadding = 1,    // sound, but the bytes behind the payload are not zero

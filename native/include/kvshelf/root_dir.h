@@ -62,7 +62,7 @@ class RootDir {
   int TouchBeneath(const std::string& path, timespec time) const;
   std::string NextTempName();
   // Gives what this process has just made beneath the root, a folder or a file, to those that the
-  // root is for, as kvshelf.owner does: made as the superuser, it gets the root's user and group;
+  // root is for, as kvshelf.disk.owner does: made as the superuser, it gets the root's user and group;
   // where the root's group or all may write, they get what `mode` allows them whatever the umask
   // is. A mount that refuses decides itself who may use it.
   void GiveToUsers(int fd, mode_t mode) const;
@@ -101,7 +101,7 @@ class RootDir {
 };
 
 // "<host>-<boot8>-<pids>-<pid>-<start>" of this process, from /proc; zeros for what is hidden, as
-// kvshelf.root.this_owner has them.
+// kvshelf.disk.root.this_owner has them.
 std::string OwnTempPrefix();
 
 }  // namespace kvshelf

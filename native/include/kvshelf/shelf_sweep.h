@@ -21,7 +21,7 @@
 
 namespace kvshelf {
 
-// Whether `name` is a chunk file's in the folder `leaf`, as src/kvshelf/layout.py makes them.
+// Whether `name` is a chunk file's in the folder `leaf`, as src/kvshelf/disk/layout.py makes them.
 bool IsChunkName(std::string_view leaf, std::string_view name);
 // The number of a rank's folder, such as "r0"; -1 if it is none.
 std::int64_t RankOf(std::string_view name);
@@ -106,7 +106,7 @@ struct Held {
 };
 
 // Names that file systems, desktops and scanners put into any folder: neither ours nor anybody's
-// data. In lower case; src/kvshelf/junk.py has the list.
+// data. In lower case; src/kvshelf/disk/junk.py has the list.
 struct Junk {
   std::vector<std::string> names;
   std::vector<std::string> prefixes;

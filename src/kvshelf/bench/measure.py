@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from kvshelf.disk.layout import chunk_path_in
+from kvshelf.disk.owner import Users, make_folder
 from kvshelf.engine import (
     Batch,
     BatchBuilder,
@@ -28,8 +30,6 @@ from kvshelf.engine import (
     Pages,
     Phase,
 )
-from kvshelf.layout import chunk_path_in
-from kvshelf.owner import Users, make_folder
 
 Progress = Callable[[str], None]
 

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from kvshelf.bench.measure import Workload
-from kvshelf.volume import volume_of
+from kvshelf.disk.volume import volume_of
 
 # What the engine wrote and what plain calls wrote lie there at once; and others want room too.
 _TIMES_ON_THE_MOUNT = 3

@@ -10,12 +10,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from kvshelf.layout import MARKER, temp_name
-from kvshelf.leftovers import remove_dead_scratch
-from kvshelf.owner import Users, give
-from kvshelf.root import FORMAT_VERSION
-from kvshelf.this_process import this_owner
-from kvshelf.tree import StillOpenError, remove_tree
+from kvshelf.disk.layout import MARKER, temp_name
+from kvshelf.disk.leftovers import remove_dead_scratch
+from kvshelf.disk.owner import Users, give
+from kvshelf.disk.root import FORMAT_VERSION
+from kvshelf.disk.this_process import this_owner
+from kvshelf.disk.tree import StillOpenError, remove_tree
 
 # The root's group may remove it, if this process is killed.
 _MODE = 0o770

@@ -21,9 +21,9 @@ from kvshelf.cli.common import (
     print_json,
     safe,
 )
+from kvshelf.disk.root import why_not_writable
+from kvshelf.disk.volume import NO_ROOM, volume_of, why_no_room
 from kvshelf.engine import Direct
-from kvshelf.root import why_not_writable
-from kvshelf.volume import NO_ROOM, volume_of, why_no_room
 
 HELP = "measure stores, loads and lookups on a mount"
 DESCRIPTION = """\

@@ -22,7 +22,10 @@ from kvshelf.cli.common import (
     safe,
 )
 from kvshelf.config import Settings
-from kvshelf.deadline import NoAnswerError, within
+from kvshelf.disk.deadline import NoAnswerError, within
+from kvshelf.disk.namespace import diff
+from kvshelf.disk.root import is_shelf, list_namespaces
+from kvshelf.disk.volume import NO_ROOM
 from kvshelf.doctor.findings import Finding, Severity, fine, note, problem, warning
 from kvshelf.doctor.folders import check_folders
 from kvshelf.doctor.host import check_host
@@ -35,9 +38,6 @@ from kvshelf.doctor.site import check_directory, check_mount
 from kvshelf.doctor.trial import check_trial
 from kvshelf.doctor.why import explain
 from kvshelf.errors import ConfigError
-from kvshelf.namespace import diff
-from kvshelf.root import is_shelf, list_namespaces
-from kvshelf.volume import NO_ROOM
 
 HELP = "check a mount and this host, and recommend settings"
 DESCRIPTION = """\

@@ -6,12 +6,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from kvshelf.census.census import Census, RankSample, summary
-from kvshelf.census.folders import temp_bytes
 from kvshelf.cli import counting
 from kvshelf.cli.common import Exit, print_json, safe, table_lines
+from kvshelf.disk.volume import volume_of
 from kvshelf.text import bytes_text
-from kvshelf.volume import volume_of
+from kvshelf.upkeep.census.census import Census, RankSample, summary
+from kvshelf.upkeep.census.folders import temp_bytes
 
 HELP = "say what takes how much room on a shelf"
 DESCRIPTION = """\

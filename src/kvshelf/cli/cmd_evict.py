@@ -27,11 +27,11 @@ from kvshelf.cli.common import (
 )
 from kvshelf.cli.evict_options import OPTIONS, add_arguments, limits_of
 from kvshelf.cli.evict_report import as_json
+from kvshelf.disk.threads import start
 from kvshelf.errors import KvshelfError
-from kvshelf.threads import start
 
 if TYPE_CHECKING:
-    from kvshelf.evict import Evictor, OnRemoved, Report
+    from kvshelf.upkeep.evict import Evictor, OnRemoved, Report
 
 __all__ = ["DESCRIPTION", "HELP", "add_arguments", "run"]
 
@@ -52,7 +52,7 @@ REPEAT_SECONDS = 60.0
 
 
 def run(options: argparse.Namespace) -> Exit:
-    from kvshelf.evict import Evictor  # noqa: PLC0415 - other commands do without the extension
+    from kvshelf.upkeep.evict import Evictor  # noqa: PLC0415 - other commands do without the extension
 
     root = existing_shelf(options.root) if options.dry_run else prepared_shelf(options.root)
     limits = limits_of(options, root)
@@ -80,7 +80,7 @@ class _Command:
         self._options = options
         self._once = options.once or options.dry_run
         self._root = root
-        from kvshelf.evict.turn import Turn  # noqa: PLC0415
+        from kvshelf.upkeep.evict.turn import Turn  # noqa: PLC0415
 
         self._make = make
         self._turn = Turn(root, lease_seconds=options.lease_seconds, on_fault=self._fault)
@@ -125,7 +125,7 @@ class _Command:
     def _serve(self) -> Any:
         if self._options.metrics_port is None:
             return None
-        from kvshelf.evict.exposition import Exposition, serve  # noqa: PLC0415
+        from kvshelf.upkeep.evict.exposition import Exposition, serve  # noqa: PLC0415
 
         self._exposition = Exposition()
         try:
@@ -147,7 +147,7 @@ class _Command:
             self._ended.set()
 
     def _fault(self, what: str, error: Exception) -> None:
-        from kvshelf.evict.mends import mend_of  # noqa: PLC0415
+        from kvshelf.upkeep.evict.mends import mend_of  # noqa: PLC0415
 
         if self._exposition is not None:
             self._exposition.fault(error)
@@ -243,7 +243,7 @@ class _Command:
             shown = ", ".join(map(safe, report.unread[:8]))
             self._say(f"may not be read, so it does not count and stays: {shown}", repeat=False)
         for reason, amount in report.unfreed.items():
-            from kvshelf.evict.report import no_effect_text  # noqa: PLC0415
+            from kvshelf.upkeep.evict.report import no_effect_text  # noqa: PLC0415
 
             text = no_effect_text(reason, amount)
             self._say(f"{self._root}: {OPTIONS[reason]}: {text}", repeat=False)

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kvshelf.census.census import Census, Summary, summary
 from kvshelf.cli import counting
 from kvshelf.cli.common import Exit, print_json, safe, table_lines
-from kvshelf.namespace import Identity
-from kvshelf.root import list_namespaces
+from kvshelf.disk.namespace import Identity
+from kvshelf.disk.root import list_namespaces
+from kvshelf.upkeep.census.census import Census, Summary, summary
 
 HELP = "list the namespaces of a shelf: chunks, bytes and ages"
 DESCRIPTION = """\

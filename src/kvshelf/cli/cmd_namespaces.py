@@ -18,8 +18,8 @@ from kvshelf.cli.common import (
     shortened,
     table_lines,
 )
-from kvshelf.namespace import ABSENT, FieldDifference, Identity, diff, reason
-from kvshelf.root import NamespaceEntry, list_namespaces
+from kvshelf.disk.namespace import ABSENT, FieldDifference, Identity, diff, reason
+from kvshelf.disk.root import NamespaceEntry, list_namespaces
 
 HELP = "list the namespaces of a shelf, or say in what two of them differ"
 DESCRIPTION = """\

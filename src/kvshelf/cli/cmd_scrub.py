@@ -11,7 +11,6 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-from kvshelf.auth import read_key
 from kvshelf.cli.common import (
     CommandError,
     Exit,
@@ -20,9 +19,10 @@ from kvshelf.cli.common import (
     prepared_shelf,
     safe,
 )
+from kvshelf.disk.auth import read_key
 from kvshelf.errors import ConfigError, NotAShelfError
-from kvshelf.scrub.findings import Finding, Totals
-from kvshelf.scrub.settings import ScrubSettings
+from kvshelf.upkeep.scrub.findings import Finding, Totals
+from kvshelf.upkeep.scrub.settings import ScrubSettings
 
 HELP = "verify every chunk of a shelf, and remove what is bad"
 DESCRIPTION = """\
@@ -117,7 +117,7 @@ def _pass(root: Path, settings: ScrubSettings, options: argparse.Namespace) -> T
         CommandError: the shelf cannot be read.
         OSError: the output cannot be written.
     """
-    from kvshelf.scrub.scrubber import Scrubber  # noqa: PLC0415 - it needs the extension
+    from kvshelf.upkeep.scrub.scrubber import Scrubber  # noqa: PLC0415 - it needs the extension
 
     def found() -> Generator[Finding]:
         try:

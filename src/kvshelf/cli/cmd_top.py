@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kvshelf.census.census import SHARES
-from kvshelf.census.estimate import Estimate
-from kvshelf.census.watch import View, Watch
 from kvshelf.cli import counting
 from kvshelf.cli.common import CommandError, Exit, existing_shelf, safe
 from kvshelf.cli.scrape import ScrapeError, scrape
+from kvshelf.disk.volume import Volume, volume_of
 from kvshelf.text import bytes_text
-from kvshelf.volume import Volume, volume_of
+from kvshelf.upkeep.census.census import SHARES
+from kvshelf.upkeep.census.estimate import Estimate
+from kvshelf.upkeep.census.watch import View, Watch
 
 HELP = "watch a shelf: bytes, chunks, what is stored and evicted, ages, free space"
 DESCRIPTION = """\

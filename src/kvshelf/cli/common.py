@@ -13,13 +13,13 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kvshelf.deadline import NoAnswerError, within
+from kvshelf.disk.deadline import NoAnswerError, within
+from kvshelf.disk.layout import MARKER
+from kvshelf.disk.leftovers import remove_dead_scratch
+from kvshelf.disk.mend import mend_owners
+from kvshelf.disk.proof import has_lost_marker
+from kvshelf.disk.root import check_root, is_utf8, publish_marker
 from kvshelf.errors import NotAShelfError, ResourceError
-from kvshelf.layout import MARKER
-from kvshelf.leftovers import remove_dead_scratch
-from kvshelf.mend import mend_owners
-from kvshelf.proof import has_lost_marker
-from kvshelf.root import check_root, is_utf8, publish_marker
 
 T = TypeVar("T")
 

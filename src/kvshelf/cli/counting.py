@@ -10,11 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kvshelf.census.census import SHARES, Census, Summary
-from kvshelf.census.estimate import CONFIDENCE, Estimate
 from kvshelf.cli.common import CommandError, Exit, existing_shelf, safe
+from kvshelf.disk.volume import Volume
 from kvshelf.text import age_text, bytes_text
-from kvshelf.volume import Volume
+from kvshelf.upkeep.census.census import SHARES, Census, Summary
+from kvshelf.upkeep.census.estimate import CONFIDENCE, Estimate
 
 # How often a terminal sees a better estimate.
 _REDRAW_SECONDS = 0.5

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvshelf.cli.common import CommandError, Exit, asked, safe
+from kvshelf.disk.volume import volume_of
 from kvshelf.errors import ConfigError
-from kvshelf.volume import volume_of
 
 if TYPE_CHECKING:
-    from kvshelf.evict import Limits
+    from kvshelf.upkeep.evict import Limits
 
 DEFAULT_PERCENT = 90.0
 
@@ -132,7 +132,7 @@ def limits_of(options: argparse.Namespace, root: Path) -> Limits:
 
 def _kept(options: argparse.Namespace, limits: Limits, root: Path) -> Limits:
     """Without the default limits that this volume does not count; an error if it is a given one."""
-    from kvshelf.evict.effect import unkept  # noqa: PLC0415
+    from kvshelf.upkeep.evict.effect import unkept  # noqa: PLC0415
 
     try:
         volume = asked(str(root), lambda: volume_of(root))
@@ -151,7 +151,7 @@ def _kept(options: argparse.Namespace, limits: Limits, root: Path) -> Limits:
 
 
 def _given(options: argparse.Namespace) -> Limits:
-    from kvshelf.evict import Limits  # noqa: PLC0415
+    from kvshelf.upkeep.evict import Limits  # noqa: PLC0415
 
     of_one = {name: limit for name, limit in options.namespace_limit if name}
     of_each = [limit for name, limit in options.namespace_limit if not name]

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kvshelf.evict import Report
+    from kvshelf.upkeep.evict import Report
 
 
 def as_json(report: Report, *, dry_run: bool) -> dict[str, Any]:

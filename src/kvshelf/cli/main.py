@@ -21,8 +21,8 @@ from kvshelf.cli import (
     cmd_top,
 )
 from kvshelf.cli.common import EXIT_HELP, CommandError, Exit
+from kvshelf.disk.threads import NO_THREAD
 from kvshelf.errors import ConfigError, ResourceError
-from kvshelf.threads import NO_THREAD
 
 # What the interpreter says when pools of threads, such as bench's, grow in vain.
 _NO_THREAD = "can't start new thread"

@@ -7,10 +7,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from kvshelf.disk.layout import ROOT_FOLDERS, TEMP_FOLDER, is_namespace_folder
+from kvshelf.disk.owner import explained
+from kvshelf.disk.tree import Type, entries, folder_at
 from kvshelf.doctor.findings import Finding, warning
-from kvshelf.layout import ROOT_FOLDERS, TEMP_FOLDER, is_namespace_folder
-from kvshelf.owner import explained
-from kvshelf.tree import Type, entries, folder_at
 
 
 def check_folders(root: Path) -> list[Finding]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from kvshelf.disk.volume import NO_ROOM, Volume, volume_of, why_no_room
 from kvshelf.doctor.findings import Finding, fine, note, problem, warning
 from kvshelf.text import bytes_text
-from kvshelf.volume import NO_ROOM, Volume, volume_of, why_no_room
 
 _NEARLY_FULL_PERCENT = 90
 # A large chunk, or several small ones: quotas are kept in steps of some megabytes.

@@ -12,11 +12,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from kvshelf.disk.volume import NO_ROOM
 from kvshelf.doctor.findings import Finding, fine, note, problem, warning
 from kvshelf.doctor.room import no_room
 from kvshelf.engine import FileStatus
 from kvshelf.engine.probe import Naming, Outcome, ProbeReport, probe
-from kvshelf.volume import NO_ROOM
 
 # Ages count by the server's clock; logs of the two are hard to compare.
 _SKEW_SECONDS_MAX = 5.0

@@ -7,12 +7,12 @@ import os
 import stat
 from pathlib import Path
 
+from kvshelf.disk.layout import MARKER
+from kvshelf.disk.proof import others_data
+from kvshelf.disk.root import check_root, why_not_writable
 from kvshelf.doctor.findings import Finding, Severity, fine, note, problem, warning
 from kvshelf.doctor.mounts import Mount, Reach
 from kvshelf.errors import NotAShelfError
-from kvshelf.layout import MARKER
-from kvshelf.proof import others_data
-from kvshelf.root import check_root, why_not_writable
 
 
 def check_directory(root: Path) -> list[Finding]:

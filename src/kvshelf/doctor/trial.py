@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from kvshelf.config import Settings
+from kvshelf.disk.keys import make_key
+from kvshelf.disk.namespace import Identity
 from kvshelf.doctor.findings import Finding, fine, problem
 from kvshelf.doctor.semantics import remedy_of, text_of
 from kvshelf.engine import FileStatus, Phase
 from kvshelf.engine.probe import Outcome
 from kvshelf.errors import KvshelfError
-from kvshelf.keys import make_key
-from kvshelf.namespace import Identity
 from kvshelf.shelf import Chunk, Shelf, engine_config
 
 _CHECK = "store and load"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kvshelf.namespace import FieldDifference
+from kvshelf.disk.namespace import FieldDifference
 
 # First match counts: field or its first parts -> what it is, what makes it equal.
 _REASONS: tuple[tuple[str, str, str], ...] = (

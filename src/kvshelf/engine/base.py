@@ -108,7 +108,7 @@ class Batch:
     """The chunk files of one job, as columns of n >= 1 rows.
 
     Attributes:
-        paths: paths relative to the root, from ``kvshelf.layout``; no ``..``, not absolute.
+        paths: paths relative to the root, from ``kvshelf.disk.layout``; no ``..``, not absolute.
         keys: what each header must say (12 to 128 bytes).
         groups: int32[n], index into the engine's group memories.
         first_blocks: int32[n], index within the chunk of the first block that is moved.
@@ -277,9 +277,9 @@ class Engine(Protocol):
 
         ``runs`` are lengths of runs of keys, from the first key on, of which only those before the
         first missing one are of use: what comes after it may be CANCELLED, not looked at.
-        ``mask``: the chunks are those of the masked keys (``kvshelf.keys.masked``).
+        ``mask``: the chunks are those of the masked keys (``kvshelf.disk.keys.masked``).
 
-        Names are those of ``kvshelf.layout.chunk_path_in``; made in the background, so that a
+        Names are those of ``kvshelf.disk.layout.chunk_path_in``; made in the background, so that a
         lookup of 4,096 keys takes a fraction of a millisecond of the caller's thread.
         """
 
@@ -321,7 +321,7 @@ class Engine(Protocol):
         """Say what the file system's clock is: by that one touches are written.
 
         Args:
-            ahead_ns: nanoseconds to add to CLOCK_BOOTTIME (``kvshelf.clock``). Without a call,
+            ahead_ns: nanoseconds to add to CLOCK_BOOTTIME (``kvshelf.disk.clock``). Without a call,
                 touches are written by this machine's clock.
             root: index, where an engine has several.
         """

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from kvshelf.disk.format import KEY_BYTES_MIN, PIECES_MAX
+from kvshelf.disk.keys import GROUP_BYTES, KEY_BYTES_MAX
 from kvshelf.engine.base import Batch, GroupMemory
-from kvshelf.format import KEY_BYTES_MIN, PIECES_MAX
-from kvshelf.keys import GROUP_BYTES, KEY_BYTES_MAX
 
 # What Linux allows for one name and for a whole path with its end.
 _NAME_BYTES_MAX = 255

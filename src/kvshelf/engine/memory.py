@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kvshelf.disk.keys import masked_all
+from kvshelf.disk.layout import chunk_path_in
 from kvshelf.engine.base import (
     Batch,
     EngineConfig,
@@ -32,8 +34,6 @@ from kvshelf.engine.check import (
     check_touch_keys,
 )
 from kvshelf.errors import EngineClosedError
-from kvshelf.keys import masked_all
-from kvshelf.layout import chunk_path_in
 
 
 class _Stored(NamedTuple):

@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvshelf.core import native as _native
+from kvshelf.disk.format import geometry_digest
+from kvshelf.disk.threads import NO_THREAD
 from kvshelf.engine.base import (
     Batch,
     CopyMethod,
@@ -34,8 +36,6 @@ from kvshelf.engine.base import (
     Phase,
 )
 from kvshelf.errors import ConfigError, EngineClosedError, ResourceError
-from kvshelf.format import geometry_digest
-from kvshelf.threads import NO_THREAD
 
 # Numbers shared with native/include/kvshelf/status.h, by position.
 _STATUSES = tuple(FileStatus)

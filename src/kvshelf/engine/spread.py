@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from kvshelf.disk.keys import masked_all
+from kvshelf.disk.rendezvous import Rendezvous
 from kvshelf.engine.base import (
     Batch,
     Engine,
@@ -38,8 +40,6 @@ from kvshelf.engine.check import (
     check_touch_keys,
 )
 from kvshelf.errors import EngineClosedError
-from kvshelf.keys import masked_all
-from kvshelf.rendezvous import Rendezvous
 
 Rows = NDArray[np.intp]
 # Hands one part of a job to its engine.
@@ -67,7 +67,7 @@ class SpreadEngine:
     """The contract is ``kvshelf.engine.base.Engine``; its limits are the sum of the roots'.
 
     Args:
-        roots: existing directories; their paths name them (``kvshelf.rendezvous``).
+        roots: existing directories; their paths name them (``kvshelf.disk.rendezvous``).
         config: for all roots together: threads, queues and staging memory are divided.
         engine: makes the engine of one root; called with the arguments of ``Engine``.
         namespace, rank, device, groups: as ``Engine``.

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvshelf.evict.policy import effective_age
 from kvshelf.plan.lru import LruCurve, lru_curve
 from kvshelf.plan.shape import Shape
 from kvshelf.plan.simulate import AtRandom, ByAge, ByStore, Optimum, Order, simulate
 from kvshelf.plan.trace import Trace
+from kvshelf.upkeep.evict.policy import effective_age
 
 # Shares of the footprint that are looked at unless a user names capacities.
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)

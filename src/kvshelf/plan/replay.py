@@ -16,16 +16,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from kvshelf.disk.junk import is_junk
+from kvshelf.disk.keys import ChunkKey, make_key
+from kvshelf.disk.layout import parse_chunk_path, rank_folder
+from kvshelf.disk.namespace import Identity
 from kvshelf.engine.base import EngineConfig, FileStatus
 from kvshelf.errors import ConfigError
-from kvshelf.evict.policy import effective_age
-from kvshelf.junk import is_junk
-from kvshelf.keys import ChunkKey, make_key
-from kvshelf.layout import parse_chunk_path, rank_folder
-from kvshelf.namespace import Identity
 from kvshelf.plan.simulate import STEP_SECONDS, AgeFunction, ByAge, plain_age, simulate
 from kvshelf.plan.trace import Trace
 from kvshelf.shelf import Chunk, Shelf
+from kvshelf.upkeep.evict.policy import effective_age
 
 SETTING = "replay"
 POLICIES = ("lru", "kvshelf")

@@ -20,7 +20,7 @@ from kvshelf.plan.trace import Trace, previous_positions
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Blocks = NDArray[np.int32]
-# kvshelf.evict.policy.effective_age: (age, reused, seconds that the namespace is idle) -> age.
+# upkeep.evict.policy.effective_age: (age, reused, seconds that the namespace is idle) -> age.
 AgeFunction = Callable[[Floats, Bools, Floats], Floats]
 # A chunk is touched so much earlier than the one before it in its request.
 STEP_SECONDS = 0.001

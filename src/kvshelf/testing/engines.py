@@ -17,9 +17,9 @@ import time
 import numpy as np
 import pytest
 
+from kvshelf.disk.keys import make_key
+from kvshelf.disk.layout import chunk_path_in
 from kvshelf.engine import FileStatus, JobKind, JobResult, Phase
-from kvshelf.keys import make_key
-from kvshelf.layout import chunk_path_in
 from kvshelf.testing.masks import MaskTests
 from kvshelf.testing.memory import Blocks, Setup
 from kvshelf.testing.refusals import RefusalTests

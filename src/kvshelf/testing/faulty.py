@@ -6,9 +6,9 @@ import dataclasses
 import threading
 from collections.abc import Mapping, Sequence
 
+from kvshelf.disk.keys import masked_all
+from kvshelf.disk.layout import chunk_path_in
 from kvshelf.engine import Batch, Engine, EngineStats, FileStatus, JobId, JobKind, JobResult, Phase
-from kvshelf.keys import masked_all
-from kvshelf.layout import chunk_path_in
 
 Faults = Mapping[tuple[JobKind, str], tuple[FileStatus, int]]
 

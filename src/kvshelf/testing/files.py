@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from kvshelf.disk.format import HEADER_BYTES, bad_pieces, decode, file_bytes, geometry_digest
+from kvshelf.disk.keys import make_mask, masked_all
+from kvshelf.disk.layout import chunk_path_in
+from kvshelf.disk.usetime import last_use, marked
 from kvshelf.engine import Direct, Durability, FileStatus, Phase
-from kvshelf.format import HEADER_BYTES, bad_pieces, decode, file_bytes, geometry_digest
-from kvshelf.keys import make_mask, masked_all
-from kvshelf.layout import chunk_path_in
 from kvshelf.testing.memory import NAMESPACE, Setup
 from kvshelf.testing.taken import TakenNameTests
-from kvshelf.usetime import last_use, marked
 
 OK, NOT_FOUND = FileStatus.OK, FileStatus.NOT_FOUND
 FOREIGN, CORRUPT = FileStatus.FOREIGN, FileStatus.CORRUPT

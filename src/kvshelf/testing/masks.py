@@ -6,9 +6,9 @@ import dataclasses
 
 import pytest
 
+from kvshelf.disk.keys import make_key, make_mask, masked_all
+from kvshelf.disk.layout import chunk_path_in
 from kvshelf.engine import FileStatus, Phase
-from kvshelf.keys import make_key, make_mask, masked_all
-from kvshelf.layout import chunk_path_in
 from kvshelf.testing.memory import Setup
 
 OK = FileStatus.OK

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kvshelf.keys import make_mask
+from kvshelf.disk.keys import make_mask
 
 # Names and paths whose adapters' digests are remembered between two resets of vLLM's prefix cache;
 # some 200 bytes each. Requests with further ones are left alone.
@@ -56,7 +56,7 @@ def _layers(adapter: Any) -> Iterable[tuple[str, Any]]:
 
 
 def _add(digest: Any, kind: str, value: Any) -> None:
-    from kvshelf.vllm.memory_weights import bytes_of  # noqa: PLC0415 - the scheduler needs no torch
+    from kvshelf.vllm.worker.memory_weights import bytes_of  # noqa: PLC0415 - the scheduler needs no torch
 
     if hasattr(value, "untyped_storage"):
         digest.update(f"{kind} {value.dtype} {tuple(value.shape)}\n".encode())

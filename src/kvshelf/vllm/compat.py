@@ -23,8 +23,8 @@ from vllm.v1.core import kv_cache_utils
 from vllm.v1.kv_offload import base as offload_base
 from vllm.v1.kv_offload.config import OffloadingConfig
 
+from kvshelf.disk.keys import group_of
 from kvshelf.errors import ConfigError
-from kvshelf.keys import group_of
 from kvshelf.vllm.bounded import drop_oldest
 
 # Versions before 0.30 have no KVConnectorTransferResults: a failed load can only be reported by

@@ -21,22 +21,22 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import Of
 from kvshelf.errors import ConfigError
 from kvshelf.vllm import compat, guards, patches
 from kvshelf.vllm.chunking import default_chunk, settle_chunk
-from kvshelf.vllm.engine_weights import EngineWeights
-from kvshelf.vllm.epochs import Epochs
 from kvshelf.vllm.identity import build_identity
-from kvshelf.vllm.manager import KvshelfManager
-from kvshelf.vllm.pace import Pace
-from kvshelf.vllm.pages import PAGES_KEY, page_kinds
+from kvshelf.vllm.identity.weights import weights_are_known
 from kvshelf.vllm.report import KvshelfWorkerMetadata
-from kvshelf.vllm.requests import (
+from kvshelf.vllm.scheduler.engine_weights import EngineWeights
+from kvshelf.vllm.scheduler.epochs import Epochs
+from kvshelf.vllm.scheduler.manager import KvshelfManager
+from kvshelf.vllm.scheduler.pace import Pace
+from kvshelf.vllm.scheduler.requests import (
     ADAPTER_UNKNOWN,
     OTHER_CONNECTOR,
     Hashing,
     reason_to_leave_alone,
 )
 from kvshelf.vllm.spec import IDENTITY_KEY
-from kvshelf.vllm.weights import weights_are_known
-from kvshelf.vllm.worker import KvshelfWorker, blocks_of
+from kvshelf.vllm.worker.pages import PAGES_KEY, page_kinds
+from kvshelf.vllm.worker.worker import KvshelfWorker, blocks_of
 
 logger = compat.logger_of(__name__)
 

@@ -21,8 +21,8 @@ from typing import Any
 
 from kvshelf.vllm import compat
 from kvshelf.vllm.adapters import digest_of
-from kvshelf.vllm.engine_weights import EngineWeights
-from kvshelf.vllm.worker_weights import ASLEEP_NAME, DIGESTS_NAME, quiesce
+from kvshelf.vllm.scheduler.engine_weights import EngineWeights
+from kvshelf.vllm.worker.worker_weights import ASLEEP_NAME, DIGESTS_NAME, quiesce
 
 _MARK = "_kvshelf_wraps"
 

@@ -17,20 +17,20 @@ from vllm.v1.kv_offload.base import (
 from vllm.v1.kv_offload.config import OffloadingConfig
 
 from kvshelf.config import Settings
+from kvshelf.disk.namespace import Identity
 from kvshelf.doctor.quick import quick_line
 from kvshelf.engine import GroupMemory, Pages
 from kvshelf.errors import ConfigError
-from kvshelf.namespace import Identity
 from kvshelf.shelf import Shelf, engine_config
 from kvshelf.vllm import compat
-from kvshelf.vllm.auditor import Auditor
-from kvshelf.vllm.auditor import make as make_auditor
-from kvshelf.vllm.evict import duties_of
-from kvshelf.vllm.manager import KvshelfManager
-from kvshelf.vllm.pages import PAGES_KEY
-from kvshelf.vllm.presence import Presence
+from kvshelf.vllm.scheduler.eviction import duties_of
+from kvshelf.vllm.scheduler.manager import KvshelfManager
+from kvshelf.vllm.scheduler.presence import Presence
 from kvshelf.vllm.stats import metric_definitions
-from kvshelf.vllm.worker import KvshelfWorker
+from kvshelf.vllm.worker.auditor import Auditor
+from kvshelf.vllm.worker.auditor import make as make_auditor
+from kvshelf.vllm.worker.pages import PAGES_KEY
+from kvshelf.vllm.worker.worker import KvshelfWorker
 
 logger = compat.logger_of(__name__)
 

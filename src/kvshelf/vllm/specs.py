@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from vllm.v1.kv_offload.base import GPULoadStoreSpec, LoadStoreSpec, PrepareStoreOutput
 
-from kvshelf.keys import group_of
+from kvshelf.disk.keys import group_of
 from kvshelf.shelf import Chunk
 from kvshelf.vllm.adapters import Adapter
 

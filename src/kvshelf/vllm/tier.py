@@ -26,21 +26,21 @@ from vllm.v1.kv_offload.tiering.base import JobResult as TierResult
 from vllm.v1.kv_offload.tiering.base import SecondaryTierManager
 
 from kvshelf.config import VLLM_KEYS, Settings, default_threads
+from kvshelf.config.values import parse_bool
+from kvshelf.disk.namespace import Identity
 from kvshelf.engine import FileStatus, GroupMemory, JobKind, JobResult, Pages, Phase
 from kvshelf.errors import ConfigError
-from kvshelf.namespace import Identity
 from kvshelf.shelf import Chunk, Shelf, engine_config
-from kvshelf.values import parse_bool
 from kvshelf.vllm import compat
 from kvshelf.vllm.adapters import Adapter
-from kvshelf.vllm.epochs import Epochs
-from kvshelf.vllm.evict import duties_of
 from kvshelf.vllm.faultlog import FaultLog
-from kvshelf.vllm.manager import KvshelfManager
-from kvshelf.vllm.outcomes import Outcomes
-from kvshelf.vllm.presence import Presence
+from kvshelf.vllm.scheduler.epochs import Epochs
+from kvshelf.vllm.scheduler.eviction import duties_of
+from kvshelf.vllm.scheduler.manager import KvshelfManager
+from kvshelf.vllm.scheduler.presence import Presence
 from kvshelf.vllm.spec import IDENTITY_KEY
 from kvshelf.vllm.stats import metric_definitions
+from kvshelf.vllm.worker.outcomes import Outcomes
 
 logger = compat.logger_of(__name__)
 

@@ -1,0 +1,1 @@
+"""What keeps a shelf in order: census, eviction, scrub."""

@@ -1,0 +1,211 @@
+"""What an evictor has done, for Prometheus: /metrics and /healthz over HTTP."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import threading
+import time
+from collections import Counter
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
+from typing import Any
+
+from kvshelf import metrics
+from kvshelf.disk.threads import start
+from kvshelf.errors import ResourceError
+from kvshelf.upkeep.evict.report import Report, State
+from kvshelf.upkeep.evict.series import with_own_series
+
+_STATES = (State.IDLE, State.SCANNING, State.EVICTING, State.STUCK, State.BLIND)
+# A step that takes longer hangs in the storage: it should take a second.
+HEALTHY_SECONDS = 60.0
+# What a kernel without IPv6, or with ipv6.disable, says.
+_NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.ENOPROTOOPT, errno.EINVAL)
+
+
+class Exposition:
+    """Sums up reports, and writes them in Prometheus's text format. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counters: Counter[tuple[str, str]] = Counter()
+        self._report: Report | None = None
+        self._last_step = time.monotonic()
+        self._failing_since: float | None = None
+        self._reason = self._last_error = ""
+
+    def add(self, report: Report) -> None:
+        """Count one step."""
+        with self._lock:
+            requests = report.room_requests - (self._report.room_requests if self._report else 0)
+            self._counters[metrics.ROOM_REQUESTS, ""] += max(0, requests)
+            for limit in report.unfreed.keys() - (self._report.unfreed if self._report else {}):
+                self._counters[metrics.EVICT_NO_EFFECT, f'{{limit="{limit}"}}'] += 1
+            self._report = report
+            self._last_step = time.monotonic()
+            is_refused = errno.EROFS in report.faults and not report.removed
+            self._fails(f"the root cannot be written: {os.strerror(errno.EROFS)}" * is_refused)
+            self._counters[metrics.EVICT_TEMP_FILES, ""] += report.leftovers.files
+            self._counters[metrics.EVICT_TEMP_BYTES, ""] += report.leftovers.bytes
+            self._counters[metrics.EVICTED_CHUNKS, ""] += report.removed.files
+            self._counters[metrics.EVICTED_BYTES, ""] += report.removed.bytes
+            self._counters[metrics.EVICT_SPARED, ""] += report.spared
+            for number, times in report.faults.items():
+                name = errno.errorcode.get(number, str(number))
+                self._counters[metrics.EVICT_FAULTS, f'{{errno="{name}"}}'] += times
+
+    def waits(self, reason: str = "") -> None:
+        """Nothing is done: another evicts, and all is well, or nobody can for this reason."""
+        with self._lock:
+            self._last_step = time.monotonic()
+            self._fails(reason)
+
+    def fault(self, error: Exception) -> None:
+        """Count what failed."""
+        number = error.errno if isinstance(error, OSError) else None
+        name = errno.errorcode.get(number or 0, "other")
+        with self._lock:
+            self._counters[metrics.EVICT_FAULTS, f'{{errno="{name}"}}'] += 1
+            self._last_error = str(error)
+
+    def health(self) -> str:
+        """Why this evictor cannot do its work, for a minute now; "" if it can."""
+        with self._lock:
+            now = time.monotonic()
+            if now - self._last_step >= HEALTHY_SECONDS:
+                return self._last_error or "the storage does not answer"
+            if self._failing_since is None or now - self._failing_since < HEALTHY_SECONDS:
+                return ""
+            return self._reason
+
+    def healthy(self) -> bool:
+        """Whether steps end, and the lease and the root can be used."""
+        return not self.health()
+
+    def _fails(self, reason: str) -> None:
+        self._reason = reason
+        if not reason:
+            self._failing_since = None
+            self._last_error = ""
+        elif self._failing_since is None:
+            self._failing_since = time.monotonic()
+
+    def text(self) -> str:
+        """All metrics. Prometheus's names have a colon here as on vLLM's own page."""
+        with self._lock:
+            values: dict[str, list[tuple[str, float]]] = {}
+            for (name, labels), value in self._counters.items():
+                values.setdefault(name, []).append((labels, value))
+            if self._report is not None:
+                values.update(_gauges(self._report))
+        lines = []
+        for metric in metrics.EVICT_METRICS:
+            counter = metric.kind is metrics.Kind.COUNTER
+            shown = f"{metric.name}_total" if counter else metric.name
+            lines.append(f"# HELP {shown} {metric.help}")
+            lines.append(f"# TYPE {shown} {metric.kind.value}")
+            lines += [f"{shown}{labels} {value}" for labels, value in values.get(metric.name, ())]
+        return "\n".join(lines) + "\n"
+
+
+def _gauges(report: Report) -> dict[str, list[tuple[str, float]]]:
+    # Folders' names are safe in quotes: kvshelf.disk.layout.is_namespace_folder.
+    shown = with_own_series(report.usage)
+    spaces = [(f'{{namespace="{name}"}}', amount) for name, amount in shown.items()]
+    volume = report.volume
+    found: dict[str, list[tuple[str, float]]] = {
+        metrics.SHELF_CHUNKS: [(labels, amount.files) for labels, amount in spaces],
+        metrics.SHELF_BYTES: [(labels, amount.bytes) for labels, amount in spaces],
+        metrics.EVICT_HELD: [("", report.held.amount.files)],
+        metrics.SHELF_FOREIGN: [("", report.foreign)],
+        metrics.EVICT_STATE: [("", _STATES.index(report.state))] if report.state in _STATES else [],
+    }
+    if volume.counts_bytes:  # else no sample: 0 of 0 would look like a number
+        found[metrics.VOLUME_USED_BYTES] = [("", volume.used_bytes)]
+        found[metrics.VOLUME_TOTAL_BYTES] = [("", volume.total_bytes)]
+    return found
+
+
+class _Server(ThreadingHTTPServer):
+    """One socket for IPv6 and IPv4 (ipv6(7), IPV6_V6ONLY), or for the one that there is."""
+
+    daemon_threads = True
+
+    def __init__(self, host: str, port: int, handler: type[BaseHTTPRequestHandler]) -> None:
+        # Before: the base class makes the socket.
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        super().__init__((host, port), handler)
+
+    def server_bind(self) -> None:
+        if self.address_family == socket.AF_INET6:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        # Not HTTPServer's own: it asks a name server who we are, and may wait for it.
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = "kvshelf", self.server_address[1]
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:  # no thread is to be had: others wait for this answer
+            self.process_request_thread(request, client_address)
+
+
+def _server(host: str, port: int, handler: type[BaseHTTPRequestHandler]) -> _Server:
+    """
+    Raises:
+        OSError: the port cannot be had.
+    """
+    if host:
+        return _Server(host, port, handler)
+    try:
+        return _Server("::", port, handler)
+    except OSError as error:
+        if error.errno not in _NO_IPV6:
+            raise
+        return _Server("0.0.0.0", port, handler)  # noqa: S104 - all addresses are meant
+
+
+def serve(exposition: Exposition, port: int, host: str = "") -> ThreadingHTTPServer:
+    """Answer on the port, in a thread of its own, until the server's ``shutdown``.
+
+    Args:
+        port: 0 takes a free one: ``server_address`` of the result says which.
+        host: an address; "": all of this host's, of IPv6 and IPv4.
+
+    Raises:
+        OSError: the port cannot be had.
+        ResourceError: no thread is to be had.
+    """
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path == "/metrics":
+                self._answer(HTTPStatus.OK, exposition.text())
+            elif self.path == "/healthz":
+                reason = exposition.health()
+                status = HTTPStatus.SERVICE_UNAVAILABLE if reason else HTTPStatus.OK
+                self._answer(status, f"{reason or 'ok'}\n")
+            else:
+                self._answer(HTTPStatus.NOT_FOUND, "there are /metrics and /healthz\n")
+
+        def _answer(self, status: HTTPStatus, text: str) -> None:
+            body = text.encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002
+            """Scrapes are not worth a line."""
+
+    server = _server(host, port, Handler)
+    try:
+        start(threading.Thread(target=server.serve_forever, name="kvs-metrics", daemon=True))
+    except ResourceError:
+        server.server_close()
+        raise
+    return server

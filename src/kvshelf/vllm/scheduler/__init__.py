@@ -1,0 +1,1 @@
+"""In vLLM's scheduler process: which chunks are there, what is loaded, stored and evicted."""

@@ -1,0 +1,148 @@
+"""When chunks were last used, in an order that helps eviction: a prefix's head after its tail.
+
+A chunk is of no use without those before it. So chunk i of a request gets the time of use
+base - i x step, where base is one time for the whole request: whoever removes the oldest first
+removes tails first. The step is 1 ms, or that of the file system's times where they are coarser
+(1 s on MooseFS, 2 s on VFAT): else a second's chunks would have no order.
+
+    prepare_load, prepare_store -> Touches -> Shelf.touch_at (background threads)
+    published                   -> Touches
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from kvshelf.vllm import compat
+from kvshelf.vllm.bounded import drop_oldest
+from kvshelf.vllm.faultlog import FaultLog
+from kvshelf.vllm.scheduler.masked import MaskedShelf
+
+_STEP_NS = 1_000_000
+# A clock that is set while a request runs differs by more; one that is slewed, by less.
+_JUMP_NS = 10**9
+# More than run at once: vLLM 0.26 stores the last chunk of a request that has finished.
+REQUESTS_MAX = 16_384
+
+
+@dataclass(slots=True)
+class _Request:
+    """
+    Attributes:
+        base_ns: when it came, by CLOCK_REALTIME, in the middle of a step.
+        since_ns: the same by CLOCK_MONOTONIC.
+        held: chunks on the shelf that it used; None once it has stored something behind them.
+    """
+
+    base_ns: int
+    since_ns: int
+    held: dict[bytes, None] | None = field(default_factory=dict)
+
+
+class Touches:
+    """Scheduler's thread only; nothing here waits for storage.
+
+    Args:
+        chunk_tokens: tokens of a chunk.
+        interval_seconds: a chunk is not touched again sooner, unless something is stored behind it.
+        keys_max: keys whose last touch is remembered.
+    """
+
+    def __init__(
+        self,
+        shelf: MaskedShelf,
+        faults: FaultLog,
+        *,
+        chunk_tokens: int,
+        interval_seconds: float,
+        keys_max: int,
+    ) -> None:
+        self._shelf = shelf
+        self._faults = faults
+        self._chunk_tokens = chunk_tokens
+        self._interval_seconds = interval_seconds
+        self._keys_max = keys_max
+        self._requests: dict[str, _Request] = {}
+        self._times_ns: dict[bytes, int] = {}  # of chunks that are being stored
+        # When this engine last touched a chunk: hot ones cost no system call.
+        self._touched: OrderedDict[bytes, float] = OrderedDict()
+
+    def used(self, keys: Sequence[bytes], context: Any) -> None:
+        """These chunks of a request, on the shelf already, are used."""
+        request = self._of(context)
+        if request.held is None:
+            self._touch(keys, self._times(request, keys, context), always=True)
+            return
+        request.held.update(dict.fromkeys(keys))
+        now = time.monotonic()
+        due = [key for key in keys if self._is_due(key, now)]
+        if due:
+            self._touch(due, self._times(request, due, context), always=False)
+
+    def stores(self, keys: Sequence[bytes], context: Any) -> None:
+        """These chunks of a request are being stored: what it used is in front of them."""
+        request = self._of(context)
+        if request.held:
+            held = list(request.held)
+            self._touch(held, self._times(request, held, context), always=True)
+        request.held = None
+        self._times_ns.update(zip(keys, self._times(request, keys, context), strict=True))
+
+    def stored(self, keys: Iterable[bytes]) -> None:
+        """These are on the shelf, with the time at which they were written."""
+        known = [key for key in keys if key in self._times_ns]
+        if known:
+            self._touch(known, [self._times_ns.pop(key) for key in known], always=True)
+
+    def not_stored(self, keys: Iterable[bytes]) -> None:
+        for key in keys:
+            self._times_ns.pop(key, None)
+
+    def finished(self, req_id: str) -> None:
+        self._requests.pop(req_id, None)
+
+    def forget(self) -> None:
+        self._times_ns.clear()
+        self._touched.clear()
+
+    @property
+    def _step_ns(self) -> int:
+        return max(_STEP_NS, self._shelf.step_ns)
+
+    def _of(self, context: Any) -> _Request:
+        request = self._requests.get(context.req_id)
+        if request is None:
+            step = self._step_ns
+            base_ns = time.time_ns() // step * step + step // 2
+            request = self._requests[context.req_id] = _Request(base_ns, time.monotonic_ns())
+            drop_oldest(self._requests, REQUESTS_MAX)
+        return request
+
+    def _times(self, request: _Request, keys: Collection[bytes], context: Any) -> list[int]:
+        ends = compat.end_tokens(context, keys, self._chunk_tokens)
+        step = self._step_ns
+        jump = time.time_ns() - request.base_ns - (time.monotonic_ns() - request.since_ns)
+        if abs(jump) > _JUMP_NS + step:  # the clock was set
+            request.base_ns += jump
+        base, per_token = request.base_ns + step, step / self._chunk_tokens
+        # After 1970, however wrong the clock is.
+        return [max(1, base - int(end * per_token)) for end in ends]
+
+    def _is_due(self, key: bytes, now: float) -> bool:
+        if now - self._touched.get(key, float("-inf")) < self._interval_seconds:
+            return False
+        self._touched[key] = now
+        self._touched.move_to_end(key)
+        if len(self._touched) > self._keys_max:
+            self._touched.popitem(last=False)
+        return True
+
+    def _touch(self, keys: Sequence[bytes], times_ns: Sequence[int], *, always: bool) -> None:
+        try:
+            self._shelf.touch_at(keys, times_ns, always=always)
+        except Exception as error:  # only the order of eviction suffers
+            self._faults.fault("touch", f"{type(error).__name__}: {error}")

@@ -1,0 +1,1 @@
+"""In vLLM's worker processes: bytes between the KV cache and the shelf."""
