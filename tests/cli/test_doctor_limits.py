@@ -17,7 +17,8 @@ import pytest
 from kvshelf.bench import Workload, shortage
 from kvshelf.bench.measure import percentile
 from kvshelf.cli.main import main
-from kvshelf.root import open_root
+from kvshelf.disk.root import open_root
+from kvshelf.doctor.peers import meet
 from tests.cli.test_doctor import QUICK, by_check, run_json
 from tests.mounts import mounts_allowed
 
@@ -76,6 +77,24 @@ def test_sigterm_of_one_that_waits_for_its_peer(tmp_path: Path) -> None:
         process.kill()
         process.wait()
     assert [path.name for path in tmp_path.iterdir()] == ["kvshelf.json"]
+
+
+@pytest.mark.parametrize("call", ["write", "replace"])
+def test_an_interrupt_at_any_moment_leaves_nothing(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = open_root(tmp_path / "shelf")
+    real = Path.replace
+
+    def interrupted(path: Path, target: Path) -> Path:
+        if call == "replace":
+            real(path, target)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        meet(root, 5.0)
+    assert [path.name for path in root.iterdir()] == ["kvshelf.json"]
 
 
 def test_the_handler_is_as_it_was(tmp_path: Path) -> None:

@@ -22,10 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kvshelf.disk.layout import DOCTOR_FOLDER
+from kvshelf.disk.owner import Users, make_folder
+from kvshelf.disk.this_process import this_host
 from kvshelf.doctor.findings import Finding, fine, note, problem, warning
-from kvshelf.layout import DOCTOR_FOLDER
-from kvshelf.owner import Users, make_folder
-from kvshelf.this_process import this_host
 
 ROUNDS = 5
 _DIR_MODE, _FILE_MODE = 0o2770, 0o640
@@ -223,15 +223,14 @@ class _Party:
 
     def _put(self, name: str, data: bytes) -> None:
         """As chunks are published: whole, under a new name."""
-        temp = self.folder / f".{self.token}-{name}"
+        path, temp = self.folder / name, self.folder / f".{self.token}-{name}"
+        # Before they are there: whoever interrupts us (SIGTERM) may do so at once after.
+        self.made += [each for each in (path, temp) if each not in self.made]
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         with os.fdopen(os.open(temp, flags, _FILE_MODE), "wb") as file:
             Users.of(self.folder).give(file.fileno(), _FILE_MODE)
             file.write(data)
-        path = self.folder / name
         temp.replace(path)
-        if path not in self.made:
-            self.made.append(path)
 
     def _wait_quietly(self, path: Path, seconds: float) -> None:
         """Look for a file that is not there yet, so that this client may remember that."""
