@@ -33,7 +33,7 @@ from kvshelf.upkeep.evict import Evictor, Limits, State  # noqa: E402
 
 CHUNK_BYTES = 1 << 20
 STEPS = 3600
-QUIET_SECONDS, MOST_SECONDS = 60.0, 400.0
+QUIET_SECONDS, MOST_SECONDS, SETTLE_SECONDS = 60.0, 400.0, 5.0
 LIMITS = Limits(volume_percent=90.0, inode_percent=90.0)
 LOW_PERCENT = 85.5
 WHERE = ("ext4", "xfs", "btrfs", "nfs-v3", "nfs-v4.2", "cephfs", "juicefs", "gluster")
@@ -46,29 +46,30 @@ def used_percent(root: Path) -> float:
 
 
 def settled_percent(root: Path) -> float:
-    """Where statvfs is late, the number that stays."""
-    os.sync()
+    """Where statvfs is late (CephFS: seconds), the number that stays."""
+    fd = os.open(root, os.O_RDONLY)
+    with contextlib.suppress(OSError):
+        os.fsync(fd)
+    os.close(fd)
     last = -1.0
     while (now := used_percent(root)) != last:
         last = now
-        time.sleep(4)
+        time.sleep(SETTLE_SECONDS)
     return now
 
 
 def fill(maker: ShelfMaker, percent: float) -> None:
+    """Half of what lacks at a time, by numbers that are no longer late: CephFS stops its writers
+    for good when its pool is full."""
     age = 10_000_000.0 - len(maker.chunks)
     while True:
-        used_percent(maker.root)
-        volume = volume_of(maker.root)
-        lacking = percent / 100 * volume.total_bytes - volume.used_bytes
-        if lacking < CHUNK_BYTES:
-            if settled_percent(maker.root) > percent - 1:
-                return
-            continue
-        for _ in range(max(1, min(64, int(lacking / CHUNK_BYTES / 2)))):
+        lacking = percent - settled_percent(maker.root)
+        count = int(lacking / 100 * volume_of(maker.root).total_bytes / CHUNK_BYTES)
+        if count < 1:
+            return
+        for _ in range(1 if count < 4 else count // 2):
             age -= 1
             maker.add(age, size=CHUNK_BYTES, real=True)
-        os.sync()
 
 
 def there(maker: ShelfMaker) -> int:
