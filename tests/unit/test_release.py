@@ -42,7 +42,7 @@ def test_one_source_of_the_version() -> None:
 )
 def test_every_command_that_is_named_exists(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    for target in re.findall(r"\bmake ([a-z][a-z-]+)", text):
+    for target in re.findall(r"(?m)(?:run: |`|: \"|^)make ([a-z][a-z-]+)", text):
         assert re.search(rf"^{target}:", MAKEFILE, re.MULTILINE), target
     for script in re.findall(r"\b((?:scripts|benchmarks|\.ci)/[\w/.-]*\w)", text):
         assert (ROOT / script).exists(), script
