@@ -80,7 +80,7 @@ class Interpreter:
                 line, text=True, capture_output=True, check=False, env=environment
             )
         else:
-            environment |= {"HOME": "/tmp", "PATH": "/usr/bin:/bin"}  # noqa: S108 - the root's own
+            environment |= {"HOME": "/tmp", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}  # noqa: S108 - the root's own
             binds = (*binds, *(path for path in found_links() if path.is_dir()))
             certificates = Path("/etc/ssl")
             done = run_in(
