@@ -16,7 +16,7 @@ CMAKE := cmake -S . -G Ninja
 CTEST := ctest --output-on-failure --no-tests=error --test-dir
 
 .DELETE_ON_ERROR:
-.PHONY: FORCE setup tools lint test test-native test-asan test-tsan fuzz coverage stress reliability test-window test-matrix test-peer demo bench clean
+.PHONY: FORCE setup tools lint test test-native test-asan test-tsan fuzz coverage stress reliability dist test-window test-matrix test-peer demo bench clean
 
 # A registry's hiccup is not a broken set-up: one second try.
 define retry
@@ -67,6 +67,7 @@ lint: $(VENV)/.kvshelf
 	lint-imports
 	find native -name '*.cpp' -o -name '*.h' | xargs clang-format --dry-run -Werror
 	python scripts/check_sizes.py
+	python scripts/prose.py
 
 # The native core alone, as a developer without Python would: warnings are errors.
 test-native: $(VENV)/.tools
@@ -139,6 +140,16 @@ reliability: $(VENV)/.kvshelf fuzz coverage
 	python benchmarks/bench_schedules.py engine
 	python -m tests.stress --seconds 1800
 	python scripts/make_docs.py
+
+# What is published: an sdist and wheels, built against glibc 2.28 and tried with every Python that
+# can be had (root, apt: Debian's 3.13 and 3.14). DIST_ARGS=--aarch64 for both architectures.
+DIST_ARGS ?=
+$(VENV)/.dist: $(VENV)/.tools requirements/dist.txt requirements/constraints.txt
+	@$(call retry,$(PIP) -r requirements/dist.txt)
+	@touch $@
+
+dist: $(VENV)/.dist
+	python scripts/dist.py $(DIST_ARGS)
 
 demo: $(VENV)/.kvshelf
 	@python demo/run.py

@@ -1,4 +1,4 @@
-"""Stores a chunk of NumPy memory, finds it and loads it into other blocks: README.md's example."""
+"""Stores a chunk of NumPy memory, finds it, loads it into other blocks (docs/library.md)."""
 
 import numpy as np
 from kvshelf import Chunk, Identity, Shelf, make_key

@@ -1,4 +1,6 @@
 // The namespaces and ranks of a pass: opened when they are needed, listed when they have changed.
+#include <unistd.h>
+
 #include <algorithm>
 #include <cerrno>
 #include <string_view>

@@ -68,16 +68,18 @@ def test_a_page_without_marks_is_refused(page: str, make_docs: ModuleType) -> No
 
 
 def python_block() -> str:
-    [block] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    [block] = re.findall(
+        r"```python\n(.*?)```", (DOCS / "library.md").read_text("utf-8"), re.DOTALL
+    )
     return str(block)
 
 
-def test_the_example_is_the_readmes() -> None:
+def test_the_example_is_the_pages() -> None:
     docstring, _, code = (ROOT / "examples/quickstart.py").read_text("utf-8").partition("\n\n")
     assert docstring.startswith('"""') and code == python_block()
 
 
-def test_the_readmes_example_runs(tmp_path: Path) -> None:
+def test_the_pages_example_runs(tmp_path: Path) -> None:
     code = python_block().replace("/tmp/shelf", str(tmp_path / "shelf"))
     assert str(tmp_path) in code
     for _ in range(2):  # a second run finds the first one's chunk

@@ -1,0 +1,63 @@
+"""What a release needs: its files name things that exist, and the pages can be read."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+@pytest.fixture
+def prose(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    import prose
+
+    return prose
+
+
+def test_one_source_of_the_version() -> None:
+    assert version("kvshelf") == PROJECT["version"]
+    code = [*(ROOT / "src").rglob("*.py"), *(ROOT / "native").rglob("*.h"), ROOT / "CMakeLists.txt"]
+    assert not [p for p in code if f'"{PROJECT["version"]}"' in p.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *sorted((ROOT / ".github").rglob("*.yml")),
+        ROOT / ".pre-commit-config.yaml",
+        ROOT / ".devcontainer/devcontainer.json",
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "README.md",
+    ],
+    ids=lambda path: path.name,
+)
+def test_every_command_that_is_named_exists(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    for target in re.findall(r"(?m)(?:run: |`|: \"|^)make ([a-z][a-z-]+)", text):
+        assert re.search(rf"^{target}:", MAKEFILE, re.MULTILINE), target
+    for script in re.findall(r"\b((?:scripts|benchmarks|\.ci)/[\w/.-]*\w)", text):
+        assert (ROOT / script).exists(), script
+
+
+def test_a_sentence_is_what_a_reader_takes_for_one(prose: ModuleType) -> None:
+    page = (
+        "# Title\n\nOne `a.b` here. Two [of a](link.md) kind:\n\n- three words here\n- an item\n\n"
+    )
+    page += "```\nno sentence here.\n```\n\n| no | table |\n\nFour, 0.26 to 0.33, is one."
+    expected = ["One `a.b` here.", "Two of a kind:", "three words here", "an item"]
+    assert list(prose.sentences(page)) == [*expected, "Four, 0.26 to 0.33, is one."]
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/library.md", "SECURITY.md"])
+def test_no_sentence_is_too_long(name: str, prose: ModuleType) -> None:
+    lengths = [len(each.split()) for each in prose.sentences((ROOT / name).read_text("utf-8"))]
+    assert max(lengths) <= 35 and sum(lengths) <= 18 * len(lengths)
