@@ -29,7 +29,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 from bench_engine import machine  # noqa: E402 - beside this folder
 
 VECTORS = ROOT / "tests" / "vectors"
-TARGETS = ("header", "reader", "tree", "job")
+TARGETS = ("header", "reader", "tree", "job", "packed")
 PYTHON_TARGETS = ("py-header", "py-names", "py-documents", "py-traces")
 BUILD = ROOT / "build-fuzz"
 LIBFUZZER = ROOT / "build-libfuzzer"
