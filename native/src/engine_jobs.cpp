@@ -120,7 +120,7 @@ bool EngineCore::BufferAvailable() const {
 // and memory that was never needed is never touched. Making one, pinned for a GPU, takes
 // milliseconds, in which poll() and submissions must not wait for the lock; so whatever the caller
 // knew may have changed afterwards.
-StagingBuffer EngineCore::TakeBuffer(Lock& lock) {
+StagingBuffer EngineCore::TakeBuffer(EngineLock& lock) {
   if (!free_buffers_.empty()) {
     StagingBuffer buffer = std::move(free_buffers_.back());
     free_buffers_.pop_back();

@@ -138,7 +138,7 @@ FileResult EngineCore::ProbeOne(Job& job, std::size_t index, std::uint64_t* byte
   return result;
 }
 
-void EngineCore::Probe(Lock& lock, const MetaBatch& batch) {
+void EngineCore::Probe(EngineLock& lock, const MetaBatch& batch) {
   Job& job = *batch.job;
   const bool store = job.kind == JobKind::kStore;
   std::array<bool, 64> wanted{};  // longer than any run
@@ -195,7 +195,7 @@ void EngineCore::TouchKeys(const std::vector<std::string>& folders,
 }
 
 void EngineCore::AddTouches(std::vector<TouchRequest> touches) {
-  std::lock_guard lock(mutex_);
+  const EngineLock lock(mutex_);
   if (closed_) throw EngineClosed();
   for (TouchRequest& touch : touches) {
     if (touches_.size() < config_.touch_queue_files) {
@@ -207,7 +207,7 @@ void EngineCore::AddTouches(std::vector<TouchRequest> touches) {
   WakeMeta();
 }
 
-void EngineCore::TouchSome(Lock& lock, Worker& worker) {
+void EngineCore::TouchSome(EngineLock& lock, Worker& worker) {
   std::vector<TouchRequest> touches;
   while (!touches_.empty() && touches.size() < kTouchRun) {
     touches.push_back(std::move(touches_.front()));

@@ -85,11 +85,8 @@ void EngineCore::CheckBatch(JobKind kind, const Batch& batch) const {
 
 std::shared_ptr<Job> EngineCore::MakeJob(JobKind kind, JobId id, const Batch& batch,
                                          std::size_t rows) const {
-  auto job = std::make_shared<Job>();
-  job->id = id;
-  job->kind = kind;
+  auto job = std::make_shared<Job>(kind, id, rows);
   job->block_ids.assign(batch.block_ids.begin(), batch.block_ids.end());
-  if (IsTransfer(kind)) job->transfers = std::vector<Transfer>(rows);
   std::size_t next_id = 0;
   for (std::size_t row = 0; row < job->transfers.size(); ++row) {
     Transfer& file = job->transfers[row];
@@ -104,12 +101,6 @@ std::shared_ptr<Job> EngineCore::MakeJob(JobKind kind, JobId id, const Batch& ba
     file.request.block_ids = std::span(job->block_ids).subspan(next_id, count);
     next_id += count;
   }
-  job->states.assign(rows, FileState::kQueued);
-  job->statuses.assign(rows, FileStatus::kOk);
-  job->errnos.assign(rows, 0);
-  job->taken.assign(rows, false);
-  job->unsettled = rows;
-  job->holding = rows;
   return job;
 }
 
@@ -117,7 +108,7 @@ void EngineCore::SubmitTransfers(JobKind kind, JobId id, const Batch& batch) {
   CheckBatch(kind, batch);
   const std::shared_ptr<Job> job = MakeJob(kind, id, batch, batch.paths.size());
   job->after = device_->RecordEvent(batch.stream);
-  std::lock_guard lock(mutex_);
+  const EngineLock lock(mutex_);
   AddJob(job);
   if (kind == JobKind::kLoad) {
     EnqueueLoads(job);
@@ -176,7 +167,7 @@ void EngineCore::SubmitProbe(JobId id, std::vector<std::string> paths, std::uint
 }
 
 void EngineCore::AddLookup(const std::shared_ptr<Job>& job) {
-  std::lock_guard lock(mutex_);
+  const EngineLock lock(mutex_);
   AddJob(job);
   const std::uint64_t room =
       config_.queue_files - std::min(config_.queue_files, stats_.queued_lookups);
@@ -277,7 +268,7 @@ void EngineCore::EnqueueMeta(const std::shared_ptr<Job>& job) {
 // threads hang nobody else does, and their jobs would pile up. `done` gets the jobs, of which these
 // may be the last references.
 void EngineCore::DropIdleLookups(std::vector<std::shared_ptr<Job>>& done) {
-  const auto is_idle = [](const MetaBatch& batch) {
+  const auto is_idle = [](const MetaBatch& batch) ENGINE_LOCKED {
     return std::none_of(batch.job->states.begin() + static_cast<std::ptrdiff_t>(batch.begin),
                         batch.job->states.begin() + static_cast<std::ptrdiff_t>(batch.end),
                         [](FileState state) { return state == FileState::kQueued; });
@@ -292,7 +283,7 @@ std::vector<Report> EngineCore::Poll() {
   if (!HasReports()) return {};
   std::vector<Report> reports;
   std::vector<std::shared_ptr<Job>> done;  // freed after the lock
-  std::lock_guard lock(mutex_);
+  const EngineLock lock(mutex_);
   reports.swap(reports_);
   has_reports_.store(false, std::memory_order_release);
   for (const Report& report : reports) {
@@ -313,9 +304,10 @@ bool EngineCore::Reached(JobId id, Phase phase) const {
 
 bool EngineCore::Wait(std::span<const JobId> ids, Phase phase, double timeout_seconds) {
   const TimePoint deadline = Clock::now() + ToDuration(timeout_seconds);
-  Lock lock(mutex_);
+  EngineLock lock(mutex_);
   return changed_.wait_until(lock, deadline, [&] {
-    return std::all_of(ids.begin(), ids.end(), [&](JobId id) { return Reached(id, phase); });
+    return std::all_of(ids.begin(), ids.end(),
+                       [&](JobId id) ENGINE_LOCKED { return Reached(id, phase); });
   });
 }
 
@@ -329,7 +321,7 @@ std::vector<std::shared_ptr<Job>> EngineCore::FindJobs(std::span<const JobId> id
 }
 
 void EngineCore::Release(std::span<const JobId> ids) {
-  Lock lock(mutex_);
+  EngineLock lock(mutex_);
   for (const auto& job : FindJobs(ids)) {
     if (job->kind != JobKind::kStore) continue;
     job->let_go = true;
@@ -357,19 +349,20 @@ void EngineCore::CancelQueued(const std::shared_ptr<Job>& job) {
 }
 
 void EngineCore::Cancel(std::span<const JobId> ids) {
-  std::lock_guard lock(mutex_);
+  const EngineLock lock(mutex_);
   for (const auto& job : FindJobs(ids)) CancelQueued(job);
 }
 
 bool EngineCore::Drain(double timeout_seconds) {
   const TimePoint deadline = Clock::now() + ToDuration(timeout_seconds);
-  Lock lock(mutex_);
-  return changed_.wait_until(
-      lock, deadline, [&] { return unfinished_jobs_ == 0 && touches_.empty() && touching_ == 0; });
+  EngineLock lock(mutex_);
+  return changed_.wait_until(lock, deadline, [&]() ENGINE_LOCKED {
+    return unfinished_jobs_ == 0 && touches_.empty() && touching_ == 0;
+  });
 }
 
 EngineStats EngineCore::Stats() const {
-  std::lock_guard lock(mutex_);
+  const EngineLock lock(mutex_);
   EngineStats stats = stats_;
   stats.queued_touches = touches_.size();
   stats.write_buffer_used_bytes =

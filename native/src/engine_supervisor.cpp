@@ -40,7 +40,7 @@ TimePoint EngineCore::NextDeadline() {
 // Runs until Close. Sleeps until the next deadline, and for ever while nothing is under way.
 void EngineCore::Supervise() {
   ::pthread_setname_np(::pthread_self(), "kvs-supervisor");
-  Lock lock(mutex_);
+  EngineLock lock(mutex_);
   while (!stopping_) {
     const TimePoint now = Clock::now();
     Expire(lock, load_deadlines_, now, FileStatus::kTimedOut);
@@ -62,7 +62,7 @@ void EngineCore::Supervise() {
   changed_.notify_all();
 }
 
-void EngineCore::Expire(Lock& lock, DeadlineQueue& queue, TimePoint now, FileStatus status) {
+void EngineCore::Expire(EngineLock& lock, DeadlineQueue& queue, TimePoint now, FileStatus status) {
   while (FrontOf(queue) <= now) {
     const Deadline deadline = queue.front();
     queue.pop_front();
@@ -87,8 +87,8 @@ void EngineCore::Expire(Lock& lock, DeadlineQueue& queue, TimePoint now, FileSta
 
 // Revokes first, settles afterwards: once a status is out, block memory is safe. A store whose
 // bytes were taken in the meantime is not dropped for taking too long.
-void EngineCore::GiveUp(Lock& lock, const std::shared_ptr<Job>& job, std::vector<std::size_t> files,
-                        FileStatus status) {
+void EngineCore::GiveUp(EngineLock& lock, const std::shared_ptr<Job>& job,
+                        std::vector<std::size_t> files, FileStatus status) {
   if (job == nullptr) return;
   if (IsTransfer(job->kind)) {
     lock.unlock();
@@ -114,7 +114,7 @@ TimePoint EngineCore::HungAt(const Worker& worker) const {
 
 // For threads that hang, as many as may be replaced. Made without the lock, which poll() and
 // submissions need: pinning memory takes milliseconds.
-std::vector<Spare> EngineCore::MakeSpares(Lock& lock, TimePoint now) {
+std::vector<Spare> EngineCore::MakeSpares(EngineLock& lock, TimePoint now) {
   std::vector<Role> roles;
   for (const auto& worker : workers_) {
     if (worker->abandoned || HungAt(*worker) > now) continue;
@@ -136,14 +136,14 @@ std::vector<Spare> EngineCore::MakeSpares(Lock& lock, TimePoint now) {
 }
 
 // What a thread had read of another job before it began to read what it reads now.
-void EngineCore::EndCopies(Lock& lock, TimePoint now) {
+void EngineCore::EndCopies(EngineLock& lock, TimePoint now) {
   std::vector<std::shared_ptr<Worker>> due;
   std::copy_if(workers_.begin(), workers_.end(), std::back_inserter(due),
-               [&](const auto& worker) { return worker->copying_until <= now; });
+               [&](const auto& worker) ENGINE_LOCKED { return worker->copying_until <= now; });
   for (const auto& worker : due) FinishCopying(lock, *worker);
 }
 
-void EngineCore::AbandonHung(Lock& lock, TimePoint now) {
+void EngineCore::AbandonHung(EngineLock& lock, TimePoint now) {
   std::vector<Spare> spares = MakeSpares(lock, now);
   std::vector<TransferRef> stalled;
   bool hung = false;
@@ -211,7 +211,7 @@ bool EngineCore::NothingReadSince(TimePoint since) const {
 }
 
 // Storage gives nothing to anybody: those that wait for a thread would only wait longer.
-void EngineCore::GiveUpLoadsBefore(Lock& lock, TimePoint submitted) {
+void EngineCore::GiveUpLoadsBefore(EngineLock& lock, TimePoint submitted) {
   std::vector<std::shared_ptr<Job>> jobs;
   for (const auto& [id, job] : jobs_) {
     if (job->kind == JobKind::kLoad && job->submitted <= submitted) jobs.push_back(job);
@@ -226,9 +226,10 @@ void EngineCore::GiveUpLoadsBefore(Lock& lock, TimePoint submitted) {
 }
 
 // Joins threads that have ended, which takes no time, and forgets them.
-void EngineCore::Reap(Lock& lock) {
-  const auto gone = std::stable_partition(workers_.begin(), workers_.end(),
-                                          [](const auto& worker) { return !worker->exited; });
+void EngineCore::Reap(EngineLock& lock) {
+  const auto gone =
+      std::stable_partition(workers_.begin(), workers_.end(),
+                            [](const auto& worker) ENGINE_LOCKED { return !worker->exited; });
   std::vector<std::shared_ptr<Worker>> ended(std::make_move_iterator(gone),
                                              std::make_move_iterator(workers_.end()));
   workers_.erase(gone, workers_.end());
@@ -241,7 +242,7 @@ void EngineCore::Reap(Lock& lock) {
   lock.lock();
 }
 
-void EngineCore::GiveUpAll(Lock& lock) {
+void EngineCore::GiveUpAll(EngineLock& lock) {
   std::vector<std::shared_ptr<Job>> jobs;
   for (const auto& [id, job] : jobs_) jobs.push_back(job);
   for (const auto& job : jobs) {
@@ -254,19 +255,20 @@ void EngineCore::GiveUpAll(Lock& lock) {
 }
 
 bool EngineCore::Close(double timeout_seconds) {
-  std::lock_guard close_lock(close_mutex_);
+  const LockGuard close_lock(close_mutex_);
   const TimePoint deadline = Clock::now() + ToDuration(timeout_seconds);
-  Lock lock(mutex_);
+  EngineLock lock(mutex_);
   closed_ = true;
   touches_.clear();
   for (const auto& [id, job] : jobs_) CancelQueued(job);
-  changed_.wait_until(lock, deadline, [&] { return unfinished_jobs_ == 0; });
+  changed_.wait_until(lock, deadline, [&]() ENGINE_LOCKED { return unfinished_jobs_ == 0; });
   GiveUpAll(lock);
   stopping_ = true;
   WakeAll();
-  auto all_exited = [&] {
-    return supervisor_exited_ && std::all_of(workers_.begin(), workers_.end(),
-                                             [](const auto& worker) { return worker->exited; });
+  auto all_exited = [&]() ENGINE_LOCKED {
+    return supervisor_exited_ &&
+           std::all_of(workers_.begin(), workers_.end(),
+                       [](const auto& worker) ENGINE_LOCKED { return worker->exited; });
   };
   changed_.wait_until(lock, std::max(deadline, Clock::now() + kExitGrace), all_exited);
   if (supervisor_thread_.joinable()) {  // may be at a copy or an allocation that takes its time

@@ -40,7 +40,7 @@ bool EngineCore::PopLoad(LoadPart& part) {
 // Reads `part`. Its last copies may still be under way afterwards: it is then in worker.copying,
 // and ends when the thread has read its next part, whose pieces needed the same buffers, or there
 // is none. If that part is another job's and takes long, the supervisor ends it.
-void EngineCore::Load(Lock& lock, LoadPart part, Worker& worker) {
+void EngineCore::Load(EngineLock& lock, LoadPart part, Worker& worker) {
   lock.unlock();
   Transfer& file = *part.file;
   ThreadContext& context = *worker.context;
@@ -67,7 +67,7 @@ void EngineCore::Load(Lock& lock, LoadPart part, Worker& worker) {
 }
 
 // By its thread, or by the supervisor if that takes long in its next call: whoever takes the part.
-void EngineCore::FinishCopying(Lock& lock, Worker& worker) {
+void EngineCore::FinishCopying(EngineLock& lock, Worker& worker) {
   if (worker.copying.file == nullptr) return;
   const LoadPart part = std::exchange(worker.copying, {});
   const std::uint64_t copies = worker.part_copies;
@@ -85,7 +85,7 @@ void EngineCore::FinishCopying(Lock& lock, Worker& worker) {
 // The file is done with its last part, or with the first that fails, which has revoked the gate: so
 // the copies of the others have ended. kCancelled: whoever has done so says what became of it.
 void EngineCore::EndPart(Transfer& file, FileResult result, bool removed) {
-  std::lock_guard lock(mutex_);
+  const EngineLock lock(mutex_);
   if (removed) ++stats_.removed_bad;
   if (result.status == FileStatus::kCancelled) return;
   if (!result.ok()) {
@@ -111,7 +111,7 @@ void EngineCore::StoreThrough(Transfer& file, ThreadContext& context) {
     }
     removed = writer.removed_bad();
   }  // a temp file that was not published is gone before anybody hears of the failure
-  std::lock_guard lock(mutex_);
+  const EngineLock lock(mutex_);
   if (removed) ++stats_.removed_bad;
   if (!GivenUp(file)) Settle(*file.job, file.index, result, bytes);
 }
@@ -143,7 +143,7 @@ FileResult EngineCore::WriteFromBlocks(Transfer& file, ChunkWriter& writer,
 // A copier's work: takes a file's bytes into staging, a part at a time as buffers become free, and
 // hashes them there: the threads that write have enough to do. No file I/O, so that no storage can
 // hold block memory.
-void EngineCore::TakeBytes(Lock& lock, const TransferRef& file, StagingBuffer buffer,
+void EngineCore::TakeBytes(EngineLock& lock, const TransferRef& file, StagingBuffer buffer,
                            ThreadContext& context) {
   const std::uint64_t payload = file->request.payload_bytes();
   lock.unlock();  // a salt and a key are two system calls' worth of time
@@ -154,7 +154,7 @@ void EngineCore::TakeBytes(Lock& lock, const TransferRef& file, StagingBuffer bu
   lock.lock();
   while (file->copied_bytes < payload) {
     if (file->copied_bytes > 0) {
-      copy_work_.wait(lock, [&] { return GivenUp(*file) || BufferAvailable(); });
+      copy_work_.wait(lock, [&]() ENGINE_LOCKED { return GivenUp(*file) || BufferAvailable(); });
       if (GivenUp(*file)) return;
       buffer = TakeBuffer(lock);
       if (!buffer) {  // out of memory
@@ -205,7 +205,7 @@ void EngineCore::AllTaken(Transfer& file) {
   MarkTaken(*file.job, file.index);
 }
 
-bool EngineCore::BeginWriteBehind(Lock& lock, Transfer& file, ThreadContext& context) {
+bool EngineCore::BeginWriteBehind(EngineLock& lock, Transfer& file, ThreadContext& context) {
   lock.unlock();
   FileResult result;
   auto writer = std::make_unique<ChunkWriter>(root_, io_options_, IdentityOf(file), file.request);
@@ -218,7 +218,7 @@ bool EngineCore::BeginWriteBehind(Lock& lock, Transfer& file, ThreadContext& con
 }
 
 // Ends the writer's work on a file, with the temp file gone before the file is settled.
-void EngineCore::EndWriteBehind(Lock& lock, Transfer& file, FileResult result,
+void EngineCore::EndWriteBehind(EngineLock& lock, Transfer& file, FileResult result,
                                 std::uint64_t bytes) {
   std::unique_ptr<ChunkWriter> writer = std::move(file.writer);
   if (writer->removed_bad()) ++stats_.removed_bad;
@@ -234,24 +234,25 @@ void EngineCore::EndWriteBehind(Lock& lock, Transfer& file, FileResult result,
 
 // Writes what has been staged of a file so far, and publishes it if that was the last. Never waits
 // for a copier: a file that is not complete is left, and queued again with its next part.
-void EngineCore::WriteBehind(Lock& lock, Transfer& file, ThreadContext& context) {
+void EngineCore::WriteBehind(EngineLock& lock, Transfer& file, ThreadContext& context) {
   file.active = true;
   if (file.writer == nullptr && !BeginWriteBehind(lock, file, context)) return;
   const std::uint64_t payload = file.request.payload_bytes();
   while (!GivenUp(file)) {
     FileResult result;
+    ChunkWriter& writer = *file.writer;  // this thread's, while the file is active
     if (file.has_ready()) {
       StagedPart part = std::move(file.ready().front());
       file.ready().pop_front();
       lock.unlock();
-      result = file.writer->WriteHashed(part.buffer.data(), part.bytes);
+      result = writer.WriteHashed(part.buffer.data(), part.bytes);
       lock.lock();
       ReturnBuffer(std::move(part.buffer));
       if (result.ok()) continue;
-    } else if (file.writer->written_bytes() == payload) {
-      file.writer->AdoptHasher(std::move(*file.hasher));
+    } else if (writer.written_bytes() == payload) {
+      writer.AdoptHasher(std::move(*file.hasher));
       lock.unlock();
-      result = file.writer->Publish(file.gate, context);
+      result = writer.Publish(file.gate, context);
       lock.lock();
     } else {
       file.active = false;

@@ -116,7 +116,7 @@ EngineCore::EngineCore(EngineSetup setup)
 EngineCore::~EngineCore() = default;
 
 void EngineCore::Start() {
-  std::lock_guard lock(mutex_);
+  const EngineLock lock(mutex_);
   for (std::size_t role = 0; role < kRoles; ++role) {
     for (int i = 0; i < nominal_[role]; ++i) {
       Spawn(static_cast<Role>(role), MakeContext(static_cast<Role>(role)));
@@ -169,7 +169,7 @@ void EngineCore::RunWorker(Worker& worker) {
       CopierLoop(*worker.context);
       break;
   }
-  std::lock_guard lock(mutex_);
+  const EngineLock lock(mutex_);
   if (!worker.abandoned) --live_[IndexOf(worker.role)];
   worker.exited = true;
   supervisor_.notify_one();
@@ -198,12 +198,12 @@ bool EngineCore::EndCall(Worker& worker) {
 
 void EngineCore::IoLoop(Worker& worker, ThreadContext& context) {
   const bool stores_too = worker.role == Role::kIo;
-  std::condition_variable& work = stores_too ? io_work_ : load_work_;
+  Condition& work = stores_too ? io_work_ : load_work_;
   LoadPart part;
-  Lock lock(mutex_);
+  EngineLock lock(mutex_);
   do {
     if (loads_.empty()) FinishCopying(lock, worker);
-    work.wait(lock, [&] {
+    work.wait(lock, [&]() ENGINE_LOCKED {
       return stopping_ || !loads_.empty() ||
              (stores_too && (!stores_.empty() || !leftovers_.empty()));
     });
@@ -249,9 +249,10 @@ void EngineCore::IoLoop(Worker& worker, ThreadContext& context) {
 }
 
 void EngineCore::CopierLoop(ThreadContext& context) {
-  Lock lock(mutex_);
+  EngineLock lock(mutex_);
   for (;;) {
-    copy_work_.wait(lock, [&] { return stopping_ || (!copies_.empty() && BufferAvailable()); });
+    copy_work_.wait(
+        lock, [&]() ENGINE_LOCKED { return stopping_ || (!copies_.empty() && BufferAvailable()); });
     if (stopping_) return;  // nothing is left to copy: Close settled all
     const TransferRef file = PopUnsettled(copies_);
     if (file == nullptr) continue;
@@ -266,7 +267,7 @@ void EngineCore::CopierLoop(ThreadContext& context) {
 }
 
 void EngineCore::MetaLoop(Worker& worker) {
-  Lock lock(mutex_);
+  EngineLock lock(mutex_);
   do {
     while (!stopping_ && lookups_.empty() && !MayTouch()) {
       ++meta_waiting_;

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "engine_lock.h"
 #include "kvshelf/chunk_io.h"
 #include "kvshelf/engine.h"
 #include "kvshelf/layout.h"
@@ -21,30 +22,30 @@ struct StagedPart {
 
 struct Job;
 
-// One chunk file that is stored or loaded. `request` is fixed once submitted, the gate guards
-// itself, all else is guarded by EngineCore::mutex_.
+// One chunk file that is stored or loaded. What is not guarded is fixed once submitted.
 struct Transfer {
   Job* job = nullptr;  // a shared_ptr<Transfer> keeps its job alive
   std::size_t index = 0;
   ChunkRequest request;
   std::uint32_t group = 0;
   CopyGate gate;
-  std::size_t parts_left = 0;  // of a load: queued or under way
+  std::size_t parts_left ENGINE_GUARDED = 0;  // of a load: queued or under way
 
   // Write-behind only.
-  std::deque<StagedPart>& ready() {
+  std::deque<StagedPart>& ready() ENGINE_LOCKED {
     if (ready_ == nullptr) ready_ = std::make_unique<std::deque<StagedPart>>();
     return *ready_;
   }
-  bool has_ready() const { return ready_ != nullptr && !ready_->empty(); }
-  std::uint64_t copied_bytes = 0;       // of the payload, out of block memory
-  std::unique_ptr<PieceHasher> hasher;  // its copier's; the writer's once all parts are ready
-  bool active = false;                  // an I/O thread has it, and with it `writer`
-  bool in_queue = false;                // waits in EngineCore::stores_
-  std::unique_ptr<ChunkWriter> writer;  // not destroyed but by an I/O thread
+  bool has_ready() const ENGINE_LOCKED { return ready_ != nullptr && !ready_->empty(); }
+  std::uint64_t copied_bytes ENGINE_GUARDED = 0;  // of the payload, out of block memory
+  std::unique_ptr<PieceHasher> hasher;   // its copier's; the writer's once all parts are ready
+  bool active ENGINE_GUARDED = false;    // an I/O thread has it, and with it `writer`
+  bool in_queue ENGINE_GUARDED = false;  // waits in EngineCore::stores_
+  std::unique_ptr<ChunkWriter> writer ENGINE_GUARDED;  // not destroyed but by an I/O thread
 
  private:
-  std::unique_ptr<std::deque<StagedPart>> ready_;  // made on use: an empty deque has a heap block
+  // Made on use: an empty deque has a heap block.
+  std::unique_ptr<std::deque<StagedPart>> ready_ ENGINE_GUARDED;
 };
 
 // Bytes [begin, end) of a load's payload: what one thread reads at a time.
@@ -61,12 +62,23 @@ enum class FileState : std::uint8_t {
   kSettled,  // its status is final
 };
 
-// Guarded by EngineCore::mutex_ but for what is fixed at submission.
+// What is not guarded is fixed at submission.
 struct Job {
-  JobId id = 0;
-  JobKind kind = JobKind::kLoad;
+  Job(JobKind job_kind, JobId job_id, std::size_t files)
+      : kind(job_kind),
+        id(job_id),
+        transfers(job_kind == JobKind::kStore || job_kind == JobKind::kLoad ? files : 0),
+        states(files, FileState::kQueued),
+        statuses(files, FileStatus::kOk),
+        errnos(files, 0),
+        taken(files, false),
+        unsettled(files),
+        holding(files) {}
+
+  const JobKind kind;
+  const JobId id;
   TimePoint submitted;
-  std::shared_ptr<void> after;     // copies wait for this event of the device, fixed at submission
+  std::shared_ptr<void> after;     // copies wait for this event of the device
   std::vector<std::string> paths;  // lookups; a transfer has its own
   // Or, for lookups by key: each key in each folder, key after key.
   std::vector<std::string> folders;
@@ -78,20 +90,20 @@ struct Job {
   std::vector<std::int32_t> block_ids;
   std::vector<Transfer> transfers;  // stores and loads; never resized, threads point into it
 
-  std::vector<FileState> states;
-  std::vector<FileStatus> statuses;
-  std::vector<int> errnos;
-  std::vector<bool> taken;          // for RELEASED: the bytes were taken, whatever came after
-  std::size_t unsettled = 0;        // files
-  std::size_t holding = 0;          // files that may still need block memory
-  bool any_error = false;           // an errno is not 0
-  bool let_go = false;              // release() was called
-  bool released = false;            // reported
-  bool finished = false;            // reported
-  std::uint64_t payload_bytes = 0;  // of files that are OK
-  std::uint64_t taken_bytes = 0;    // likewise, for RELEASED
+  std::vector<FileState> states ENGINE_GUARDED;
+  std::vector<FileStatus> statuses ENGINE_GUARDED;
+  std::vector<int> errnos ENGINE_GUARDED;
+  std::vector<bool> taken ENGINE_GUARDED;          // the bytes, whatever came after
+  std::size_t unsettled ENGINE_GUARDED;            // files
+  std::size_t holding ENGINE_GUARDED;              // files that may still need block memory
+  bool any_error ENGINE_GUARDED = false;           // an errno is not 0
+  bool let_go ENGINE_GUARDED = false;              // release() was called
+  bool released ENGINE_GUARDED = false;            // reported
+  bool finished ENGINE_GUARDED = false;            // reported
+  std::uint64_t payload_bytes ENGINE_GUARDED = 0;  // of files that are OK
+  std::uint64_t taken_bytes ENGINE_GUARDED = 0;    // likewise, for RELEASED
 
-  std::size_t size() const { return states.size(); }
+  std::size_t size() const ENGINE_LOCKED { return states.size(); }
   // Of a lookup.
   std::string PathOf(std::size_t index) const {
     if (folders.empty()) return paths[index];

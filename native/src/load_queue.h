@@ -46,8 +46,8 @@ class LoadQueue {
   }
 
   // Forgets jobs of which nothing is left to do.
-  void DropFinished() {
-    std::erase_if(jobs_, [&](const Waiting& waiting) {
+  void DropFinished() ENGINE_LOCKED {
+    std::erase_if(jobs_, [&](const Waiting& waiting) ENGINE_LOCKED {
       if (waiting.job->unsettled > 0) return false;
       parts_ -= waiting.parts.size();
       return true;

@@ -17,9 +17,7 @@ using testing::kBlocksPerFile;
 using testing::Trap;
 
 std::shared_ptr<Job> LoadOf(std::size_t files) {
-  auto job = std::make_shared<Job>();
-  job->transfers = std::vector<Transfer>(files);
-  job->unsettled = files;
+  auto job = std::make_shared<Job>(JobKind::kLoad, 1, files);
   for (std::size_t i = 0; i < files; ++i) job->transfers[i].job = job.get();
   return job;
 }
