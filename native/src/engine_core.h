@@ -18,6 +18,9 @@
 #include "job.h"
 #include "kvshelf/use_time.h"
 #include "load_queue.h"
+#include "staging_pool.h"
+#include "store_queue.h"
+#include "wakeups.h"
 
 namespace kvshelf {
 
@@ -109,18 +112,12 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
   bool Reached(JobId id, Phase phase) const ENGINE_LOCKED;
 
   // engine_jobs.cpp
-  bool Settled(const Transfer& file) const ENGINE_LOCKED;
-  bool GivenUp(const Transfer& file) const ENGINE_LOCKED;
   void LeaveQueue(Job& job,
                   std::size_t index) ENGINE_LOCKED;  // kQueued -> kRunning, and the gauges
   void MarkTaken(Job& job, std::size_t index) ENGINE_LOCKED;
   void Settle(Job& job, std::size_t index, FileResult result, std::uint64_t bytes) ENGINE_LOCKED;
-  void DropStaging(Transfer& file) ENGINE_LOCKED;
   void ReportIfDue(Job& job) ENGINE_LOCKED;
   void PushReport(Job& job, Phase phase) ENGINE_LOCKED;
-  StagingBuffer TakeBuffer(EngineLock& lock ENGINE_LOCKED);  // lets go of it while memory is made
-  void ReturnBuffer(StagingBuffer buffer) ENGINE_LOCKED;
-  bool BufferAvailable() const ENGINE_LOCKED;
 
   // engine_workers.cpp
   std::shared_ptr<ThreadContext> MakeContext(Role role) const;  // throws std::bad_alloc or the like
@@ -135,12 +132,10 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
   void BeginCall(Worker& worker, Clock::duration timeout) ENGINE_LOCKED;
   // False: leave.
   bool EndCall(Worker& worker) ENGINE_LOCKED;
-  void WakeAll();
 
   // engine_transfers.cpp
   ChunkIdentity IdentityOf(const Transfer& file) const;
   static bool AwaitEvent(const Transfer& file, ThreadContext& context);
-  TransferRef PopUnsettled(std::deque<TransferRef>& queue) ENGINE_LOCKED;
   bool PopLoad(LoadPart& part) ENGINE_LOCKED;
   void Load(EngineLock& lock ENGINE_LOCKED, LoadPart part, Worker& worker);
   void FinishCopying(EngineLock& lock ENGINE_LOCKED, Worker& worker);
@@ -199,12 +194,7 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
   Mutex close_mutex_;  // serialises Close; taken before mutex_
 
   mutable std::mutex mutex_;
-  Condition io_work_;
-  Condition load_work_;
-  Condition meta_work_;
-  Condition copy_work_;   // a file to copy, a buffer freed, or a file given up
-  Condition supervisor_;  // an earlier deadline, or the end
-  Condition changed_;     // for Wait, Drain and Close: a report, a touch, an exit
+  Wakeups wake_;
   bool closed_ ENGINE_GUARDED = false;
   bool stopping_ ENGINE_GUARDED = false;
   bool supervisor_exited_ ENGINE_GUARDED = false;
@@ -215,11 +205,8 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
   std::vector<Report> reports_ ENGINE_GUARDED;
 
   LoadQueue loads_ ENGINE_GUARDED;
-  std::deque<TransferRef> stores_
-      ENGINE_GUARDED;  // to be written: whole files, or those with staged parts
-  std::deque<TransferRef> copies_ ENGINE_GUARDED;  // write-behind: bytes to be taken
-  std::vector<std::unique_ptr<ChunkWriter>> leftovers_
-      ENGINE_GUARDED;  // of files given up; I/O threads end them
+  StagingPool staging_;
+  StoreQueue stores_;
   std::deque<MetaBatch> lookups_ ENGINE_GUARDED;
   FileClock clock_;
   std::deque<TouchRequest> touches_ ENGINE_GUARDED;
@@ -232,10 +219,6 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
   DeadlineQueue take_deadlines_ ENGINE_GUARDED;  // of stores: for taking the bytes
   DeadlineQueue publish_deadlines_
       ENGINE_GUARDED;  // of store files whose bytes were taken or writing began
-
-  std::vector<StagingBuffer> free_buffers_ ENGINE_GUARDED;
-  std::size_t buffers_made_ ENGINE_GUARDED = 0;
-  std::size_t buffers_max_ ENGINE_GUARDED;
 
   std::vector<std::shared_ptr<Worker>> workers_ ENGINE_GUARDED;
   std::thread supervisor_thread_ ENGINE_GUARDED;

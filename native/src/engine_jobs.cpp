@@ -1,20 +1,10 @@
 // What becomes of files and jobs. Every function here is called with mutex_ held.
 #include <algorithm>
 #include <cerrno>
-#include <new>
 
 #include "engine_core.h"
 
 namespace kvshelf {
-
-bool EngineCore::Settled(const Transfer& file) const {
-  return file.job->states[file.index] == FileState::kSettled;
-}
-
-// Settled, or about to be by whoever revoked the gate.
-bool EngineCore::GivenUp(const Transfer& file) const {
-  return file.gate.revoked() || Settled(file);
-}
 
 void EngineCore::LeaveQueue(Job& job, std::size_t index) {
   if (job.states[index] != FileState::kQueued) return;
@@ -59,23 +49,8 @@ void EngineCore::Settle(Job& job, std::size_t index, FileResult result, std::uin
     --job.holding;
   }
   --job.unsettled;
-  if (job.kind == JobKind::kStore) DropStaging(job.transfers[index]);
+  if (job.kind == JobKind::kStore) stores_.DropStaged(job.transfers[index]);
   ReportIfDue(job);
-}
-
-// Frees what a settled write-behind file still has in staging. A temp file is left to an I/O
-// thread: removing it is a system call, and the caller may be anybody.
-void EngineCore::DropStaging(Transfer& file) {
-  if (!config_.write_behind) return;
-  while (file.has_ready()) {
-    ReturnBuffer(std::move(file.ready().front().buffer));
-    file.ready().pop_front();
-  }
-  if (file.writer != nullptr && !file.active) {
-    leftovers_.push_back(std::move(file.writer));
-    io_work_.notify_one();
-  }
-  copy_work_.notify_all();  // a copier may wait for a buffer for this very file
 }
 
 void EngineCore::ReportIfDue(Job& job) {
@@ -109,45 +84,7 @@ void EngineCore::PushReport(Job& job, Phase phase) {
   report.seconds = Seconds(Clock::now() - job.submitted).count();
   reports_.push_back(std::move(report));
   has_reports_.store(true, std::memory_order_release);
-  changed_.notify_all();
-}
-
-bool EngineCore::BufferAvailable() const {
-  return !free_buffers_.empty() || buffers_made_ < buffers_max_;
-}
-
-// An empty buffer if there is none. The buffer used last is taken first: it may still be in cache,
-// and memory that was never needed is never touched. Making one, pinned for a GPU, takes
-// milliseconds, in which poll() and submissions must not wait for the lock; so whatever the caller
-// knew may have changed afterwards.
-StagingBuffer EngineCore::TakeBuffer(EngineLock& lock) {
-  if (!free_buffers_.empty()) {
-    StagingBuffer buffer = std::move(free_buffers_.back());
-    free_buffers_.pop_back();
-    return buffer;
-  }
-  if (!BufferAvailable()) return {};
-  ++buffers_made_;  // before it is: others must not make more than there may be
-  lock.unlock();
-  StagingBuffer buffer;
-  try {
-    buffer = device_->AllocateStaging(RoundUpToPage(config_.piece_bytes));
-  } catch (const std::bad_alloc&) {
-    // An empty one says so.
-  }
-  lock.lock();
-  if (!buffer) {
-    // Go on with what there is; with none, each store tries again, and is dropped.
-    buffers_max_ = std::max<std::size_t>(1, --buffers_made_);
-    copy_work_.notify_all();  // for whom there was no buffer while this one counted
-  }
-  return buffer;
-}
-
-void EngineCore::ReturnBuffer(StagingBuffer buffer) {
-  if (!buffer) return;
-  free_buffers_.push_back(std::move(buffer));
-  copy_work_.notify_all();
+  wake_.changed.notify_all();
 }
 
 }  // namespace kvshelf

@@ -226,7 +226,7 @@ void EngineCore::TouchSome(EngineLock& lock, Worker& worker) {
   // If the supervisor gave this thread up, it has done this already.
   if (worker.touching) --touching_;
   worker.touching = false;
-  changed_.notify_all();
+  wake_.changed.notify_all();
 }
 
 }  // namespace kvshelf

@@ -224,33 +224,28 @@ void EngineCore::EnqueueLoads(const std::shared_ptr<Job>& job) {
   load_deadlines_.push_back({job->submitted + ToDuration(config_.load_timeout_seconds), job});
   Arm(load_deadlines_.back().time);
   if (loads_.size() == 1) {
-    io_work_.notify_one();
-    load_work_.notify_one();
+    wake_.io.notify_one();
+    wake_.load.notify_one();
   } else {
-    io_work_.notify_all();
-    load_work_.notify_all();
+    wake_.io.notify_all();
+    wake_.load.notify_all();
   }
 }
 
 void EngineCore::EnqueueStores(const std::shared_ptr<Job>& job) {
-  auto& queue = config_.write_behind ? copies_ : stores_;
-  while (!queue.empty() && Settled(*queue.front())) queue.pop_front();
+  stores_.DropSettled();
   for (std::size_t i = 0; i < job->size(); ++i) {
     ++stats_.queued_stores;
     if (stats_.queued_stores > config_.queue_files) {
       Settle(*job, i, {FileStatus::kDropped, 0}, 0);
     } else {
-      queue.push_back(Ref(job, i));
+      stores_.Add(Ref(job, i));
     }
   }
   take_deadlines_.push_back({job->submitted + ToDuration(config_.store_queue_seconds), job});
   Arm(take_deadlines_.back().time);
-  if (config_.write_behind) {
-    EnqueueMeta(job);  // chunks that exist need not be copied
-    copy_work_.notify_all();
-  } else {
-    io_work_.notify_all();
-  }
+  if (config_.write_behind) EnqueueMeta(job);  // chunks that exist need not be copied
+  stores_.WakeThreads();
 }
 
 void EngineCore::EnqueueMeta(const std::shared_ptr<Job>& job) {
@@ -305,7 +300,7 @@ bool EngineCore::Reached(JobId id, Phase phase) const {
 bool EngineCore::Wait(std::span<const JobId> ids, Phase phase, double timeout_seconds) {
   const TimePoint deadline = Clock::now() + ToDuration(timeout_seconds);
   EngineLock lock(mutex_);
-  return changed_.wait_until(lock, deadline, [&] {
+  return wake_.changed.wait_until(lock, deadline, [&] {
     return std::all_of(ids.begin(), ids.end(),
                        [&](JobId id) ENGINE_LOCKED { return Reached(id, phase); });
   });
@@ -356,7 +351,7 @@ void EngineCore::Cancel(std::span<const JobId> ids) {
 bool EngineCore::Drain(double timeout_seconds) {
   const TimePoint deadline = Clock::now() + ToDuration(timeout_seconds);
   EngineLock lock(mutex_);
-  return changed_.wait_until(lock, deadline, [&]() ENGINE_LOCKED {
+  return wake_.changed.wait_until(lock, deadline, [&]() ENGINE_LOCKED {
     return unfinished_jobs_ == 0 && touches_.empty() && touching_ == 0;
   });
 }
@@ -365,8 +360,7 @@ EngineStats EngineCore::Stats() const {
   const EngineLock lock(mutex_);
   EngineStats stats = stats_;
   stats.queued_touches = touches_.size();
-  stats.write_buffer_used_bytes =
-      (buffers_made_ - free_buffers_.size()) * RoundUpToPage(config_.piece_bytes);
+  stats.write_buffer_used_bytes = staging_.used_bytes();
   return stats;
 }
 

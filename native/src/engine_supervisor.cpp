@@ -15,7 +15,7 @@ constexpr auto kExitGrace = std::chrono::milliseconds(200);
 void EngineCore::Arm(TimePoint deadline) {
   if (deadline >= supervisor_wakes_) return;
   supervisor_wakes_ = deadline;
-  supervisor_.notify_one();
+  wake_.supervisor.notify_one();
 }
 
 TimePoint EngineCore::FrontOf(DeadlineQueue& queue) {
@@ -53,13 +53,13 @@ void EngineCore::Supervise() {
     if (stopping_) break;
     supervisor_wakes_ = NextDeadline();
     if (supervisor_wakes_ == kNever) {
-      supervisor_.wait(lock);
+      wake_.supervisor.wait(lock);
     } else {
-      supervisor_.wait_until(lock, supervisor_wakes_);
+      wake_.supervisor.wait_until(lock, supervisor_wakes_);
     }
   }
   supervisor_exited_ = true;
-  changed_.notify_all();
+  wake_.changed.notify_all();
 }
 
 void EngineCore::Expire(EngineLock& lock, DeadlineQueue& queue, TimePoint now, FileStatus status) {
@@ -157,7 +157,7 @@ void EngineCore::AbandonHung(EngineLock& lock, TimePoint now) {
     if (worker.touching) {
       worker.touching = false;
       --touching_;
-      changed_.notify_all();
+      wake_.changed.notify_all();
     }
     if (worker.loading != nullptr) stalled.push_back(worker.loading);
     const auto spare = std::find_if(spares.begin(), spares.end(),
@@ -261,16 +261,16 @@ bool EngineCore::Close(double timeout_seconds) {
   closed_ = true;
   touches_.clear();
   for (const auto& [id, job] : jobs_) CancelQueued(job);
-  changed_.wait_until(lock, deadline, [&]() ENGINE_LOCKED { return unfinished_jobs_ == 0; });
+  wake_.changed.wait_until(lock, deadline, [&]() ENGINE_LOCKED { return unfinished_jobs_ == 0; });
   GiveUpAll(lock);
   stopping_ = true;
-  WakeAll();
+  wake_.AllThreads();
   auto all_exited = [&]() ENGINE_LOCKED {
     return supervisor_exited_ &&
            std::all_of(workers_.begin(), workers_.end(),
                        [](const auto& worker) ENGINE_LOCKED { return worker->exited; });
   };
-  changed_.wait_until(lock, std::max(deadline, Clock::now() + kExitGrace), all_exited);
+  wake_.changed.wait_until(lock, std::max(deadline, Clock::now() + kExitGrace), all_exited);
   if (supervisor_thread_.joinable()) {  // may be at a copy or an allocation that takes its time
     supervisor_exited_ ? supervisor_thread_.join() : supervisor_thread_.detach();
   }
@@ -280,8 +280,7 @@ bool EngineCore::Close(double timeout_seconds) {
     if (worker->thread.joinable()) worker->thread.detach();
   }
   // Temp files that no thread was left to remove; a cleaner does, once this process is gone.
-  for (const auto& leftover : leftovers_) leftover->Leak();
-  leftovers_.clear();
+  stores_.LeakLeftovers();
   return workers_.empty() && supervisor_exited_;
 }
 

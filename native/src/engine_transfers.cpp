@@ -12,16 +12,6 @@ ChunkIdentity EngineCore::IdentityOf(const Transfer& file) const {
           memory.geometry(), memory.block_bytes(), auth_key_ ? &*auth_key_ : nullptr};
 }
 
-EngineCore::TransferRef EngineCore::PopUnsettled(std::deque<TransferRef>& queue) {
-  while (!queue.empty()) {
-    TransferRef file = std::move(queue.front());
-    queue.pop_front();
-    file->in_queue = false;
-    if (!GivenUp(*file)) return file;
-  }
-  return nullptr;
-}
-
 // Makes the thread's copies come after the work that the caller had queued at submission: the
 // kernels that compute the blocks of a store, or that clear those of a load.
 bool EngineCore::AwaitEvent(const Transfer& file, ThreadContext& context) {
@@ -31,7 +21,7 @@ bool EngineCore::AwaitEvent(const Transfer& file, ThreadContext& context) {
 bool EngineCore::PopLoad(LoadPart& part) {
   while (!loads_.empty()) {
     part = loads_.Pop();
-    if (!GivenUp(*part.file)) return true;
+    if (!IsGivenUp(*part.file)) return true;
   }
   part.file.reset();
   return false;
@@ -90,7 +80,7 @@ void EngineCore::EndPart(Transfer& file, FileResult result, bool removed) {
   if (result.status == FileStatus::kCancelled) return;
   if (!result.ok()) {
     Settle(*file.job, file.index, result, 0);
-  } else if (--file.parts_left == 0 && !GivenUp(file)) {
+  } else if (--file.parts_left == 0 && !IsGivenUp(file)) {
     Settle(*file.job, file.index, result, file.request.payload_bytes());
   }
 }
@@ -113,7 +103,7 @@ void EngineCore::StoreThrough(Transfer& file, ThreadContext& context) {
   }  // a temp file that was not published is gone before anybody hears of the failure
   const EngineLock lock(mutex_);
   if (removed) ++stats_.removed_bad;
-  if (!GivenUp(file)) Settle(*file.job, file.index, result, bytes);
+  if (!IsGivenUp(file)) Settle(*file.job, file.index, result, bytes);
 }
 
 FileResult EngineCore::WriteFromBlocks(Transfer& file, ChunkWriter& writer,
@@ -154,9 +144,10 @@ void EngineCore::TakeBytes(EngineLock& lock, const TransferRef& file, StagingBuf
   lock.lock();
   while (file->copied_bytes < payload) {
     if (file->copied_bytes > 0) {
-      copy_work_.wait(lock, [&]() ENGINE_LOCKED { return GivenUp(*file) || BufferAvailable(); });
-      if (GivenUp(*file)) return;
-      buffer = TakeBuffer(lock);
+      wake_.copy.wait(lock,
+                      [&]() ENGINE_LOCKED { return IsGivenUp(*file) || staging_.available(); });
+      if (IsGivenUp(*file)) return;
+      buffer = staging_.Take(lock);
       if (!buffer) {  // out of memory
         Settle(*file->job, file->index, {FileStatus::kDropped, 0}, 0);
         return;
@@ -171,18 +162,13 @@ void EngineCore::TakeBytes(EngineLock& lock, const TransferRef& file, StagingBuf
     lock.unlock();
     if (copied) file->hasher->Update(buffer.data(), end - begin);
     lock.lock();
-    if (GivenUp(*file) || !copied) {
-      ReturnBuffer(std::move(buffer));
-      if (!GivenUp(*file)) Settle(*file->job, file->index, FileResult::IoError(EIO), 0);
+    if (IsGivenUp(*file) || !copied) {
+      staging_.Return(std::move(buffer));
+      if (!IsGivenUp(*file)) Settle(*file->job, file->index, FileResult::IoError(EIO), 0);
       return;
     }
     file->copied_bytes = end;
-    file->ready().push_back({std::move(buffer), end - begin});
-    if (!file->active && !file->in_queue) {
-      file->in_queue = true;
-      stores_.push_back(file);
-      io_work_.notify_one();
-    }
+    stores_.AddStaged(file, {std::move(buffer), end - begin});
   }
 }
 
@@ -198,7 +184,7 @@ bool EngineCore::TakePart(Transfer& file, std::uint64_t begin, std::uint64_t end
 }
 
 void EngineCore::AllTaken(Transfer& file) {
-  if (GivenUp(file)) return;
+  if (IsGivenUp(file)) return;
   publish_deadlines_.push_back({Clock::now() + ToDuration(config_.store_timeout_seconds),
                                 jobs_.at(file.job->id), file.index});
   Arm(publish_deadlines_.back().time);
@@ -238,7 +224,7 @@ void EngineCore::WriteBehind(EngineLock& lock, Transfer& file, ThreadContext& co
   file.active = true;
   if (file.writer == nullptr && !BeginWriteBehind(lock, file, context)) return;
   const std::uint64_t payload = file.request.payload_bytes();
-  while (!GivenUp(file)) {
+  while (!IsGivenUp(file)) {
     FileResult result;
     ChunkWriter& writer = *file.writer;  // this thread's, while the file is active
     if (file.has_ready()) {
@@ -247,7 +233,7 @@ void EngineCore::WriteBehind(EngineLock& lock, Transfer& file, ThreadContext& co
       lock.unlock();
       result = writer.WriteHashed(part.buffer.data(), part.bytes);
       lock.lock();
-      ReturnBuffer(std::move(part.buffer));
+      staging_.Return(std::move(part.buffer));
       if (result.ok()) continue;
     } else if (writer.written_bytes() == payload) {
       writer.AdoptHasher(std::move(*file.hasher));

@@ -17,7 +17,14 @@ constexpr auto kHungGrace = std::chrono::milliseconds(100);
 constexpr std::uint64_t kDirectStepBytes = 1 << 20;
 
 // Buffers of write-behind stores that a GPU's engine pins at its start: 1 GiB of 4 MiB pieces.
-constexpr std::size_t kPinnedAtStart = 256;
+// Pinning takes milliseconds a buffer: not while a store waits. What a generous setting allows
+// beyond that is pinned when it is needed.
+std::size_t BuffersAtStart(const EngineConfig& config, const std::vector<GroupMemory>& groups,
+                           const Device& device) {
+  constexpr std::size_t kPinnedAtStart = 256;
+  const bool pins = !device.host_accessible() && config.write_behind && !groups.empty();
+  return pins ? kPinnedAtStart : 0;
+}
 
 // Taking bytes is memory copying; a quarter of the I/O threads keeps up with them.
 int CopierThreads(const EngineConfig& config) { return std::clamp(config.io_threads / 4, 1, 4); }
@@ -82,7 +89,10 @@ EngineCore::EngineCore(EngineSetup setup)
       root_(setup.ops != nullptr ? std::move(setup.ops) : MakePosixFileOps(), setup.root,
             setup.temp_prefix.empty() ? OwnTempPrefix() : std::move(setup.temp_prefix),
             setup.config.dir_mode),
-      buffers_max_(std::max<std::size_t>(1, config_.write_buffer_bytes / config_.piece_bytes)) {
+      staging_(device_, config_.piece_bytes,
+               std::max<std::size_t>(1, config_.write_buffer_bytes / config_.piece_bytes),
+               BuffersAtStart(config_, groups_, *device_), wake_.copy),
+      stores_(config_.write_behind, staging_, wake_) {
   if (config_.direct != Direct::kOff) {
     const int error = root_.ProbeDirect();
     if (error < 0 && config_.direct == Direct::kOn) {
@@ -100,14 +110,6 @@ EngineCore::EngineCore(EngineSetup setup)
   nominal_[IndexOf(Role::kIo)] = config_.io_threads - load_only;
   nominal_[IndexOf(Role::kMeta)] = config_.lookup_threads;
   if (config_.write_behind) nominal_[IndexOf(Role::kCopier)] = CopierThreads(config_);
-  if (!device_->host_accessible() && config_.write_behind && !groups_.empty()) {
-    // Pinning takes milliseconds a buffer: now, not while a store waits. What a generous setting
-    // allows beyond that is pinned when it is needed.
-    const std::size_t now = std::min<std::size_t>(buffers_max_, kPinnedAtStart);
-    for (; buffers_made_ < now; ++buffers_made_) {
-      free_buffers_.push_back(device_->AllocateStaging(config_.piece_bytes));
-    }
-  }
   if (groups_.empty()) {  // only lookups and touches: no payload, no threads for it
     for (const Role role : {Role::kLoadOnly, Role::kIo, Role::kCopier}) nominal_[IndexOf(role)] = 0;
   }
@@ -172,8 +174,8 @@ void EngineCore::RunWorker(Worker& worker) {
   const EngineLock lock(mutex_);
   if (!worker.abandoned) --live_[IndexOf(worker.role)];
   worker.exited = true;
-  supervisor_.notify_one();
-  changed_.notify_all();
+  wake_.supervisor.notify_one();
+  wake_.changed.notify_all();
 }
 
 void EngineCore::BeginCall(Worker& worker, Clock::duration timeout) {
@@ -198,14 +200,13 @@ bool EngineCore::EndCall(Worker& worker) {
 
 void EngineCore::IoLoop(Worker& worker, ThreadContext& context) {
   const bool stores_too = worker.role == Role::kIo;
-  Condition& work = stores_too ? io_work_ : load_work_;
+  Condition& work = stores_too ? wake_.io : wake_.load;
   LoadPart part;
   EngineLock lock(mutex_);
   do {
     if (loads_.empty()) FinishCopying(lock, worker);
     work.wait(lock, [&]() ENGINE_LOCKED {
-      return stopping_ || !loads_.empty() ||
-             (stores_too && (!stores_.empty() || !leftovers_.empty()));
+      return stopping_ || !loads_.empty() || (stores_too && stores_.HasWork());
     });
     if (PopLoad(part)) {
       LeaveQueue(*part.file->job, part.file->index);
@@ -222,14 +223,12 @@ void EngineCore::IoLoop(Worker& worker, ThreadContext& context) {
       Load(lock, std::move(part), worker);
     } else if (worker.copying.file != nullptr) {  // what was queued had been given up
       FinishCopying(lock, worker);
-    } else if (stores_too && !leftovers_.empty()) {
-      std::unique_ptr<ChunkWriter> leftover = std::move(leftovers_.back());
-      leftovers_.pop_back();
+    } else if (auto leftover = stores_too ? stores_.PopLeftover() : nullptr) {
       BeginCall(worker, ToDuration(config_.store_timeout_seconds));
       lock.unlock();
       leftover.reset();
       lock.lock();
-    } else if (const TransferRef store = stores_too ? PopUnsettled(stores_) : nullptr) {
+    } else if (const TransferRef store = stores_too ? stores_.PopToWrite() : nullptr) {
       BeginCall(worker, ToDuration(config_.store_timeout_seconds));
       if (config_.write_behind) {
         WriteBehind(lock, *store, context);
@@ -251,13 +250,12 @@ void EngineCore::IoLoop(Worker& worker, ThreadContext& context) {
 void EngineCore::CopierLoop(ThreadContext& context) {
   EngineLock lock(mutex_);
   for (;;) {
-    copy_work_.wait(
-        lock, [&]() ENGINE_LOCKED { return stopping_ || (!copies_.empty() && BufferAvailable()); });
+    wake_.copy.wait(lock, [&]() ENGINE_LOCKED { return stopping_ || stores_.CanCopy(); });
     if (stopping_) return;  // nothing is left to copy: Close settled all
-    const TransferRef file = PopUnsettled(copies_);
+    const TransferRef file = stores_.PopToCopy();
     if (file == nullptr) continue;
     LeaveQueue(*file->job, file->index);  // first: what is queued may be cancelled without its gate
-    StagingBuffer buffer = TakeBuffer(lock);
+    StagingBuffer buffer = staging_.Take(lock);
     if (buffer) {
       TakeBytes(lock, file, std::move(buffer), context);
     } else {  // out of memory; it is in no queue any more, so nobody else would say so
@@ -271,7 +269,7 @@ void EngineCore::MetaLoop(Worker& worker) {
   do {
     while (!stopping_ && lookups_.empty() && !MayTouch()) {
       ++meta_waiting_;
-      meta_work_.wait(lock);
+      wake_.meta.wait(lock);
       --meta_waiting_;
       meta_waking_ = false;
     }
@@ -300,15 +298,7 @@ bool EngineCore::MayTouch() const {
 void EngineCore::WakeMeta() {
   if (meta_waiting_ == 0 || meta_waking_) return;
   meta_waking_ = true;
-  meta_work_.notify_one();
-}
-
-void EngineCore::WakeAll() {
-  io_work_.notify_all();
-  load_work_.notify_all();
-  meta_work_.notify_all();
-  copy_work_.notify_all();
-  supervisor_.notify_all();
+  wake_.meta.notify_one();
 }
 
 }  // namespace kvshelf

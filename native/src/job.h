@@ -40,7 +40,7 @@ struct Transfer {
   std::uint64_t copied_bytes ENGINE_GUARDED = 0;  // of the payload, out of block memory
   std::unique_ptr<PieceHasher> hasher;   // its copier's; the writer's once all parts are ready
   bool active ENGINE_GUARDED = false;    // an I/O thread has it, and with it `writer`
-  bool in_queue ENGINE_GUARDED = false;  // waits in EngineCore::stores_
+  bool in_queue ENGINE_GUARDED = false;  // waits in a StoreQueue
   std::unique_ptr<ChunkWriter> writer ENGINE_GUARDED;  // not destroyed but by an I/O thread
 
  private:
@@ -110,6 +110,14 @@ struct Job {
     return ChunkPath(folders[index % folders.size()], keys[index / folders.size()]);
   }
 };
+
+// Of a file; the latter also if whoever revoked the gate is about to settle it.
+inline bool IsSettled(const Transfer& file) ENGINE_LOCKED {
+  return file.job->states[file.index] == FileState::kSettled;
+}
+inline bool IsGivenUp(const Transfer& file) ENGINE_LOCKED {
+  return file.gate.revoked() || IsSettled(file);
+}
 
 inline bool IsTransfer(JobKind kind) { return kind == JobKind::kStore || kind == JobKind::kLoad; }
 
