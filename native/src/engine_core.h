@@ -14,6 +14,7 @@
 #include <thread>
 #include <unordered_map>
 
+#include "deadlines.h"
 #include "engine_lock.h"
 #include "job.h"
 #include "kvshelf/use_time.h"
@@ -23,8 +24,6 @@
 #include "wakeups.h"
 
 namespace kvshelf {
-
-inline constexpr TimePoint kNever = TimePoint::max();
 
 enum class Role : std::uint8_t { kIo, kLoadOnly, kMeta, kCopier };
 inline constexpr std::size_t kRoles = 4;
@@ -57,15 +56,6 @@ struct TouchRequest {
   std::int64_t time_ns = 0;  // of the file system; 0: when it is done
   bool always = false;       // also if the last use is not old
 };
-
-// Deadlines in the order of time. All that is put into one has the same time-out, so a queue will
-// do; what is done already is skipped.
-struct Deadline {
-  TimePoint time;
-  std::weak_ptr<Job> job;
-  std::size_t index = 0;
-};
-using DeadlineQueue = std::deque<Deadline>;
 
 // Throws std::invalid_argument, which names the row, if the path is not that of a file beneath.
 void CheckPath(std::size_t row, const std::string& path);
@@ -161,11 +151,8 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
 
   // engine_supervisor.cpp
   void Supervise();
-  void Arm(TimePoint deadline) ENGINE_LOCKED;
   TimePoint NextDeadline() ENGINE_LOCKED;
-  TimePoint FrontOf(DeadlineQueue& queue) ENGINE_LOCKED;
-  void Expire(EngineLock& lock ENGINE_LOCKED, DeadlineQueue& queue, TimePoint now,
-              FileStatus status);
+  void Expire(EngineLock& lock ENGINE_LOCKED, DeadlineKind kind, TimePoint now);
   void GiveUp(EngineLock& lock ENGINE_LOCKED, const std::shared_ptr<Job>& job,
               std::vector<std::size_t> files, FileStatus status);
   TimePoint HungAt(const Worker& worker) const ENGINE_LOCKED;
@@ -198,7 +185,6 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
   bool closed_ ENGINE_GUARDED = false;
   bool stopping_ ENGINE_GUARDED = false;
   bool supervisor_exited_ ENGINE_GUARDED = false;
-  TimePoint supervisor_wakes_ ENGINE_GUARDED = kNever;
 
   std::unordered_map<JobId, std::shared_ptr<Job>> jobs_ ENGINE_GUARDED;
   std::size_t unfinished_jobs_ ENGINE_GUARDED = 0;
@@ -214,11 +200,7 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
   std::size_t meta_waiting_ ENGINE_GUARDED = 0;  // threads
   bool meta_waking_ ENGINE_GUARDED = false;      // one of them was woken and is on its way
 
-  DeadlineQueue load_deadlines_ ENGINE_GUARDED;
-  DeadlineQueue lookup_deadlines_ ENGINE_GUARDED;
-  DeadlineQueue take_deadlines_ ENGINE_GUARDED;  // of stores: for taking the bytes
-  DeadlineQueue publish_deadlines_
-      ENGINE_GUARDED;  // of store files whose bytes were taken or writing began
+  Deadlines deadlines_;
 
   std::vector<std::shared_ptr<Worker>> workers_ ENGINE_GUARDED;
   std::thread supervisor_thread_ ENGINE_GUARDED;

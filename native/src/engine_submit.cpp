@@ -176,8 +176,8 @@ void EngineCore::AddLookup(const std::shared_ptr<Job>& job) {
     Settle(*job, i, FileResult::IoError(EAGAIN), 0);
   }
   EnqueueMeta(job);
-  lookup_deadlines_.push_back({job->submitted + ToDuration(config_.lookup_timeout_seconds), job});
-  Arm(lookup_deadlines_.back().time);
+  deadlines_.Add(DeadlineKind::kLookup,
+                 {job->submitted + ToDuration(config_.lookup_timeout_seconds), job});
 }
 
 void EngineCore::AddJob(const std::shared_ptr<Job>& job) {
@@ -221,8 +221,8 @@ void EngineCore::EnqueueLoads(const std::shared_ptr<Job>& job) {
       EnqueueParts(Ref(job, i));
     }
   }
-  load_deadlines_.push_back({job->submitted + ToDuration(config_.load_timeout_seconds), job});
-  Arm(load_deadlines_.back().time);
+  deadlines_.Add(DeadlineKind::kLoad,
+                 {job->submitted + ToDuration(config_.load_timeout_seconds), job});
   if (loads_.size() == 1) {
     wake_.io.notify_one();
     wake_.load.notify_one();
@@ -242,8 +242,8 @@ void EngineCore::EnqueueStores(const std::shared_ptr<Job>& job) {
       stores_.Add(Ref(job, i));
     }
   }
-  take_deadlines_.push_back({job->submitted + ToDuration(config_.store_queue_seconds), job});
-  Arm(take_deadlines_.back().time);
+  deadlines_.Add(DeadlineKind::kTake,
+                 {job->submitted + ToDuration(config_.store_queue_seconds), job});
   if (config_.write_behind) EnqueueMeta(job);  // chunks that exist need not be copied
   stores_.WakeThreads();
 }

@@ -12,24 +12,8 @@ constexpr auto kExitGrace = std::chrono::milliseconds(200);
 
 }  // namespace
 
-void EngineCore::Arm(TimePoint deadline) {
-  if (deadline >= supervisor_wakes_) return;
-  supervisor_wakes_ = deadline;
-  wake_.supervisor.notify_one();
-}
-
-TimePoint EngineCore::FrontOf(DeadlineQueue& queue) {
-  while (!queue.empty()) {
-    const std::shared_ptr<Job> job = queue.front().job.lock();
-    if (job != nullptr && !job->finished) return queue.front().time;
-    queue.pop_front();
-  }
-  return kNever;
-}
-
 TimePoint EngineCore::NextDeadline() {
-  TimePoint next = std::min({FrontOf(load_deadlines_), FrontOf(lookup_deadlines_),
-                             FrontOf(take_deadlines_), FrontOf(publish_deadlines_)});
+  TimePoint next = deadlines_.Next();
   for (const auto& worker : workers_) {
     next = std::min(next, worker->copying_until);
     if (!worker->abandoned) next = std::min(next, HungAt(*worker));
@@ -43,34 +27,26 @@ void EngineCore::Supervise() {
   EngineLock lock(mutex_);
   while (!stopping_) {
     const TimePoint now = Clock::now();
-    Expire(lock, load_deadlines_, now, FileStatus::kTimedOut);
-    Expire(lock, lookup_deadlines_, now, FileStatus::kTimedOut);
-    Expire(lock, take_deadlines_, now, FileStatus::kDropped);
-    Expire(lock, publish_deadlines_, now, FileStatus::kTimedOut);
+    for (const DeadlineKind kind : kDeadlineKinds) Expire(lock, kind, now);
     EndCopies(lock, now);
     AbandonHung(lock, now);
     Reap(lock);
     if (stopping_) break;
-    supervisor_wakes_ = NextDeadline();
-    if (supervisor_wakes_ == kNever) {
-      wake_.supervisor.wait(lock);
-    } else {
-      wake_.supervisor.wait_until(lock, supervisor_wakes_);
-    }
+    deadlines_.SleepUntil(lock, NextDeadline());
   }
   supervisor_exited_ = true;
   wake_.changed.notify_all();
 }
 
-void EngineCore::Expire(EngineLock& lock, DeadlineQueue& queue, TimePoint now, FileStatus status) {
-  while (FrontOf(queue) <= now) {
-    const Deadline deadline = queue.front();
-    queue.pop_front();
-    const std::shared_ptr<Job> job = deadline.job.lock();
+void EngineCore::Expire(EngineLock& lock, DeadlineKind kind, TimePoint now) {
+  const FileStatus status =
+      kind == DeadlineKind::kTake ? FileStatus::kDropped : FileStatus::kTimedOut;
+  while (const auto deadline = deadlines_.PopOver(kind, now)) {
+    const std::shared_ptr<Job> job = deadline->job.lock();
     if (job == nullptr) continue;
     std::vector<std::size_t> files;
-    if (&queue == &publish_deadlines_) {
-      files.push_back(deadline.index);
+    if (kind == DeadlineKind::kPublish) {
+      files.push_back(deadline->index);
     } else {
       for (std::size_t i = 0; i < job->size(); ++i) {
         // Bytes were taken, or (without write-behind) are being written: the other time-out's.

@@ -185,9 +185,8 @@ bool EngineCore::TakePart(Transfer& file, std::uint64_t begin, std::uint64_t end
 
 void EngineCore::AllTaken(Transfer& file) {
   if (IsGivenUp(file)) return;
-  publish_deadlines_.push_back({Clock::now() + ToDuration(config_.store_timeout_seconds),
-                                jobs_.at(file.job->id), file.index});
-  Arm(publish_deadlines_.back().time);
+  deadlines_.Add(DeadlineKind::kPublish, {Clock::now() + ToDuration(config_.store_timeout_seconds),
+                                          jobs_.at(file.job->id), file.index});
   MarkTaken(*file.job, file.index);
 }
 

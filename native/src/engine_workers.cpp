@@ -92,7 +92,8 @@ EngineCore::EngineCore(EngineSetup setup)
       staging_(device_, config_.piece_bytes,
                std::max<std::size_t>(1, config_.write_buffer_bytes / config_.piece_bytes),
                BuffersAtStart(config_, groups_, *device_), wake_.copy),
-      stores_(config_.write_behind, staging_, wake_) {
+      stores_(config_.write_behind, staging_, wake_),
+      deadlines_(wake_.supervisor) {
   if (config_.direct != Direct::kOff) {
     const int error = root_.ProbeDirect();
     if (error < 0 && config_.direct == Direct::kOn) {
@@ -180,7 +181,7 @@ void EngineCore::RunWorker(Worker& worker) {
 
 void EngineCore::BeginCall(Worker& worker, Clock::duration timeout) {
   worker.busy_until = Clock::now() + timeout + kHungGrace;
-  Arm(worker.busy_until);
+  deadlines_.Arm(worker.busy_until);
 }
 
 // Whether the thread goes on. One that was given up goes on only if it was not replaced.
@@ -212,14 +213,14 @@ void EngineCore::IoLoop(Worker& worker, ThreadContext& context) {
       LeaveQueue(*part.file->job, part.file->index);
       if (IsOfAnotherJob(worker.copying, *part.file)) {
         worker.copying_until = Clock::now() + kCopyTime;
-        Arm(worker.copying_until);
+        deadlines_.Arm(worker.copying_until);
       }
       const auto deadline =
           part.file->job->submitted + ToDuration(config_.load_timeout_seconds) - Clock::now();
       context.Step();
       worker.loading = part.file;
       BeginCall(worker, deadline);
-      Arm(HungAt(worker));
+      deadlines_.Arm(HungAt(worker));
       Load(lock, std::move(part), worker);
     } else if (worker.copying.file != nullptr) {  // what was queued had been given up
       FinishCopying(lock, worker);
@@ -234,9 +235,9 @@ void EngineCore::IoLoop(Worker& worker, ThreadContext& context) {
         WriteBehind(lock, *store, context);
       } else {
         LeaveQueue(*store->job, store->index);
-        publish_deadlines_.push_back({Clock::now() + ToDuration(config_.store_timeout_seconds),
-                                      jobs_.at(store->job->id), store->index});
-        Arm(publish_deadlines_.back().time);
+        deadlines_.Add(DeadlineKind::kPublish,
+                       {Clock::now() + ToDuration(config_.store_timeout_seconds),
+                        jobs_.at(store->job->id), store->index});
         lock.unlock();
         StoreThrough(*store, context);
         lock.lock();
