@@ -19,6 +19,7 @@
 #include "job.h"
 #include "kvshelf/use_time.h"
 #include "load_queue.h"
+#include "lookup_queue.h"
 #include "staging_pool.h"
 #include "store_queue.h"
 #include "wakeups.h"
@@ -49,12 +50,6 @@ struct Worker {
 struct Spare {
   Role role = Role::kIo;
   std::shared_ptr<ThreadContext> context;
-};
-
-struct TouchRequest {
-  std::string path;
-  std::int64_t time_ns = 0;  // of the file system; 0: when it is done
-  bool always = false;       // also if the last use is not old
 };
 
 // Throws std::invalid_argument, which names the row, if the path is not that of a file beneath.
@@ -96,8 +91,6 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
   void EnqueueParts(const TransferRef& file) ENGINE_LOCKED;
   void EnqueueLoads(const std::shared_ptr<Job>& job) ENGINE_LOCKED;
   void EnqueueStores(const std::shared_ptr<Job>& job) ENGINE_LOCKED;
-  void EnqueueMeta(const std::shared_ptr<Job>& job) ENGINE_LOCKED;
-  void DropIdleLookups(std::vector<std::shared_ptr<Job>>& done) ENGINE_LOCKED;
   std::vector<std::shared_ptr<Job>> FindJobs(std::span<const JobId> ids) const ENGINE_LOCKED;
   bool Reached(JobId id, Phase phase) const ENGINE_LOCKED;
 
@@ -117,8 +110,6 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
   void IoLoop(Worker& worker, ThreadContext& context);
   void CopierLoop(ThreadContext& context);
   void MetaLoop(Worker& worker);
-  bool MayTouch() const ENGINE_LOCKED;
-  void WakeMeta() ENGINE_LOCKED;
   void BeginCall(Worker& worker, Clock::duration timeout) ENGINE_LOCKED;
   // False: leave.
   bool EndCall(Worker& worker) ENGINE_LOCKED;
@@ -143,7 +134,7 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
                       std::uint64_t bytes);
 
   // engine_meta.cpp
-  void Probe(EngineLock& lock ENGINE_LOCKED, const MetaBatch& batch);
+  void Probe(EngineLock& lock ENGINE_LOCKED, const LookupRun& run);
   FileResult ProbeStored(const Transfer& file);
   FileResult ProbeOne(Job& job, std::size_t index, std::uint64_t* bytes);
   void AddTouches(std::vector<TouchRequest> touches);
@@ -193,12 +184,8 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
   LoadQueue loads_ ENGINE_GUARDED;
   StagingPool staging_;
   StoreQueue stores_;
-  std::deque<MetaBatch> lookups_ ENGINE_GUARDED;
+  LookupQueue lookups_;
   FileClock clock_;
-  std::deque<TouchRequest> touches_ ENGINE_GUARDED;
-  std::size_t touching_ ENGINE_GUARDED = 0;      // threads
-  std::size_t meta_waiting_ ENGINE_GUARDED = 0;  // threads
-  bool meta_waking_ ENGINE_GUARDED = false;      // one of them was woken and is on its way
 
   Deadlines deadlines_;
 

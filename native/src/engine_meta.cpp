@@ -11,8 +11,6 @@
 namespace kvshelf {
 namespace {
 
-// Small, so that a lookup that comes meanwhile waits little.
-constexpr std::size_t kTouchRun = 8;
 // A header and one page: nothing shorter is a chunk file.
 constexpr off_t kChunkFileBytesMin = 2 * kPageBytes;
 // A read() of a probe: what loads use on a device that copies on its own, or more than they use.
@@ -138,28 +136,28 @@ FileResult EngineCore::ProbeOne(Job& job, std::size_t index, std::uint64_t* byte
   return result;
 }
 
-void EngineCore::Probe(EngineLock& lock, const MetaBatch& batch) {
-  Job& job = *batch.job;
+void EngineCore::Probe(EngineLock& lock, const LookupRun& run) {
+  Job& job = *run.job;
   const bool store = job.kind == JobKind::kStore;
   std::array<bool, 64> wanted{};  // longer than any run
   std::array<FileResult, 64> results;
   std::array<std::uint64_t, 64> bytes{};
-  for (std::size_t i = batch.begin; i < batch.end; ++i) {
+  for (std::size_t i = run.begin; i < run.end; ++i) {
     const FileState state = job.states[i];
-    wanted[i - batch.begin] = state == FileState::kQueued;
+    wanted[i - run.begin] = state == FileState::kQueued;
     if (!store && state == FileState::kQueued) LeaveQueue(job, i);
   }
   lock.unlock();
-  for (std::size_t i = batch.begin; i < batch.end; ++i) {
-    if (!wanted[i - batch.begin]) continue;
-    results[i - batch.begin] = ProbeOne(job, i, &bytes[i - batch.begin]);
+  for (std::size_t i = run.begin; i < run.end; ++i) {
+    if (!wanted[i - run.begin]) continue;
+    results[i - run.begin] = ProbeOne(job, i, &bytes[i - run.begin]);
   }
   lock.lock();
-  for (std::size_t i = batch.begin; i < batch.end; ++i) {
-    if (!wanted[i - batch.begin]) continue;
+  for (std::size_t i = run.begin; i < run.end; ++i) {
+    if (!wanted[i - run.begin]) continue;
     // Of a store, only the news that it exists already counts, and only if no copier has begun.
-    if (store && (!results[i - batch.begin].ok() || job.states[i] != FileState::kQueued)) continue;
-    Settle(job, i, results[i - batch.begin], bytes[i - batch.begin]);
+    if (store && (!results[i - run.begin].ok() || job.states[i] != FileState::kQueued)) continue;
+    Settle(job, i, results[i - run.begin], bytes[i - run.begin]);
   }
 }
 
@@ -197,36 +195,21 @@ void EngineCore::TouchKeys(const std::vector<std::string>& folders,
 void EngineCore::AddTouches(std::vector<TouchRequest> touches) {
   const EngineLock lock(mutex_);
   if (closed_) throw EngineClosed();
-  for (TouchRequest& touch : touches) {
-    if (touches_.size() < config_.touch_queue_files) {
-      touches_.push_back(std::move(touch));
-    } else {
-      ++stats_.touches_dropped;
-    }
-  }
-  WakeMeta();
+  lookups_.AddTouches(std::move(touches));
 }
 
 void EngineCore::TouchSome(EngineLock& lock, Worker& worker) {
-  std::vector<TouchRequest> touches;
-  while (!touches_.empty() && touches.size() < kTouchRun) {
-    touches.push_back(std::move(touches_.front()));
-    touches_.pop_front();
-  }
-  ++touching_;
+  const std::vector<TouchRequest> touches = lookups_.BeginTouches();
   worker.touching = true;
-  if (MayTouch()) WakeMeta();
   lock.unlock();
   std::uint64_t touched = 0;
   for (const TouchRequest& touch : touches) {
     if (TouchOne(root_, touch, clock_, config_.touch_interval_seconds)) ++touched;
   }
   lock.lock();
-  stats_.touched += touched;
+  lookups_.CountTouched(touched);
   // If the supervisor gave this thread up, it has done this already.
-  if (worker.touching) --touching_;
-  worker.touching = false;
-  wake_.changed.notify_all();
+  if (std::exchange(worker.touching, false)) lookups_.EndTouches();
 }
 
 }  // namespace kvshelf

@@ -8,10 +8,6 @@
 namespace kvshelf {
 namespace {
 
-// A run of lookups is one hand-over: long enough that the mutex does not matter, short enough that
-// a few thousand keys occupy all threads.
-constexpr std::size_t kLookupRun = 32;
-
 [[noreturn]] void Refuse(std::size_t row, const std::string& what) {
   throw std::invalid_argument("row " + std::to_string(row) + ": " + what);
 }
@@ -175,7 +171,7 @@ void EngineCore::AddLookup(const std::shared_ptr<Job>& job) {
   for (std::size_t i = room; i < job->size(); ++i) {
     Settle(*job, i, FileResult::IoError(EAGAIN), 0);
   }
-  EnqueueMeta(job);
+  lookups_.Add(job);
   deadlines_.Add(DeadlineKind::kLookup,
                  {job->submitted + ToDuration(config_.lookup_timeout_seconds), job});
 }
@@ -244,34 +240,8 @@ void EngineCore::EnqueueStores(const std::shared_ptr<Job>& job) {
   }
   deadlines_.Add(DeadlineKind::kTake,
                  {job->submitted + ToDuration(config_.store_queue_seconds), job});
-  if (config_.write_behind) EnqueueMeta(job);  // chunks that exist need not be copied
+  if (config_.write_behind) lookups_.Add(job);  // chunks that exist need not be copied
   stores_.WakeThreads();
-}
-
-void EngineCore::EnqueueMeta(const std::shared_ptr<Job>& job) {
-  const auto threads = static_cast<std::size_t>(config_.lookup_threads);
-  // A probe of a file reads: one file a thread.
-  const std::size_t longest = job->kind == JobKind::kProbe ? 1 : kLookupRun;
-  const std::size_t run = std::clamp<std::size_t>(job->size() / (4 * threads), 1, longest);
-  for (std::size_t begin = 0; begin < job->size(); begin += run) {
-    lookups_.push_back({job, begin, std::min(begin + run, job->size())});
-  }
-  WakeMeta();
-}
-
-// Takes runs of lookups that were given up meanwhile off the front of their queue: while all lookup
-// threads hang nobody else does, and their jobs would pile up. `done` gets the jobs, of which these
-// may be the last references.
-void EngineCore::DropIdleLookups(std::vector<std::shared_ptr<Job>>& done) {
-  const auto is_idle = [](const MetaBatch& batch) ENGINE_LOCKED {
-    return std::none_of(batch.job->states.begin() + static_cast<std::ptrdiff_t>(batch.begin),
-                        batch.job->states.begin() + static_cast<std::ptrdiff_t>(batch.end),
-                        [](FileState state) { return state == FileState::kQueued; });
-  };
-  while (!lookups_.empty() && is_idle(lookups_.front())) {
-    done.push_back(std::move(lookups_.front().job));
-    lookups_.pop_front();
-  }
 }
 
 std::vector<Report> EngineCore::Poll() {
@@ -287,7 +257,7 @@ std::vector<Report> EngineCore::Poll() {
     done.push_back(std::move(job->second));
     jobs_.erase(job);
   }
-  DropIdleLookups(done);
+  lookups_.DropIdle(done);
   return reports;
 }
 
@@ -352,14 +322,14 @@ bool EngineCore::Drain(double timeout_seconds) {
   const TimePoint deadline = Clock::now() + ToDuration(timeout_seconds);
   EngineLock lock(mutex_);
   return wake_.changed.wait_until(lock, deadline, [&]() ENGINE_LOCKED {
-    return unfinished_jobs_ == 0 && touches_.empty() && touching_ == 0;
+    return unfinished_jobs_ == 0 && !lookups_.IsTouching();
   });
 }
 
 EngineStats EngineCore::Stats() const {
   const EngineLock lock(mutex_);
   EngineStats stats = stats_;
-  stats.queued_touches = touches_.size();
+  lookups_.AddTo(stats);
   stats.write_buffer_used_bytes = staging_.used_bytes();
   return stats;
 }

@@ -132,8 +132,7 @@ void EngineCore::AbandonHung(EngineLock& lock, TimePoint now) {
     --live_[static_cast<std::size_t>(worker.role)];
     if (worker.touching) {
       worker.touching = false;
-      --touching_;
-      wake_.changed.notify_all();
+      lookups_.EndTouches();
     }
     if (worker.loading != nullptr) stalled.push_back(worker.loading);
     const auto spare = std::find_if(spares.begin(), spares.end(),
@@ -235,7 +234,7 @@ bool EngineCore::Close(double timeout_seconds) {
   const TimePoint deadline = Clock::now() + ToDuration(timeout_seconds);
   EngineLock lock(mutex_);
   closed_ = true;
-  touches_.clear();
+  lookups_.DropTouches();
   for (const auto& [id, job] : jobs_) CancelQueued(job);
   wake_.changed.wait_until(lock, deadline, [&]() ENGINE_LOCKED { return unfinished_jobs_ == 0; });
   GiveUpAll(lock);

@@ -93,6 +93,7 @@ EngineCore::EngineCore(EngineSetup setup)
                std::max<std::size_t>(1, config_.write_buffer_bytes / config_.piece_bytes),
                BuffersAtStart(config_, groups_, *device_), wake_.copy),
       stores_(config_.write_behind, staging_, wake_),
+      lookups_(config_, wake_),
       deadlines_(wake_.supervisor) {
   if (config_.direct != Direct::kOff) {
     const int error = root_.ProbeDirect();
@@ -268,38 +269,15 @@ void EngineCore::CopierLoop(ThreadContext& context) {
 void EngineCore::MetaLoop(Worker& worker) {
   EngineLock lock(mutex_);
   do {
-    while (!stopping_ && lookups_.empty() && !MayTouch()) {
-      ++meta_waiting_;
-      wake_.meta.wait(lock);
-      --meta_waiting_;
-      meta_waking_ = false;
-    }
+    while (!stopping_ && !lookups_.HasLookups() && !lookups_.MayTouch()) lookups_.Wait(lock);
     if (stopping_) return;
     BeginCall(worker, ToDuration(config_.lookup_timeout_seconds));
-    if (!lookups_.empty()) {
-      const MetaBatch batch = std::move(lookups_.front());
-      lookups_.pop_front();
-      if (!lookups_.empty()) WakeMeta();
-      Probe(lock, batch);
+    if (lookups_.HasLookups()) {
+      Probe(lock, lookups_.PopRun());
     } else {
       TouchSome(lock, worker);
     }
   } while (EndCall(worker));
-}
-
-// Half of the threads at most, so that lookups find one free.
-bool EngineCore::MayTouch() const {
-  const auto touching_max = static_cast<std::size_t>(std::max(1, config_.lookup_threads / 2));
-  return !touches_.empty() && touching_ < touching_max;
-}
-
-// Whoever takes some of the work and leaves some wakes one more thread, unless one is on its way.
-// So storage that answers at once is asked by few threads, which would only be in each other's
-// way, and slow storage soon by all.
-void EngineCore::WakeMeta() {
-  if (meta_waiting_ == 0 || meta_waking_) return;
-  meta_waking_ = true;
-  wake_.meta.notify_one();
 }
 
 }  // namespace kvshelf

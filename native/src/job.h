@@ -125,11 +125,4 @@ inline std::shared_ptr<Transfer> Ref(const std::shared_ptr<Job>& job, std::size_
   return {job, &job->transfers[index]};
 }
 
-// A run of files of a job for one lookup thread: lookups, or probes whether stores exist already.
-struct MetaBatch {
-  std::shared_ptr<Job> job;
-  std::size_t begin = 0;
-  std::size_t end = 0;
-};
-
 }  // namespace kvshelf
