@@ -12,11 +12,10 @@
 #include <limits>
 #include <optional>
 #include <thread>
-#include <unordered_map>
 
 #include "deadlines.h"
 #include "engine_lock.h"
-#include "job.h"
+#include "job_table.h"
 #include "kvshelf/use_time.h"
 #include "load_queue.h"
 #include "lookup_queue.h"
@@ -71,7 +70,7 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
                  const std::vector<std::int64_t>& times_ns, bool always);
   void SetClock(std::int64_t ahead_ns) { clock_.Set(ahead_ns); }
   std::vector<Report> Poll();
-  bool HasReports() const { return has_reports_.load(std::memory_order_acquire); }
+  bool HasReports() const { return jobs_.has_reports(); }
   bool Wait(std::span<const JobId> ids, Phase phase, double timeout_seconds);
   void Release(std::span<const JobId> ids);
   void Cancel(std::span<const JobId> ids);
@@ -91,16 +90,6 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
   void EnqueueParts(const TransferRef& file) ENGINE_LOCKED;
   void EnqueueLoads(const std::shared_ptr<Job>& job) ENGINE_LOCKED;
   void EnqueueStores(const std::shared_ptr<Job>& job) ENGINE_LOCKED;
-  std::vector<std::shared_ptr<Job>> FindJobs(std::span<const JobId> ids) const ENGINE_LOCKED;
-  bool Reached(JobId id, Phase phase) const ENGINE_LOCKED;
-
-  // engine_jobs.cpp
-  void LeaveQueue(Job& job,
-                  std::size_t index) ENGINE_LOCKED;  // kQueued -> kRunning, and the gauges
-  void MarkTaken(Job& job, std::size_t index) ENGINE_LOCKED;
-  void Settle(Job& job, std::size_t index, FileResult result, std::uint64_t bytes) ENGINE_LOCKED;
-  void ReportIfDue(Job& job) ENGINE_LOCKED;
-  void PushReport(Job& job, Phase phase) ENGINE_LOCKED;
 
   // engine_workers.cpp
   std::shared_ptr<ThreadContext> MakeContext(Role role) const;  // throws std::bad_alloc or the like
@@ -127,7 +116,7 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
                  ThreadContext& context);
   static bool TakePart(Transfer& file, std::uint64_t begin, std::uint64_t end, std::byte* staging,
                        ThreadContext& context);
-  void AllTaken(Transfer& file) ENGINE_LOCKED;
+  void AllTaken(const TransferRef& file) ENGINE_LOCKED;
   void WriteBehind(EngineLock& lock ENGINE_LOCKED, Transfer& file, ThreadContext& context);
   bool BeginWriteBehind(EngineLock& lock ENGINE_LOCKED, Transfer& file, ThreadContext& context);
   void EndWriteBehind(EngineLock& lock ENGINE_LOCKED, Transfer& file, FileResult result,
@@ -154,7 +143,6 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
   bool NothingReadSince(TimePoint since) const ENGINE_LOCKED;
   void GiveUpLoadsBefore(EngineLock& lock ENGINE_LOCKED, TimePoint submitted);
   void Reap(EngineLock& lock ENGINE_LOCKED);
-  void CancelQueued(const std::shared_ptr<Job>& job) ENGINE_LOCKED;
   void GiveUpAll(EngineLock& lock ENGINE_LOCKED);
 
   // Fixed by the constructor.
@@ -168,7 +156,6 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
   RootDir root_;
   std::array<int, kRoles> nominal_{};  // threads of each role
 
-  std::atomic<bool> has_reports_{false};
   Mutex close_mutex_;  // serialises Close; taken before mutex_
 
   mutable std::mutex mutex_;
@@ -177,13 +164,10 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
   bool stopping_ ENGINE_GUARDED = false;
   bool supervisor_exited_ ENGINE_GUARDED = false;
 
-  std::unordered_map<JobId, std::shared_ptr<Job>> jobs_ ENGINE_GUARDED;
-  std::size_t unfinished_jobs_ ENGINE_GUARDED = 0;
-  std::vector<Report> reports_ ENGINE_GUARDED;
-
   LoadQueue loads_ ENGINE_GUARDED;
   StagingPool staging_;
   StoreQueue stores_;
+  JobTable jobs_;
   LookupQueue lookups_;
   FileClock clock_;
 

@@ -145,7 +145,7 @@ void EngineCore::Probe(EngineLock& lock, const LookupRun& run) {
   for (std::size_t i = run.begin; i < run.end; ++i) {
     const FileState state = job.states[i];
     wanted[i - run.begin] = state == FileState::kQueued;
-    if (!store && state == FileState::kQueued) LeaveQueue(job, i);
+    if (!store && state == FileState::kQueued) jobs_.LeaveQueue(job, i);
   }
   lock.unlock();
   for (std::size_t i = run.begin; i < run.end; ++i) {
@@ -157,7 +157,7 @@ void EngineCore::Probe(EngineLock& lock, const LookupRun& run) {
     if (!wanted[i - run.begin]) continue;
     // Of a store, only the news that it exists already counts, and only if no copier has begun.
     if (store && (!results[i - run.begin].ok() || job.states[i] != FileState::kQueued)) continue;
-    Settle(job, i, results[i - run.begin], bytes[i - run.begin]);
+    jobs_.Settle(job, i, results[i - run.begin], bytes[i - run.begin]);
   }
 }
 

@@ -165,11 +165,11 @@ void EngineCore::SubmitProbe(JobId id, std::vector<std::string> paths, std::uint
 void EngineCore::AddLookup(const std::shared_ptr<Job>& job) {
   const EngineLock lock(mutex_);
   AddJob(job);
-  const std::uint64_t room =
-      config_.queue_files - std::min(config_.queue_files, stats_.queued_lookups);
-  stats_.queued_lookups += job->size();
+  std::uint64_t& queued = jobs_.queued(job->kind);
+  const std::uint64_t room = config_.queue_files - std::min(config_.queue_files, queued);
+  queued += job->size();
   for (std::size_t i = room; i < job->size(); ++i) {
-    Settle(*job, i, FileResult::IoError(EAGAIN), 0);
+    jobs_.Settle(*job, i, FileResult::IoError(EAGAIN), 0);
   }
   lookups_.Add(job);
   deadlines_.Add(DeadlineKind::kLookup,
@@ -178,11 +178,7 @@ void EngineCore::AddLookup(const std::shared_ptr<Job>& job) {
 
 void EngineCore::AddJob(const std::shared_ptr<Job>& job) {
   if (closed_) throw EngineClosed();
-  if (!jobs_.emplace(job->id, job).second) {
-    throw std::invalid_argument("job id " + std::to_string(job->id) + " is in use");
-  }
-  job->submitted = Clock::now();
-  ++unfinished_jobs_;
+  jobs_.Add(job);
 }
 
 // In parts of two pieces, so that all threads share the work of one request, and of one file. A
@@ -208,11 +204,10 @@ void EngineCore::EnqueueParts(const TransferRef& file) {
 void EngineCore::EnqueueLoads(const std::shared_ptr<Job>& job) {
   loads_.DropFinished();
   for (std::size_t i = 0; i < job->size(); ++i) {
-    ++stats_.queued_loads;
-    if (stats_.queued_loads > config_.queue_files) {
-      Settle(*job, i, FileResult::IoError(EAGAIN), 0);
+    if (++jobs_.queued(job->kind) > config_.queue_files) {
+      jobs_.Settle(*job, i, FileResult::IoError(EAGAIN), 0);
     } else if (!AnybodyLoads()) {
-      Settle(*job, i, {FileStatus::kTimedOut, 0}, 0);
+      jobs_.Settle(*job, i, {FileStatus::kTimedOut, 0}, 0);
     } else {
       EnqueueParts(Ref(job, i));
     }
@@ -231,9 +226,8 @@ void EngineCore::EnqueueLoads(const std::shared_ptr<Job>& job) {
 void EngineCore::EnqueueStores(const std::shared_ptr<Job>& job) {
   stores_.DropSettled();
   for (std::size_t i = 0; i < job->size(); ++i) {
-    ++stats_.queued_stores;
-    if (stats_.queued_stores > config_.queue_files) {
-      Settle(*job, i, {FileStatus::kDropped, 0}, 0);
+    if (++jobs_.queued(job->kind) > config_.queue_files) {
+      jobs_.Settle(*job, i, {FileStatus::kDropped, 0}, 0);
     } else {
       stores_.Add(Ref(job, i));
     }
@@ -246,25 +240,11 @@ void EngineCore::EnqueueStores(const std::shared_ptr<Job>& job) {
 
 std::vector<Report> EngineCore::Poll() {
   if (!HasReports()) return {};
-  std::vector<Report> reports;
   std::vector<std::shared_ptr<Job>> done;  // freed after the lock
   const EngineLock lock(mutex_);
-  reports.swap(reports_);
-  has_reports_.store(false, std::memory_order_release);
-  for (const Report& report : reports) {
-    if (report.phase != Phase::kFinished) continue;
-    const auto job = jobs_.find(report.job_id);
-    done.push_back(std::move(job->second));
-    jobs_.erase(job);
-  }
+  std::vector<Report> reports = jobs_.TakeReports(done);
   lookups_.DropIdle(done);
   return reports;
-}
-
-bool EngineCore::Reached(JobId id, Phase phase) const {
-  const auto job = jobs_.find(id);
-  if (job == jobs_.end() || job->second->finished) return true;
-  return phase == Phase::kReleased && job->second->released;
 }
 
 bool EngineCore::Wait(std::span<const JobId> ids, Phase phase, double timeout_seconds) {
@@ -272,22 +252,13 @@ bool EngineCore::Wait(std::span<const JobId> ids, Phase phase, double timeout_se
   EngineLock lock(mutex_);
   return wake_.changed.wait_until(lock, deadline, [&] {
     return std::all_of(ids.begin(), ids.end(),
-                       [&](JobId id) ENGINE_LOCKED { return Reached(id, phase); });
+                       [&](JobId id) ENGINE_LOCKED { return jobs_.HasReached(id, phase); });
   });
-}
-
-std::vector<std::shared_ptr<Job>> EngineCore::FindJobs(std::span<const JobId> ids) const {
-  std::vector<std::shared_ptr<Job>> found;
-  for (const JobId id : ids) {
-    const auto job = jobs_.find(id);
-    if (job != jobs_.end() && !job->second->finished) found.push_back(job->second);
-  }
-  return found;
 }
 
 void EngineCore::Release(std::span<const JobId> ids) {
   EngineLock lock(mutex_);
-  for (const auto& job : FindJobs(ids)) {
+  for (const auto& job : jobs_.Unfinished(ids)) {
     if (job->kind != JobKind::kStore) continue;
     job->let_go = true;
     for (std::size_t i = 0; i < job->size(); ++i) {
@@ -296,39 +267,32 @@ void EngineCore::Release(std::span<const JobId> ids) {
       const bool dropped = job->transfers[i].gate.RevokeUnlessTaken();
       lock.lock();
       if (dropped) {
-        Settle(*job, i, {FileStatus::kDropped, 0}, 0);
+        jobs_.Settle(*job, i, {FileStatus::kDropped, 0}, 0);
       } else {
-        MarkTaken(*job, i);  // the last byte was taken just now
+        jobs_.MarkTaken(*job, i);  // the last byte was taken just now
       }
     }
-    ReportIfDue(*job);
-  }
-}
-
-void EngineCore::CancelQueued(const std::shared_ptr<Job>& job) {
-  for (std::size_t i = 0; i < job->size(); ++i) {
-    if (job->states[i] == FileState::kQueued) {
-      Settle(*job, i, {FileStatus::kCancelled, 0}, 0);
-    }
+    jobs_.ReportIfDue(*job);
   }
 }
 
 void EngineCore::Cancel(std::span<const JobId> ids) {
   const EngineLock lock(mutex_);
-  for (const auto& job : FindJobs(ids)) CancelQueued(job);
+  for (const auto& job : jobs_.Unfinished(ids)) jobs_.CancelQueued(*job);
 }
 
 bool EngineCore::Drain(double timeout_seconds) {
   const TimePoint deadline = Clock::now() + ToDuration(timeout_seconds);
   EngineLock lock(mutex_);
   return wake_.changed.wait_until(lock, deadline, [&]() ENGINE_LOCKED {
-    return unfinished_jobs_ == 0 && !lookups_.IsTouching();
+    return jobs_.AllFinished() && !lookups_.IsTouching();
   });
 }
 
 EngineStats EngineCore::Stats() const {
   const EngineLock lock(mutex_);
   EngineStats stats = stats_;
+  jobs_.AddTo(stats);
   lookups_.AddTo(stats);
   stats.write_buffer_used_bytes = staging_.used_bytes();
   return stats;

@@ -76,7 +76,7 @@ void EngineCore::GiveUp(EngineLock& lock, const std::shared_ptr<Job>& job,
     });
     lock.lock();
   }
-  for (const std::size_t i : files) Settle(*job, i, {status, 0}, 0);
+  for (const std::size_t i : files) jobs_.Settle(*job, i, {status, 0}, 0);
 }
 
 // When the call that a thread makes counts as hung: past its deadline, or, of a load, when nothing
@@ -158,10 +158,8 @@ void EngineCore::AbandonHung(EngineLock& lock, TimePoint now) {
     if (worker->abandoned) FinishCopying(lock, *worker);
   }
   for (const TransferRef& file : stalled) {
-    const auto job = jobs_.find(file->job->id);
-    // Its report may have been fetched, and another job have its id.
-    if (job == jobs_.end() || job->second.get() != file->job) continue;
-    GiveUp(lock, std::shared_ptr<Job>(job->second), {file->index}, FileStatus::kTimedOut);
+    if (file->job->finished) continue;
+    GiveUp(lock, JobOf(file), {file->index}, FileStatus::kTimedOut);
   }
   const TimePoint since = now - ToDuration(config_.load_stall_seconds);
   if (!AnybodyLoads()) {
@@ -187,11 +185,8 @@ bool EngineCore::NothingReadSince(TimePoint since) const {
 
 // Storage gives nothing to anybody: those that wait for a thread would only wait longer.
 void EngineCore::GiveUpLoadsBefore(EngineLock& lock, TimePoint submitted) {
-  std::vector<std::shared_ptr<Job>> jobs;
-  for (const auto& [id, job] : jobs_) {
-    if (job->kind == JobKind::kLoad && job->submitted <= submitted) jobs.push_back(job);
-  }
-  for (const auto& job : jobs) {
+  for (const auto& job : jobs_.All()) {
+    if (job->kind != JobKind::kLoad || job->submitted > submitted) continue;
     std::vector<std::size_t> files;
     for (std::size_t i = 0; i < job->size(); ++i) {
       if (job->states[i] != FileState::kSettled) files.push_back(i);
@@ -218,9 +213,7 @@ void EngineCore::Reap(EngineLock& lock) {
 }
 
 void EngineCore::GiveUpAll(EngineLock& lock) {
-  std::vector<std::shared_ptr<Job>> jobs;
-  for (const auto& [id, job] : jobs_) jobs.push_back(job);
-  for (const auto& job : jobs) {
+  for (const auto& job : jobs_.All()) {
     std::vector<std::size_t> files;
     for (std::size_t i = 0; i < job->size(); ++i) {
       if (job->states[i] != FileState::kSettled) files.push_back(i);
@@ -235,8 +228,8 @@ bool EngineCore::Close(double timeout_seconds) {
   EngineLock lock(mutex_);
   closed_ = true;
   lookups_.DropTouches();
-  for (const auto& [id, job] : jobs_) CancelQueued(job);
-  wake_.changed.wait_until(lock, deadline, [&]() ENGINE_LOCKED { return unfinished_jobs_ == 0; });
+  for (const auto& job : jobs_.All()) jobs_.CancelQueued(*job);
+  wake_.changed.wait_until(lock, deadline, [&]() ENGINE_LOCKED { return jobs_.AllFinished(); });
   GiveUpAll(lock);
   stopping_ = true;
   wake_.AllThreads();

@@ -79,9 +79,9 @@ void EngineCore::EndPart(Transfer& file, FileResult result, bool removed) {
   if (removed) ++stats_.removed_bad;
   if (result.status == FileStatus::kCancelled) return;
   if (!result.ok()) {
-    Settle(*file.job, file.index, result, 0);
+    jobs_.Settle(file, result);
   } else if (--file.parts_left == 0 && !IsGivenUp(file)) {
-    Settle(*file.job, file.index, result, file.request.payload_bytes());
+    jobs_.Settle(file, result, file.request.payload_bytes());
   }
 }
 
@@ -103,7 +103,7 @@ void EngineCore::StoreThrough(Transfer& file, ThreadContext& context) {
   }  // a temp file that was not published is gone before anybody hears of the failure
   const EngineLock lock(mutex_);
   if (removed) ++stats_.removed_bad;
-  if (!IsGivenUp(file)) Settle(*file.job, file.index, result, bytes);
+  if (!IsGivenUp(file)) jobs_.Settle(file, result, bytes);
 }
 
 FileResult EngineCore::WriteFromBlocks(Transfer& file, ChunkWriter& writer,
@@ -149,7 +149,7 @@ void EngineCore::TakeBytes(EngineLock& lock, const TransferRef& file, StagingBuf
       if (IsGivenUp(*file)) return;
       buffer = staging_.Take(lock);
       if (!buffer) {  // out of memory
-        Settle(*file->job, file->index, {FileStatus::kDropped, 0}, 0);
+        jobs_.Settle(*file, {FileStatus::kDropped, 0});
         return;
       }
     }
@@ -158,13 +158,13 @@ void EngineCore::TakeBytes(EngineLock& lock, const TransferRef& file, StagingBuf
     lock.unlock();
     const bool copied = TakePart(*file, begin, end, buffer.data(), context);
     lock.lock();
-    if (copied && end == payload) AllTaken(*file);
+    if (copied && end == payload) AllTaken(file);
     lock.unlock();
     if (copied) file->hasher->Update(buffer.data(), end - begin);
     lock.lock();
     if (IsGivenUp(*file) || !copied) {
       staging_.Return(std::move(buffer));
-      if (!IsGivenUp(*file)) Settle(*file->job, file->index, FileResult::IoError(EIO), 0);
+      if (!IsGivenUp(*file)) jobs_.Settle(*file, FileResult::IoError(EIO));
       return;
     }
     file->copied_bytes = end;
@@ -183,11 +183,11 @@ bool EngineCore::TakePart(Transfer& file, std::uint64_t begin, std::uint64_t end
   return file.gate.Finish(begun && end == file.request.payload_bytes()) && begun;
 }
 
-void EngineCore::AllTaken(Transfer& file) {
-  if (IsGivenUp(file)) return;
+void EngineCore::AllTaken(const TransferRef& file) {
+  if (IsGivenUp(*file)) return;
   deadlines_.Add(DeadlineKind::kPublish, {Clock::now() + ToDuration(config_.store_timeout_seconds),
-                                          jobs_.at(file.job->id), file.index});
-  MarkTaken(*file.job, file.index);
+                                          JobOf(file), file->index});
+  jobs_.MarkTaken(*file->job, file->index);
 }
 
 bool EngineCore::BeginWriteBehind(EngineLock& lock, Transfer& file, ThreadContext& context) {
@@ -214,7 +214,7 @@ void EngineCore::EndWriteBehind(EngineLock& lock, Transfer& file, FileResult res
   file.gate.Revoke();
   lock.lock();
   file.active = false;
-  if (!given_up) Settle(*file.job, file.index, result, bytes);
+  if (!given_up) jobs_.Settle(file, result, bytes);
 }
 
 // Writes what has been staged of a file so far, and publishes it if that was the last. Never waits

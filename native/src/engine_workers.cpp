@@ -93,6 +93,7 @@ EngineCore::EngineCore(EngineSetup setup)
                std::max<std::size_t>(1, config_.write_buffer_bytes / config_.piece_bytes),
                BuffersAtStart(config_, groups_, *device_), wake_.copy),
       stores_(config_.write_behind, staging_, wake_),
+      jobs_(config_.write_behind, stores_, wake_),
       lookups_(config_, wake_),
       deadlines_(wake_.supervisor) {
   if (config_.direct != Direct::kOff) {
@@ -211,7 +212,7 @@ void EngineCore::IoLoop(Worker& worker, ThreadContext& context) {
       return stopping_ || !loads_.empty() || (stores_too && stores_.HasWork());
     });
     if (PopLoad(part)) {
-      LeaveQueue(*part.file->job, part.file->index);
+      jobs_.LeaveQueue(*part.file->job, part.file->index);
       if (IsOfAnotherJob(worker.copying, *part.file)) {
         worker.copying_until = Clock::now() + kCopyTime;
         deadlines_.Arm(worker.copying_until);
@@ -235,10 +236,10 @@ void EngineCore::IoLoop(Worker& worker, ThreadContext& context) {
       if (config_.write_behind) {
         WriteBehind(lock, *store, context);
       } else {
-        LeaveQueue(*store->job, store->index);
-        deadlines_.Add(DeadlineKind::kPublish,
-                       {Clock::now() + ToDuration(config_.store_timeout_seconds),
-                        jobs_.at(store->job->id), store->index});
+        jobs_.LeaveQueue(*store->job, store->index);
+        deadlines_.Add(
+            DeadlineKind::kPublish,
+            {Clock::now() + ToDuration(config_.store_timeout_seconds), JobOf(store), store->index});
         lock.unlock();
         StoreThrough(*store, context);
         lock.lock();
@@ -256,12 +257,13 @@ void EngineCore::CopierLoop(ThreadContext& context) {
     if (stopping_) return;  // nothing is left to copy: Close settled all
     const TransferRef file = stores_.PopToCopy();
     if (file == nullptr) continue;
-    LeaveQueue(*file->job, file->index);  // first: what is queued may be cancelled without its gate
+    jobs_.LeaveQueue(*file->job,
+                     file->index);  // first: what is queued may be cancelled without its gate
     StagingBuffer buffer = staging_.Take(lock);
     if (buffer) {
       TakeBytes(lock, file, std::move(buffer), context);
     } else {  // out of memory; it is in no queue any more, so nobody else would say so
-      Settle(*file->job, file->index, {FileStatus::kDropped, 0}, 0);
+      jobs_.Settle(*file, {FileStatus::kDropped, 0});
     }
   }
 }

@@ -124,5 +124,8 @@ inline bool IsTransfer(JobKind kind) { return kind == JobKind::kStore || kind ==
 inline std::shared_ptr<Transfer> Ref(const std::shared_ptr<Job>& job, std::size_t index) {
   return {job, &job->transfers[index]};
 }
+inline std::shared_ptr<Job> JobOf(const std::shared_ptr<Transfer>& file) {
+  return {file, file->job};
+}
 
 }  // namespace kvshelf
