@@ -22,28 +22,9 @@
 #include "staging_pool.h"
 #include "store_queue.h"
 #include "wakeups.h"
+#include "workers.h"
 
 namespace kvshelf {
-
-enum class Role : std::uint8_t { kIo, kLoadOnly, kMeta, kCopier };
-inline constexpr std::size_t kRoles = 4;
-
-struct Worker {
-  Role role = Role::kIo;
-  std::string name;
-  std::thread thread;
-  TimePoint busy_until ENGINE_GUARDED = kNever;  // when the call it makes counts as hung
-  bool abandoned ENGINE_GUARDED = false;         // it hung; another does its work
-  bool touching ENGINE_GUARDED = false;
-  bool exited ENGINE_GUARDED = false;
-  std::shared_ptr<Transfer> loading ENGINE_GUARDED;  // the load that it reads a part of
-  LoadPart copying ENGINE_GUARDED;  // a part that is read, whose last copies are under way
-  std::uint64_t part_copies ENGINE_GUARDED =
-      0;  // of the context's stream: with the last of them it ends
-  TimePoint copying_until ENGINE_GUARDED =
-      kNever;  // then somebody else ends it, if the thread still reads
-  std::shared_ptr<ThreadContext> context;
-};
 
 // What a thread that replaces another needs: made before it is known under the lock who hangs.
 struct Spare {
@@ -93,15 +74,11 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
 
   // engine_workers.cpp
   std::shared_ptr<ThreadContext> MakeContext(Role role) const;  // throws std::bad_alloc or the like
-  // Throws likewise.
-  void Spawn(Role role, std::shared_ptr<ThreadContext> context) ENGINE_LOCKED;
+  Workers::Body Body();
   void RunWorker(Worker& worker);
   void IoLoop(Worker& worker, ThreadContext& context);
   void CopierLoop(ThreadContext& context);
   void MetaLoop(Worker& worker);
-  void BeginCall(Worker& worker, Clock::duration timeout) ENGINE_LOCKED;
-  // False: leave.
-  bool EndCall(Worker& worker) ENGINE_LOCKED;
 
   // engine_transfers.cpp
   ChunkIdentity IdentityOf(const Transfer& file) const;
@@ -131,18 +108,13 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
 
   // engine_supervisor.cpp
   void Supervise();
-  TimePoint NextDeadline() ENGINE_LOCKED;
   void Expire(EngineLock& lock ENGINE_LOCKED, DeadlineKind kind, TimePoint now);
   void GiveUp(EngineLock& lock ENGINE_LOCKED, const std::shared_ptr<Job>& job,
               std::vector<std::size_t> files, FileStatus status);
-  TimePoint HungAt(const Worker& worker) const ENGINE_LOCKED;
   void EndCopies(EngineLock& lock ENGINE_LOCKED, TimePoint now);
   void AbandonHung(EngineLock& lock ENGINE_LOCKED, TimePoint now);
   std::vector<Spare> MakeSpares(EngineLock& lock ENGINE_LOCKED, TimePoint now);
-  bool AnybodyLoads() const ENGINE_LOCKED;
-  bool NothingReadSince(TimePoint since) const ENGINE_LOCKED;
   void GiveUpLoadsBefore(EngineLock& lock ENGINE_LOCKED, TimePoint submitted);
-  void Reap(EngineLock& lock ENGINE_LOCKED);
   void GiveUpAll(EngineLock& lock ENGINE_LOCKED);
 
   // Fixed by the constructor.
@@ -154,7 +126,6 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
   std::optional<AuthKey> auth_key_;
   std::shared_ptr<Device> device_;
   RootDir root_;
-  std::array<int, kRoles> nominal_{};  // threads of each role
 
   Mutex close_mutex_;  // serialises Close; taken before mutex_
 
@@ -172,12 +143,8 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
   FileClock clock_;
 
   Deadlines deadlines_;
-
-  std::vector<std::shared_ptr<Worker>> workers_ ENGINE_GUARDED;
+  Workers workers_;
   std::thread supervisor_thread_ ENGINE_GUARDED;
-  std::array<int, kRoles> live_ ENGINE_GUARDED{};  // threads that are neither abandoned nor gone
-  std::array<int, kRoles> threads_made_ ENGINE_GUARDED{};
-  int replaced_ ENGINE_GUARDED = 0;  // abandoned threads whose replacement is alive
   EngineStats stats_ ENGINE_GUARDED;
 };
 

@@ -206,7 +206,7 @@ void EngineCore::EnqueueLoads(const std::shared_ptr<Job>& job) {
   for (std::size_t i = 0; i < job->size(); ++i) {
     if (++jobs_.queued(job->kind) > config_.queue_files) {
       jobs_.Settle(*job, i, FileResult::IoError(EAGAIN), 0);
-    } else if (!AnybodyLoads()) {
+    } else if (!workers_.AnybodyLoads()) {
       jobs_.Settle(*job, i, {FileStatus::kTimedOut, 0}, 0);
     } else {
       EnqueueParts(Ref(job, i));
@@ -292,6 +292,7 @@ bool EngineCore::Drain(double timeout_seconds) {
 EngineStats EngineCore::Stats() const {
   const EngineLock lock(mutex_);
   EngineStats stats = stats_;
+  stats.hung_threads = workers_.hung();
   jobs_.AddTo(stats);
   lookups_.AddTo(stats);
   stats.write_buffer_used_bytes = staging_.used_bytes();

@@ -12,15 +12,6 @@ constexpr auto kExitGrace = std::chrono::milliseconds(200);
 
 }  // namespace
 
-TimePoint EngineCore::NextDeadline() {
-  TimePoint next = deadlines_.Next();
-  for (const auto& worker : workers_) {
-    next = std::min(next, worker->copying_until);
-    if (!worker->abandoned) next = std::min(next, HungAt(*worker));
-  }
-  return next;
-}
-
 // Runs until Close. Sleeps until the next deadline, and for ever while nothing is under way.
 void EngineCore::Supervise() {
   ::pthread_setname_np(::pthread_self(), "kvs-supervisor");
@@ -30,9 +21,9 @@ void EngineCore::Supervise() {
     for (const DeadlineKind kind : kDeadlineKinds) Expire(lock, kind, now);
     EndCopies(lock, now);
     AbandonHung(lock, now);
-    Reap(lock);
+    workers_.Reap(lock);
     if (stopping_) break;
-    deadlines_.SleepUntil(lock, NextDeadline());
+    deadlines_.SleepUntil(lock, std::min(deadlines_.Next(), workers_.NextDeadline()));
   }
   supervisor_exited_ = true;
   wake_.changed.notify_all();
@@ -79,26 +70,11 @@ void EngineCore::GiveUp(EngineLock& lock, const std::shared_ptr<Job>& job,
   for (const std::size_t i : files) jobs_.Settle(*job, i, {status, 0}, 0);
 }
 
-// When the call that a thread makes counts as hung: past its deadline, or, of a load, when nothing
-// of it has come for load_stall_seconds.
-TimePoint EngineCore::HungAt(const Worker& worker) const {
-  if (worker.loading == nullptr) return worker.busy_until;
-  const TimePoint step(Clock::duration(worker.context->last_step.load()));
-  if (step == kNever) return worker.busy_until;
-  return std::min(worker.busy_until, step + ToDuration(config_.load_stall_seconds));
-}
-
 // For threads that hang, as many as may be replaced. Made without the lock, which poll() and
 // submissions need: pinning memory takes milliseconds.
 std::vector<Spare> EngineCore::MakeSpares(EngineLock& lock, TimePoint now) {
-  std::vector<Role> roles;
-  for (const auto& worker : workers_) {
-    if (worker->abandoned || HungAt(*worker) > now) continue;
-    if (replaced_ + static_cast<int>(roles.size()) >= config_.replacement_threads) break;
-    roles.push_back(worker->role);
-  }
   std::vector<Spare> spares;
-  for (const Role role : roles) {
+  for (const Role role : workers_.RolesToReplace(now)) {
     if (stopping_) break;  // Close does not wait for all of them
     lock.unlock();
     try {
@@ -113,8 +89,8 @@ std::vector<Spare> EngineCore::MakeSpares(EngineLock& lock, TimePoint now) {
 
 // What a thread had read of another job before it began to read what it reads now.
 void EngineCore::EndCopies(EngineLock& lock, TimePoint now) {
-  std::vector<std::shared_ptr<Worker>> due;
-  std::copy_if(workers_.begin(), workers_.end(), std::back_inserter(due),
+  std::vector<WorkerRef> due;
+  std::copy_if(workers_.all().begin(), workers_.all().end(), std::back_inserter(due),
                [&](const auto& worker) ENGINE_LOCKED { return worker->copying_until <= now; });
   for (const auto& worker : due) FinishCopying(lock, *worker);
 }
@@ -123,27 +99,21 @@ void EngineCore::AbandonHung(EngineLock& lock, TimePoint now) {
   std::vector<Spare> spares = MakeSpares(lock, now);
   std::vector<TransferRef> stalled;
   bool hung = false;
-  const std::size_t count = workers_.size();  // Spawn appends
-  for (std::size_t i = 0; i < count; ++i) {
-    Worker& worker = *workers_[i];
-    if (worker.abandoned || HungAt(worker) > now) continue;
-    worker.abandoned = hung = true;
-    ++stats_.hung_threads;
-    --live_[static_cast<std::size_t>(worker.role)];
+  const std::vector<WorkerRef> before = workers_.all();  // Replace appends
+  for (const WorkerRef& each : before) {
+    Worker& worker = *each;
+    if (!workers_.IsHung(worker, now)) continue;
+    hung = true;
+    workers_.Abandon(worker);
     if (worker.touching) {
       worker.touching = false;
       lookups_.EndTouches();
     }
     if (worker.loading != nullptr) stalled.push_back(worker.loading);
     const auto spare = std::find_if(spares.begin(), spares.end(),
-                                    [&](const Spare& each) { return each.role == worker.role; });
+                                    [&](const Spare& made) { return made.role == worker.role; });
     if (spare == spares.end() || stopping_) continue;
-    try {
-      Spawn(spare->role, std::move(spare->context));
-      ++replaced_;
-    } catch (const std::exception&) {
-      // No thread to be had: likewise.
-    }
+    workers_.Replace(spare->role, std::move(spare->context), Body());
     spares.erase(spare);
   }
   if (!spares.empty()) {  // for threads that have come back meanwhile
@@ -153,7 +123,7 @@ void EngineCore::AbandonHung(EngineLock& lock, TimePoint now) {
   }
   if (!hung) return;
   // What such a thread had read before is on its way, and does not depend on storage any more.
-  const std::vector<std::shared_ptr<Worker>> workers = workers_;
+  const std::vector<WorkerRef> workers = workers_.all();
   for (const auto& worker : workers) {
     if (worker->abandoned) FinishCopying(lock, *worker);
   }
@@ -162,25 +132,11 @@ void EngineCore::AbandonHung(EngineLock& lock, TimePoint now) {
     GiveUp(lock, JobOf(file), {file->index}, FileStatus::kTimedOut);
   }
   const TimePoint since = now - ToDuration(config_.load_stall_seconds);
-  if (!AnybodyLoads()) {
+  if (!workers_.AnybodyLoads()) {
     GiveUpLoadsBefore(lock, Clock::now());
-  } else if (!stalled.empty() && NothingReadSince(since)) {
+  } else if (!stalled.empty() && workers_.NothingReadSince(since)) {
     GiveUpLoadsBefore(lock, since);
   }
-}
-
-// If not, all hang and no more are made: nobody would come before the deadline.
-bool EngineCore::AnybodyLoads() const {
-  return live_[static_cast<std::size_t>(Role::kIo)] +
-             live_[static_cast<std::size_t>(Role::kLoadOnly)] >
-         0;
-}
-
-bool EngineCore::NothingReadSince(TimePoint since) const {
-  const Clock::rep limit = since.time_since_epoch().count();
-  return std::none_of(workers_.begin(), workers_.end(), [&](const auto& worker) {
-    return worker->context != nullptr && worker->context->last_read.load() > limit;
-  });
 }
 
 // Storage gives nothing to anybody: those that wait for a thread would only wait longer.
@@ -193,23 +149,6 @@ void EngineCore::GiveUpLoadsBefore(EngineLock& lock, TimePoint submitted) {
     }
     GiveUp(lock, job, std::move(files), FileStatus::kTimedOut);
   }
-}
-
-// Joins threads that have ended, which takes no time, and forgets them.
-void EngineCore::Reap(EngineLock& lock) {
-  const auto gone =
-      std::stable_partition(workers_.begin(), workers_.end(),
-                            [](const auto& worker) ENGINE_LOCKED { return !worker->exited; });
-  std::vector<std::shared_ptr<Worker>> ended(std::make_move_iterator(gone),
-                                             std::make_move_iterator(workers_.end()));
-  workers_.erase(gone, workers_.end());
-  if (ended.empty()) return;
-  lock.unlock();
-  for (const auto& worker : ended) {
-    if (worker->thread.joinable()) worker->thread.join();  // else Close has detached it
-  }
-  ended.clear();  // unpins their memory: not under the lock
-  lock.lock();
 }
 
 void EngineCore::GiveUpAll(EngineLock& lock) {
@@ -233,23 +172,17 @@ bool EngineCore::Close(double timeout_seconds) {
   GiveUpAll(lock);
   stopping_ = true;
   wake_.AllThreads();
-  auto all_exited = [&]() ENGINE_LOCKED {
-    return supervisor_exited_ &&
-           std::all_of(workers_.begin(), workers_.end(),
-                       [](const auto& worker) ENGINE_LOCKED { return worker->exited; });
-  };
+  const auto all_exited = [&]()
+                              ENGINE_LOCKED { return supervisor_exited_ && workers_.AllExited(); };
   wake_.changed.wait_until(lock, std::max(deadline, Clock::now() + kExitGrace), all_exited);
   if (supervisor_thread_.joinable()) {  // may be at a copy or an allocation that takes its time
     supervisor_exited_ ? supervisor_thread_.join() : supervisor_thread_.detach();
   }
-  Reap(lock);
-  for (const auto& worker : workers_) {
-    // Hangs in the kernel. It co-owns this core and finds its file given up when it comes back.
-    if (worker->thread.joinable()) worker->thread.detach();
-  }
+  workers_.Reap(lock);
+  workers_.Detach();  // they find their files given up when they come back
   // Temp files that no thread was left to remove; a cleaner does, once this process is gone.
   stores_.LeakLeftovers();
-  return workers_.empty() && supervisor_exited_;
+  return workers_.all().empty() && supervisor_exited_;
 }
 
 }  // namespace kvshelf

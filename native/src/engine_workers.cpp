@@ -9,10 +9,6 @@
 namespace kvshelf {
 namespace {
 
-// A thread counts as hung if its call outlasts the deadline of its file by this much: a thread
-// that reads in small steps on storage that answers comes back well within it.
-constexpr auto kHungGrace = std::chrono::milliseconds(100);
-
 // O_DIRECT has no read-ahead, so its steps must be long enough to keep a device busy.
 constexpr std::uint64_t kDirectStepBytes = 1 << 20;
 
@@ -29,9 +25,17 @@ std::size_t BuffersAtStart(const EngineConfig& config, const std::vector<GroupMe
 // Taking bytes is memory copying; a quarter of the I/O threads keeps up with them.
 int CopierThreads(const EngineConfig& config) { return std::clamp(config.io_threads / 4, 1, 4); }
 
-constexpr const char* kRoleNames[kRoles] = {"kvs-io-", "kvs-load-", "kvs-meta-", "kvs-copy-"};
-
-std::size_t IndexOf(Role role) { return static_cast<std::size_t>(role); }
+// Threads of each role. Without block memory there are only lookups and touches.
+std::array<int, kRoles> NominalThreads(const EngineConfig& config, bool has_memory) {
+  std::array<int, kRoles> threads{};
+  const auto of = [&](Role role) -> int& { return threads[static_cast<std::size_t>(role)]; };
+  of(Role::kMeta) = config.lookup_threads;
+  if (!has_memory) return threads;
+  of(Role::kLoadOnly) = std::clamp(config.load_only_threads, 0, config.io_threads - 1);
+  of(Role::kIo) = config.io_threads - of(Role::kLoadOnly);
+  if (config.write_behind) of(Role::kCopier) = CopierThreads(config);
+  return threads;
+}
 
 // A job whose bytes are read does not wait for another's storage, but for this: copies of a part
 // take as long where all threads copy, and most reads are over by then.
@@ -95,7 +99,8 @@ EngineCore::EngineCore(EngineSetup setup)
       stores_(config_.write_behind, staging_, wake_),
       jobs_(config_.write_behind, stores_, wake_),
       lookups_(config_, wake_),
-      deadlines_(wake_.supervisor) {
+      deadlines_(wake_.supervisor),
+      workers_(config_, NominalThreads(config_, !groups_.empty()), deadlines_, wake_) {
   if (config_.direct != Direct::kOff) {
     const int error = root_.ProbeDirect();
     if (error < 0 && config_.direct == Direct::kOn) {
@@ -108,23 +113,15 @@ EngineCore::EngineCore(EngineSetup setup)
     io_options_.step_bytes = std::max(io_options_.step_bytes, kDirectStepBytes);
   }
   stats_.direct = io_options_.direct;
-  const int load_only = std::clamp(config_.load_only_threads, 0, config_.io_threads - 1);
-  nominal_[IndexOf(Role::kLoadOnly)] = load_only;
-  nominal_[IndexOf(Role::kIo)] = config_.io_threads - load_only;
-  nominal_[IndexOf(Role::kMeta)] = config_.lookup_threads;
-  if (config_.write_behind) nominal_[IndexOf(Role::kCopier)] = CopierThreads(config_);
-  if (groups_.empty()) {  // only lookups and touches: no payload, no threads for it
-    for (const Role role : {Role::kLoadOnly, Role::kIo, Role::kCopier}) nominal_[IndexOf(role)] = 0;
-  }
 }
 
 EngineCore::~EngineCore() = default;
 
 void EngineCore::Start() {
   const EngineLock lock(mutex_);
-  for (std::size_t role = 0; role < kRoles; ++role) {
-    for (int i = 0; i < nominal_[role]; ++i) {
-      Spawn(static_cast<Role>(role), MakeContext(static_cast<Role>(role)));
+  for (const Role role : {Role::kIo, Role::kLoadOnly, Role::kMeta, Role::kCopier}) {
+    for (int i = 0; i < workers_.nominal(role); ++i) {
+      workers_.Spawn(role, MakeContext(role), Body());
     }
   }
   supervisor_thread_ = std::thread([core = shared_from_this()] { core->Supervise(); });
@@ -148,20 +145,11 @@ std::shared_ptr<ThreadContext> EngineCore::MakeContext(Role role) const {
   return nullptr;
 }
 
-void EngineCore::Spawn(Role role, std::shared_ptr<ThreadContext> context) {
-  const std::size_t index = IndexOf(role);
-  auto worker = std::make_shared<Worker>();
-  worker->role = role;
-  worker->name = kRoleNames[index] + std::to_string(threads_made_[index]++);
-  worker->context = std::move(context);
-  workers_.reserve(workers_.size() + 1);
-  worker->thread = std::thread([core = shared_from_this(), worker] { core->RunWorker(*worker); });
-  workers_.push_back(worker);
-  ++live_[index];
+Workers::Body EngineCore::Body() {
+  return [core = shared_from_this()](Worker& worker) { core->RunWorker(worker); };
 }
 
 void EngineCore::RunWorker(Worker& worker) {
-  ::pthread_setname_np(::pthread_self(), worker.name.substr(0, 15).c_str());
   switch (worker.role) {
     case Role::kIo:
     case Role::kLoadOnly:
@@ -175,30 +163,7 @@ void EngineCore::RunWorker(Worker& worker) {
       break;
   }
   const EngineLock lock(mutex_);
-  if (!worker.abandoned) --live_[IndexOf(worker.role)];
-  worker.exited = true;
-  wake_.supervisor.notify_one();
-  wake_.changed.notify_all();
-}
-
-void EngineCore::BeginCall(Worker& worker, Clock::duration timeout) {
-  worker.busy_until = Clock::now() + timeout + kHungGrace;
-  deadlines_.Arm(worker.busy_until);
-}
-
-// Whether the thread goes on. One that was given up goes on only if it was not replaced.
-bool EngineCore::EndCall(Worker& worker) {
-  worker.busy_until = kNever;
-  if (!worker.abandoned) return true;
-  --stats_.hung_threads;
-  const std::size_t index = IndexOf(worker.role);
-  if (live_[index] >= nominal_[index]) {
-    --replaced_;
-    return false;
-  }
-  ++live_[index];
-  worker.abandoned = false;
-  return true;
+  workers_.NoteExit(worker);
 }
 
 void EngineCore::IoLoop(Worker& worker, ThreadContext& context) {
@@ -221,18 +186,18 @@ void EngineCore::IoLoop(Worker& worker, ThreadContext& context) {
           part.file->job->submitted + ToDuration(config_.load_timeout_seconds) - Clock::now();
       context.Step();
       worker.loading = part.file;
-      BeginCall(worker, deadline);
-      deadlines_.Arm(HungAt(worker));
+      workers_.BeginCall(worker, deadline);
+      deadlines_.Arm(workers_.HungAt(worker));
       Load(lock, std::move(part), worker);
     } else if (worker.copying.file != nullptr) {  // what was queued had been given up
       FinishCopying(lock, worker);
     } else if (auto leftover = stores_too ? stores_.PopLeftover() : nullptr) {
-      BeginCall(worker, ToDuration(config_.store_timeout_seconds));
+      workers_.BeginCall(worker, ToDuration(config_.store_timeout_seconds));
       lock.unlock();
       leftover.reset();
       lock.lock();
     } else if (const TransferRef store = stores_too ? stores_.PopToWrite() : nullptr) {
-      BeginCall(worker, ToDuration(config_.store_timeout_seconds));
+      workers_.BeginCall(worker, ToDuration(config_.store_timeout_seconds));
       if (config_.write_behind) {
         WriteBehind(lock, *store, context);
       } else {
@@ -247,7 +212,7 @@ void EngineCore::IoLoop(Worker& worker, ThreadContext& context) {
     } else if (stopping_) {
       return;
     }
-  } while (EndCall(worker));
+  } while (workers_.EndCall(worker));
 }
 
 void EngineCore::CopierLoop(ThreadContext& context) {
@@ -273,13 +238,13 @@ void EngineCore::MetaLoop(Worker& worker) {
   do {
     while (!stopping_ && !lookups_.HasLookups() && !lookups_.MayTouch()) lookups_.Wait(lock);
     if (stopping_) return;
-    BeginCall(worker, ToDuration(config_.lookup_timeout_seconds));
+    workers_.BeginCall(worker, ToDuration(config_.lookup_timeout_seconds));
     if (lookups_.HasLookups()) {
       Probe(lock, lookups_.PopRun());
     } else {
       TouchSome(lock, worker);
     }
-  } while (EndCall(worker));
+  } while (workers_.EndCall(worker));
 }
 
 }  // namespace kvshelf
