@@ -119,6 +119,12 @@ inline bool IsGivenUp(const Transfer& file) ENGINE_LOCKED {
   return file.gate.revoked() || IsSettled(file);
 }
 
+// Makes the thread's copies come after the work that the caller had queued at submission: the
+// kernels that compute the blocks of a store, or that clear those of a load.
+inline bool AwaitEvent(const Transfer& file, ThreadContext& context) {
+  return context.stream->After(file.job->after.get());
+}
+
 inline bool IsTransfer(JobKind kind) { return kind == JobKind::kStore || kind == JobKind::kLoad; }
 
 inline std::shared_ptr<Transfer> Ref(const std::shared_ptr<Job>& job, std::size_t index) {

@@ -68,6 +68,33 @@ void JobTable::CancelQueued(Job& job) {
   }
 }
 
+// Revokes first, settles afterwards: once a status is out, block memory is safe. A store whose
+// bytes were taken in the meantime is not dropped for taking too long.
+void JobTable::GiveUp(EngineLock& lock, const std::shared_ptr<Job>& job,
+                      std::vector<std::size_t> files, FileStatus status) {
+  if (job == nullptr) return;
+  if (IsTransfer(job->kind)) {
+    lock.unlock();
+    std::erase_if(files, [&](std::size_t i) {
+      CopyGate& gate = job->transfers[i].gate;
+      if (status == FileStatus::kDropped) return !gate.RevokeUnlessTaken();
+      gate.Revoke();
+      return false;
+    });
+    lock.lock();
+  }
+  for (const std::size_t i : files) Settle(*job, i, {status, 0}, 0);
+}
+
+void JobTable::GiveUpUnsettled(EngineLock& lock, const std::shared_ptr<Job>& job,
+                               FileStatus status) {
+  std::vector<std::size_t> files;
+  for (std::size_t i = 0; i < job->size(); ++i) {
+    if (job->states[i] != FileState::kSettled) files.push_back(i);
+  }
+  GiveUp(lock, job, std::move(files), status);
+}
+
 void JobTable::ReportIfDue(Job& job) {
   if (job.kind == JobKind::kStore && job.holding == 0 && !job.released &&
       (write_behind_ || job.let_go || job.unsettled == 0)) {

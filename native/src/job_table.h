@@ -31,6 +31,11 @@ class JobTable {
     Settle(*file.job, file.index, result, bytes);
   }
   void CancelQueued(Job& job) ENGINE_LOCKED;
+  // Let go of the mutex while they revoke the gates of the files.
+  void GiveUp(EngineLock& lock ENGINE_LOCKED, const std::shared_ptr<Job>& job,
+              std::vector<std::size_t> files, FileStatus status);
+  void GiveUpUnsettled(EngineLock& lock ENGINE_LOCKED, const std::shared_ptr<Job>& job,
+                       FileStatus status);
   // Reports what is due: settling does, and so must whoever changes Job::let_go.
   void ReportIfDue(Job& job) ENGINE_LOCKED;
 

@@ -18,15 +18,51 @@ constexpr std::size_t kThreadNameMax = 15;  // of the kernel
 
 std::size_t IndexOf(Role role) { return static_cast<std::size_t>(role); }
 
+// Taking bytes is memory copying; a quarter of the I/O threads keeps up with them.
+int CopierThreads(const EngineConfig& config) { return std::clamp(config.io_threads / 4, 1, 4); }
+
+// Threads of each role. Without block memory there are only lookups and touches.
+std::array<int, kRoles> NominalThreads(const EngineBasis& basis) {
+  const EngineConfig& config = basis.config;
+  std::array<int, kRoles> threads{};
+  const auto of = [&](Role role) -> int& { return threads[IndexOf(role)]; };
+  of(Role::kMeta) = config.lookup_threads;
+  if (basis.groups.empty()) return threads;
+  of(Role::kLoadOnly) = std::clamp(config.load_only_threads, 0, config.io_threads - 1);
+  of(Role::kIo) = config.io_threads - of(Role::kLoadOnly);
+  if (config.write_behind) of(Role::kCopier) = CopierThreads(config);
+  return threads;
+}
+
 }  // namespace
 
-Workers::Workers(const EngineConfig& config, std::array<int, kRoles> nominal, Deadlines& deadlines,
-                 Wakeups& wake)
-    : nominal_(nominal),
-      replacements_max_(config.replacement_threads),
-      stall_(ToDuration(config.load_stall_seconds)),
-      deadlines_(deadlines),
-      wake_(wake) {}
+Workers::Workers(const EngineBasis& basis, Deadlines& deadlines, Wakeups& wake)
+    : basis_(basis), nominal_(NominalThreads(basis)), deadlines_(deadlines), wake_(wake) {}
+
+void Workers::Start(const Body& body) {
+  for (const Role role : {Role::kIo, Role::kLoadOnly, Role::kMeta, Role::kCopier}) {
+    for (int i = 0; i < nominal_[IndexOf(role)]; ++i) Spawn(role, MakeContext(role), body);
+  }
+}
+
+// Allocated here, where a failure can be reported; the thread co-owns it, however long it hangs.
+// Null for threads that need none.
+std::shared_ptr<ThreadContext> Workers::MakeContext(Role role) const {
+  switch (role) {
+    case Role::kIo:
+    case Role::kLoadOnly:
+      return MakeThreadContext(*basis_.device, basis_.io_options.step_bytes,
+                               basis_.config.ring_bytes);
+    case Role::kCopier: {
+      auto context = std::make_shared<ThreadContext>();
+      context->stream = basis_.device->NewStream();
+      return context;
+    }
+    case Role::kMeta:
+      break;
+  }
+  return nullptr;
+}
 
 void Workers::Spawn(Role role, std::shared_ptr<ThreadContext> context, Body body) {
   const std::size_t index = IndexOf(role);
@@ -76,7 +112,7 @@ TimePoint Workers::HungAt(const Worker& worker) const {
   if (worker.loading == nullptr) return worker.busy_until;
   const TimePoint step(Clock::duration(worker.context->last_step.load()));
   if (step == kNever) return worker.busy_until;
-  return std::min(worker.busy_until, step + stall_);
+  return std::min(worker.busy_until, step + ToDuration(basis_.config.load_stall_seconds));
 }
 
 TimePoint Workers::NextDeadline() const {
@@ -92,7 +128,7 @@ std::vector<Role> Workers::RolesToReplace(TimePoint now) const {
   std::vector<Role> roles;
   for (const WorkerRef& worker : workers_) {
     if (!IsHung(*worker, now)) continue;
-    if (replaced_ + static_cast<int>(roles.size()) >= replacements_max_) break;
+    if (replaced_ + static_cast<int>(roles.size()) >= basis_.config.replacement_threads) break;
     roles.push_back(worker->role);
   }
   return roles;

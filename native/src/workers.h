@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "deadlines.h"
-#include "job.h"
+#include "engine_basis.h"
 #include "wakeups.h"
 
 namespace kvshelf {
@@ -39,12 +39,13 @@ class Workers {
  public:
   using Body = std::function<void(Worker&)>;
 
-  // `nominal`: threads of each role.
-  Workers(const EngineConfig& config, std::array<int, kRoles> nominal, Deadlines& deadlines,
-          Wakeups& wake);
+  Workers(const EngineBasis& basis, Deadlines& deadlines, Wakeups& wake);
 
-  int nominal(Role role) const { return nominal_[static_cast<std::size_t>(role)]; }
-  // Starts a thread that runs `body`. Throws std::system_error, std::bad_alloc.
+  // Starts all threads, which run `body`. Throws std::system_error, std::bad_alloc or the like.
+  void Start(const Body& body) ENGINE_LOCKED;
+  // What a new thread of that role needs; null if that is nothing. Throws likewise. Takes
+  // milliseconds on a GPU: call it without the mutex where somebody waits for that.
+  std::shared_ptr<ThreadContext> MakeContext(Role role) const;
   void Spawn(Role role, std::shared_ptr<ThreadContext> context, Body body) ENGINE_LOCKED;
 
   // Around what may hang. EndCall is false if the thread must end: another does its work.
@@ -78,9 +79,8 @@ class Workers {
   void Detach() ENGINE_LOCKED;
 
  private:
-  const std::array<int, kRoles> nominal_;
-  const int replacements_max_;
-  const Clock::duration stall_;
+  const EngineBasis& basis_;
+  const std::array<int, kRoles> nominal_;  // threads of each role
   Deadlines& deadlines_;
   Wakeups& wake_;
   std::vector<WorkerRef> workers_ ENGINE_GUARDED;

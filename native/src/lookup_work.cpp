@@ -1,12 +1,11 @@
-// The work of lookup threads: small metadata calls that never queue behind payloads.
+#include "lookup_work.h"
+
 #include <fcntl.h>
 
 #include <algorithm>
 #include <array>
 #include <cerrno>
 #include <new>
-
-#include "engine_core.h"
 
 namespace kvshelf {
 namespace {
@@ -102,10 +101,10 @@ void NoteMissing(std::atomic<std::uint32_t>& first, std::uint32_t key) {
 }  // namespace
 
 // Whether a chunk need not be stored. What else has its name is left to the thread that stores.
-FileResult EngineCore::ProbeStored(const Transfer& file) {
-  const FileResult found = LookUp(root_, file.request.path);
+FileResult LookupWork::FindStored(const Transfer& file) {
+  const FileResult found = LookUp(parts_.basis.root, file.request.path);
   if (!found.ok()) return found;
-  ChunkIoOptions options = io_options_;
+  ChunkIoOptions options = parts_.basis.io_options;
   options.remove_bad = false;
   ThreadContext context;
   try {
@@ -114,29 +113,29 @@ FileResult EngineCore::ProbeStored(const Transfer& file) {
     return FileResult::IoError(ENOMEM);
   }
   BadFile kept{};
-  const ChunkIdentity identity = IdentityOf(file);
-  return ChunkReader(root_, options, identity, file.request, context).Inspect(&kept);
+  const ChunkIdentity identity = parts_.basis.IdentityOf(file);
+  return ChunkReader(parts_.basis.root, options, identity, file.request, context).Inspect(&kept);
 }
 
-FileResult EngineCore::ProbeOne(Job& job, std::size_t index, std::uint64_t* bytes) {
-  if (job.kind == JobKind::kStore) return ProbeStored(job.transfers[index]);
+FileResult LookupWork::AnswerOne(Job& job, std::size_t index, std::uint64_t* bytes) {
+  if (job.kind == JobKind::kStore) return FindStored(job.transfers[index]);
   if (job.kind == JobKind::kProbe) {
-    return ReadSome(root_, job.paths[index], job.probe_bytes, bytes);
+    return ReadSome(parts_.basis.root, job.paths[index], job.probe_bytes, bytes);
   }
-  if (job.run_ends.empty()) return LookUp(root_, job.PathOf(index));
+  if (job.run_ends.empty()) return LookUp(parts_.basis.root, job.PathOf(index));
   const std::size_t key = index / job.folders.size();
   std::atomic<std::uint32_t>* const missing = RunOf(job, key);
   if (missing != nullptr && missing->load(std::memory_order_relaxed) < key) {
     return {FileStatus::kCancelled, 0};
   }
-  const FileResult result = LookUp(root_, job.PathOf(index));
+  const FileResult result = LookUp(parts_.basis.root, job.PathOf(index));
   if (missing != nullptr && result.status == FileStatus::kNotFound) {
     NoteMissing(*missing, static_cast<std::uint32_t>(key));
   }
   return result;
 }
 
-void EngineCore::Probe(EngineLock& lock, const LookupRun& run) {
+void LookupWork::Answer(EngineLock& lock, const LookupRun& run) {
   Job& job = *run.job;
   const bool store = job.kind == JobKind::kStore;
   std::array<bool, 64> wanted{};  // longer than any run
@@ -145,71 +144,36 @@ void EngineCore::Probe(EngineLock& lock, const LookupRun& run) {
   for (std::size_t i = run.begin; i < run.end; ++i) {
     const FileState state = job.states[i];
     wanted[i - run.begin] = state == FileState::kQueued;
-    if (!store && state == FileState::kQueued) jobs_.LeaveQueue(job, i);
+    if (!store && state == FileState::kQueued) parts_.jobs.LeaveQueue(job, i);
   }
   lock.unlock();
   for (std::size_t i = run.begin; i < run.end; ++i) {
     if (!wanted[i - run.begin]) continue;
-    results[i - run.begin] = ProbeOne(job, i, &bytes[i - run.begin]);
+    results[i - run.begin] = AnswerOne(job, i, &bytes[i - run.begin]);
   }
   lock.lock();
   for (std::size_t i = run.begin; i < run.end; ++i) {
     if (!wanted[i - run.begin]) continue;
     // Of a store, only the news that it exists already counts, and only if no copier has begun.
     if (store && (!results[i - run.begin].ok() || job.states[i] != FileState::kQueued)) continue;
-    jobs_.Settle(job, i, results[i - run.begin], bytes[i - run.begin]);
+    parts_.jobs.Settle(job, i, results[i - run.begin], bytes[i - run.begin]);
   }
 }
 
-void EngineCore::Touch(std::vector<std::string> paths) {
-  std::vector<TouchRequest> touches;
-  touches.reserve(paths.size());
-  for (std::size_t row = 0; row < paths.size(); ++row) {
-    CheckPath(row, paths[row]);
-    touches.push_back({std::move(paths[row])});
-  }
-  AddTouches(std::move(touches));
-}
-
-void EngineCore::TouchKeys(const std::vector<std::string>& folders,
-                           const std::vector<std::string>& keys,
-                           const std::vector<std::int64_t>& times_ns, bool always) {
-  if (keys.size() != times_ns.size()) throw std::invalid_argument("times_ns: one a key");
-  for (std::size_t row = 0; row < folders.size(); ++row) CheckPath(row, folders[row]);
-  std::vector<TouchRequest> touches;
-  touches.reserve(folders.size() * keys.size());
-  const std::int64_t ahead_ns = clock_.AheadOfRealtime();
-  for (std::size_t row = 0; row < keys.size(); ++row) {
-    if (keys[row].size() < kKeyBytesMin || keys[row].size() > kKeyBytesMax) {
-      throw std::invalid_argument("a key must have 12 to 128 bytes");
-    }
-    if (times_ns[row] <= 0) throw std::invalid_argument("times_ns: after 1970");
-    const std::int64_t time_ns = std::max<std::int64_t>(1, times_ns[row] + ahead_ns);
-    for (const std::string& folder : folders) {
-      touches.push_back({ChunkPath(folder, keys[row]), time_ns, always});
-    }
-  }
-  AddTouches(std::move(touches));
-}
-
-void EngineCore::AddTouches(std::vector<TouchRequest> touches) {
-  const EngineLock lock(mutex_);
-  if (closed_) throw EngineClosed();
-  lookups_.AddTouches(std::move(touches));
-}
-
-void EngineCore::TouchSome(EngineLock& lock, Worker& worker) {
-  const std::vector<TouchRequest> touches = lookups_.BeginTouches();
+void LookupWork::Touch(EngineLock& lock, Worker& worker) {
+  const std::vector<TouchRequest> touches = parts_.lookups.BeginTouches();
   worker.touching = true;
   lock.unlock();
   std::uint64_t touched = 0;
   for (const TouchRequest& touch : touches) {
-    if (TouchOne(root_, touch, clock_, config_.touch_interval_seconds)) ++touched;
+    if (TouchOne(parts_.basis.root, touch, parts_.basis.clock,
+                 parts_.basis.config.touch_interval_seconds))
+      ++touched;
   }
   lock.lock();
-  lookups_.CountTouched(touched);
+  parts_.lookups.CountTouched(touched);
   // If the supervisor gave this thread up, it has done this already.
-  if (std::exchange(worker.touching, false)) lookups_.EndTouches();
+  if (std::exchange(worker.touching, false)) parts_.lookups.EndTouches();
 }
 
 }  // namespace kvshelf
