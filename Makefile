@@ -68,7 +68,8 @@ lint: $(VENV)/.kvshelf
 	find native -name '*.cpp' -o -name '*.h' | xargs clang-format --dry-run -Werror
 	@mkdir -p build && printf '#include "../%s"\n' native/src/*.cpp > build/native.cpp
 	clang-tidy --quiet --checks='-*,clang-diagnostic-thread-safety*' --allow-no-checks \
-	  --warnings-as-errors='*' build/native.cpp -- -std=c++20 -Wthread-safety -Inative/include
+	  --warnings-as-errors='*' build/native.cpp -- -std=c++20 -Wthread-safety -Inative/include \
+	  -DKVSHELF_DCHECKS
 	python scripts/check_sizes.py
 
 # The native core alone, as a developer without Python would: warnings are errors.

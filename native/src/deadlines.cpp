@@ -6,6 +6,7 @@ namespace kvshelf {
 
 void Deadlines::Add(DeadlineKind kind, Deadline deadline) {
   const TimePoint time = deadline.time;
+  KVSHELF_DCHECK(QueueOf(kind).empty() || QueueOf(kind).back().time <= time);
   QueueOf(kind).push_back(std::move(deadline));
   Arm(time);
 }

@@ -5,6 +5,7 @@
 #include <mutex>
 
 #include "kvshelf/config.h"
+#include "kvshelf/dcheck.h"
 #include "kvshelf/thread_safety.h"
 
 namespace kvshelf {
@@ -22,16 +23,36 @@ inline EngineMutex engine_mutex;
 
 class KVSHELF_SCOPED_CAPABILITY EngineLock {
  public:
-  explicit EngineLock(std::mutex& mutex) KVSHELF_ACQUIRE(engine_mutex) : lock_(mutex) {}
-  ~EngineLock() KVSHELF_RELEASE() {}
+  explicit EngineLock(std::mutex& mutex) KVSHELF_ACQUIRE(engine_mutex) : lock_(mutex) { Count(1); }
+  ~EngineLock() KVSHELF_RELEASE() { Count(lock_.owns_lock() ? -1 : 0); }
   EngineLock(const EngineLock&) = delete;
   EngineLock& operator=(const EngineLock&) = delete;
 
-  void lock() KVSHELF_ACQUIRE() { lock_.lock(); }
-  void unlock() KVSHELF_RELEASE() { lock_.unlock(); }
+  void lock() KVSHELF_ACQUIRE() {
+    lock_.lock();
+    Count(1);
+  }
+  void unlock() KVSHELF_RELEASE() {
+    lock_.unlock();
+    Count(-1);
+  }
+
+  // Whether this thread holds the mutex of its engine: for KVSHELF_DCHECK alone.
+  static bool IsHeld() { return Held() == 1; }
 
  private:
   friend class Condition;
+
+  static int& Held() {
+    thread_local int held = 0;
+    return held;
+  }
+  static void Count([[maybe_unused]] int change) {
+#if defined(KVSHELF_DCHECKS)
+    Held() += change;
+#endif
+  }
+
   std::unique_lock<std::mutex> lock_;
 };
 

@@ -27,14 +27,19 @@ std::uint64_t& JobTable::queued(JobKind kind) {
 }
 
 void JobTable::LeaveQueue(Job& job, std::size_t index) {
+  KVSHELF_DCHECK(EngineLock::IsHeld());
+  KVSHELF_DCHECK(index < job.size());
   if (job.states[index] != FileState::kQueued) return;
   job.states[index] = FileState::kRunning;
+  KVSHELF_DCHECK(queued(job.kind) > 0);
   --queued(job.kind);
 }
 
 void JobTable::MarkTaken(Job& job, std::size_t index) {
   const FileState state = job.states[index];
   if (state == FileState::kTaken || state == FileState::kSettled) return;
+  KVSHELF_DCHECK(job.kind == JobKind::kStore);
+  KVSHELF_DCHECK(job.holding > 0);
   LeaveQueue(job, index);
   job.states[index] = FileState::kTaken;
   job.taken[index] = true;
@@ -46,6 +51,10 @@ void JobTable::MarkTaken(Job& job, std::size_t index) {
 void JobTable::Settle(Job& job, std::size_t index, FileResult result, std::uint64_t bytes) {
   const FileState before = job.states[index];
   if (before == FileState::kSettled) return;
+  KVSHELF_DCHECK(job.unsettled > 0);
+  KVSHELF_DCHECK(!job.finished);
+  KVSHELF_DCHECK(before == FileState::kTaken || job.holding > 0);
+  KVSHELF_DCHECK(bytes == 0 || result.ok());
   LeaveQueue(job, index);
   job.states[index] = FileState::kSettled;
   job.statuses[index] = result.status;
@@ -103,6 +112,7 @@ void JobTable::ReportIfDue(Job& job) {
   }
   if (job.unsettled == 0 && !job.finished) {
     job.finished = true;
+    KVSHELF_DCHECK(unfinished_ > 0);
     --unfinished_;
     PushReport(job, Phase::kFinished);
   }
@@ -136,6 +146,7 @@ std::vector<Report> JobTable::TakeReports(std::vector<std::shared_ptr<Job>>& don
   for (const Report& report : reports) {
     if (report.phase != Phase::kFinished) continue;
     const auto job = jobs_.find(report.job_id);
+    KVSHELF_DCHECK(job != jobs_.end() && job->second->unsettled == 0);
     done.push_back(std::move(job->second));
     jobs_.erase(job);
   }

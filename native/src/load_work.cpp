@@ -24,6 +24,7 @@ void LoadWork::EnqueueParts(const std::shared_ptr<Transfer>& file) {
     begin = end;
     end += part_bytes;
   }
+  KVSHELF_DCHECK(begin == payload && file->parts_left > 0);
 }
 
 void LoadWork::Enqueue(const std::shared_ptr<Job>& job) {
@@ -77,6 +78,7 @@ void LoadWork::Load(EngineLock& lock, LoadPart part, Worker& worker) {
   lock.lock();
   worker.loading.reset();
   FinishCopying(lock, worker);
+  KVSHELF_DCHECK(worker.copying.file == nullptr);
   if (result.ok() && !parts_.basis.device->host_accessible()) {
     worker.part_copies = context.stream->begun();
     worker.copying = std::move(part);
@@ -109,6 +111,7 @@ void LoadWork::EndPart(Transfer& file, FileResult result, bool removed) {
   const EngineLock lock(parts_.mutex);
   if (removed) ++parts_.removed_bad;
   if (result.status == FileStatus::kCancelled) return;
+  KVSHELF_DCHECK(file.parts_left > 0);
   if (!result.ok()) {
     parts_.jobs.Settle(file, result);
   } else if (--file.parts_left == 0 && !IsGivenUp(file)) {

@@ -74,6 +74,7 @@ void LookupQueue::Wait(EngineLock& lock) {
 }
 
 LookupRun LookupQueue::PopRun() {
+  KVSHELF_DCHECK(!runs_.empty());
   LookupRun run = std::move(runs_.front());
   runs_.pop_front();
   if (!runs_.empty()) WakeOne();
@@ -81,6 +82,7 @@ LookupRun LookupQueue::PopRun() {
 }
 
 std::vector<TouchRequest> LookupQueue::BeginTouches() {
+  KVSHELF_DCHECK(MayTouch());
   std::vector<TouchRequest> touches;
   while (!touches_.empty() && touches.size() < kTouchRun) {
     touches.push_back(std::move(touches_.front()));
@@ -92,6 +94,7 @@ std::vector<TouchRequest> LookupQueue::BeginTouches() {
 }
 
 void LookupQueue::EndTouches() {
+  KVSHELF_DCHECK(touching_ > 0);
   --touching_;
   wake_.changed.notify_all();
 }

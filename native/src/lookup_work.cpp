@@ -141,6 +141,7 @@ void LookupWork::Answer(EngineLock& lock, const LookupRun& run) {
   std::array<bool, 64> wanted{};  // longer than any run
   std::array<FileResult, 64> results;
   std::array<std::uint64_t, 64> bytes{};
+  KVSHELF_DCHECK(run.begin < run.end && run.end - run.begin <= wanted.size());
   for (std::size_t i = run.begin; i < run.end; ++i) {
     const FileState state = job.states[i];
     wanted[i - run.begin] = state == FileState::kQueued;

@@ -17,12 +17,17 @@ StagingPool::StagingPool(std::shared_ptr<Device> device, std::size_t buffer_byte
 
 bool StagingPool::available() const { return !free_.empty() || made_ < buffers_max_; }
 
-std::uint64_t StagingPool::used_bytes() const { return (made_ - free_.size()) * buffer_bytes_; }
+std::uint64_t StagingPool::used_bytes() const {
+  KVSHELF_DCHECK(free_.size() <= made_);
+  return (made_ - free_.size()) * buffer_bytes_;
+}
 
 // The buffer used last is taken first: it may still be in cache, and memory that was never needed
 // is never touched. Making one, pinned for a GPU, takes milliseconds, in which poll() and
 // submissions must not wait for the mutex; so whatever the caller knew may have changed afterwards.
 StagingBuffer StagingPool::Take(EngineLock& lock) {
+  KVSHELF_DCHECK(EngineLock::IsHeld());
+  KVSHELF_DCHECK(made_ <= buffers_max_);
   if (!free_.empty()) {
     StagingBuffer buffer = std::move(free_.back());
     free_.pop_back();
@@ -48,6 +53,9 @@ StagingBuffer StagingPool::Take(EngineLock& lock) {
 
 void StagingPool::Return(StagingBuffer buffer) {
   if (!buffer) return;
+  KVSHELF_DCHECK(EngineLock::IsHeld());
+  KVSHELF_DCHECK(buffer.size() == buffer_bytes_);
+  KVSHELF_DCHECK(free_.size() < made_);
   free_.push_back(std::move(buffer));
   freed_.notify_all();
 }

@@ -24,6 +24,9 @@ std::shared_ptr<Transfer> StoreQueue::PopUnsettled(Queue& queue) {
 }
 
 void StoreQueue::AddStaged(const std::shared_ptr<Transfer>& file, StagedPart part) {
+  KVSHELF_DCHECK(EngineLock::IsHeld());
+  KVSHELF_DCHECK(write_behind_ && !IsSettled(*file));
+  KVSHELF_DCHECK(part.bytes > 0 && part.bytes <= part.buffer.size());
   file->ready().push_back(std::move(part));
   if (file->active || file->in_queue) return;
   file->in_queue = true;
@@ -41,6 +44,7 @@ std::unique_ptr<ChunkWriter> StoreQueue::PopLeftover() {
 // A temp file is left to an I/O thread: removing it is a system call, and the caller may be
 // anybody.
 void StoreQueue::DropStaged(Transfer& file) {
+  KVSHELF_DCHECK(IsSettled(file));
   if (!write_behind_) return;
   while (file.has_ready()) {
     staging_.Return(std::move(file.ready().front().buffer));

@@ -98,6 +98,7 @@ void StoreWork::TakeBytes(EngineLock& lock, const std::shared_ptr<Transfer>& fil
         return;
       }
     }
+    KVSHELF_DCHECK(buffer.size() >= parts_.basis.config.piece_bytes);
     const std::uint64_t begin = file->copied_bytes;
     const std::uint64_t end = AlignedEnd(begin, parts_.basis.config.piece_bytes, payload);
     lock.unlock();
@@ -150,6 +151,7 @@ bool StoreWork::BeginWriteBehind(EngineLock& lock, Transfer& file, ThreadContext
 // Ends the writer's work on a file, with the temp file gone before the file is settled.
 void StoreWork::EndWriteBehind(EngineLock& lock, Transfer& file, FileResult result,
                                std::uint64_t bytes) {
+  KVSHELF_DCHECK(file.active && file.writer != nullptr);
   std::unique_ptr<ChunkWriter> writer = std::move(file.writer);
   if (writer->removed_bad()) ++parts_.removed_bad;
   lock.unlock();
@@ -165,6 +167,7 @@ void StoreWork::EndWriteBehind(EngineLock& lock, Transfer& file, FileResult resu
 // Writes what has been staged of a file so far, and publishes it if that was the last. Never waits
 // for a copier: a file that is not complete is left, and queued again with its next part.
 void StoreWork::WriteBehind(EngineLock& lock, Transfer& file, ThreadContext& context) {
+  KVSHELF_DCHECK(!file.active);
   file.active = true;
   if (file.writer == nullptr && !BeginWriteBehind(lock, file, context)) return;
   const std::uint64_t payload = file.request.payload_bytes();

@@ -89,9 +89,11 @@ void Workers::BeginCall(Worker& worker, Clock::duration timeout) {
 bool Workers::EndCall(Worker& worker) {
   worker.busy_until = kNever;
   if (!worker.abandoned) return true;
+  KVSHELF_DCHECK(hung_ > 0);
   --hung_;
   const std::size_t index = IndexOf(worker.role);
   if (live_[index] >= nominal_[index]) {
+    KVSHELF_DCHECK(replaced_ > 0);
     --replaced_;
     return false;
   }
@@ -101,7 +103,9 @@ bool Workers::EndCall(Worker& worker) {
 }
 
 void Workers::NoteExit(Worker& worker) {
+  KVSHELF_DCHECK(!worker.exited);
   if (!worker.abandoned) --live_[IndexOf(worker.role)];
+  KVSHELF_DCHECK(live_[IndexOf(worker.role)] >= 0);
   worker.exited = true;
   wake_.supervisor.notify_one();
   wake_.changed.notify_all();
@@ -135,6 +139,7 @@ std::vector<Role> Workers::RolesToReplace(TimePoint now) const {
 }
 
 void Workers::Abandon(Worker& worker) {
+  KVSHELF_DCHECK(!worker.abandoned);
   worker.abandoned = true;
   ++hung_;
   --live_[IndexOf(worker.role)];
