@@ -22,7 +22,7 @@ TimePoint Deadlines::FrontOf(DeadlineKind kind) {
   std::deque<Deadline>& queue = QueueOf(kind);
   while (!queue.empty()) {
     const std::shared_ptr<Job> job = queue.front().job.lock();
-    if (job != nullptr && !job->finished) return queue.front().time;
+    if (job != nullptr && !job->progress.finished) return queue.front().time;
     queue.pop_front();
   }
   return kNever;

@@ -87,7 +87,7 @@ void EngineCore::SubmitLookup(JobId id, std::vector<std::string> paths) {
   if (paths.empty()) throw std::invalid_argument("a lookup needs at least one path");
   for (std::size_t row = 0; row < paths.size(); ++row) CheckPath(row, paths[row]);
   const auto job = std::make_shared<Job>(JobKind::kLookup, id, paths.size());
-  job->paths = std::move(paths);
+  job->lookup.paths = std::move(paths);
   AddLookup(parts_, job);
 }
 
@@ -110,12 +110,13 @@ void EngineCore::SubmitLookupKeys(JobId id, std::vector<std::string> folders,
   }
   const std::shared_ptr<Job> job =
       std::make_shared<Job>(JobKind::kLookup, id, folders.size() * keys.size());
-  job->folders = std::move(folders);
-  job->keys = std::move(keys);
-  job->run_ends = std::move(runs);
-  job->first_missing = std::make_unique<std::atomic<std::uint32_t>[]>(job->run_ends.size());
-  for (std::size_t run = 0; run < job->run_ends.size(); ++run) {
-    job->first_missing[run] = std::numeric_limits<std::uint32_t>::max();
+  LookupRequest& lookup = job->lookup;
+  lookup.folders = std::move(folders);
+  lookup.keys = std::move(keys);
+  lookup.run_ends = std::move(runs);
+  lookup.first_missing = std::make_unique<std::atomic<std::uint32_t>[]>(lookup.run_ends.size());
+  for (std::size_t run = 0; run < lookup.run_ends.size(); ++run) {
+    lookup.first_missing[run] = std::numeric_limits<std::uint32_t>::max();
   }
   AddLookup(parts_, job);
 }
@@ -124,8 +125,8 @@ void EngineCore::SubmitProbe(JobId id, std::vector<std::string> paths, std::uint
   if (paths.empty()) throw std::invalid_argument("a probe needs at least one path");
   for (std::size_t row = 0; row < paths.size(); ++row) CheckPath(row, paths[row]);
   const auto job = std::make_shared<Job>(JobKind::kProbe, id, paths.size());
-  job->paths = std::move(paths);
-  job->probe_bytes = bytes_max;
+  job->lookup.paths = std::move(paths);
+  job->lookup.probe_bytes = bytes_max;
   AddLookup(parts_, job);
 }
 
@@ -180,9 +181,10 @@ void EngineCore::Release(std::span<const JobId> ids) {
   EngineLock lock(parts_.mutex);
   for (const auto& job : parts_.jobs.Unfinished(ids)) {
     if (job->kind != JobKind::kStore) continue;
-    job->let_go = true;
+    job->progress.let_go = true;
     for (std::size_t i = 0; i < job->size(); ++i) {
-      if (job->states[i] == FileState::kTaken || job->states[i] == FileState::kSettled) continue;
+      const FileState state = job->progress.states[i];
+      if (state == FileState::kTaken || state == FileState::kSettled) continue;
       lock.unlock();
       const bool dropped = job->transfers[i].gate.RevokeUnlessTaken();
       lock.lock();

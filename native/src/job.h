@@ -20,6 +20,8 @@ struct StagedPart {
   std::uint64_t bytes = 0;
 };
 
+inline bool IsTransfer(JobKind kind) { return kind == JobKind::kStore || kind == JobKind::kLoad; }
+
 struct Job;
 
 // One chunk file that is stored or loaded. What is not guarded is fixed once submitted.
@@ -62,24 +64,9 @@ enum class FileState : std::uint8_t {
   kSettled,  // its status is final
 };
 
-// What is not guarded is fixed at submission.
-struct Job {
-  Job(JobKind job_kind, JobId job_id, std::size_t files)
-      : kind(job_kind),
-        id(job_id),
-        transfers(job_kind == JobKind::kStore || job_kind == JobKind::kLoad ? files : 0),
-        states(files, FileState::kQueued),
-        statuses(files, FileStatus::kOk),
-        errnos(files, 0),
-        taken(files, false),
-        unsettled(files),
-        holding(files) {}
-
-  const JobKind kind;
-  const JobId id;
-  TimePoint submitted;
-  std::shared_ptr<void> after;     // copies wait for this event of the device
-  std::vector<std::string> paths;  // lookups; a transfer has its own
+// What a lookup or a probe asks for. Fixed at submission, but for `first_missing`.
+struct LookupRequest {
+  std::vector<std::string> paths;
   // Or, for lookups by key: each key in each folder, key after key.
   std::vector<std::string> folders;
   std::vector<std::string> keys;
@@ -87,33 +74,62 @@ struct Job {
   // Of each run: the first key known to be missing.
   std::unique_ptr<std::atomic<std::uint32_t>[]> first_missing;
   std::uint64_t probe_bytes = 0;  // of a probe
-  std::vector<std::int32_t> block_ids;
-  std::vector<Transfer> transfers;  // stores and loads; never resized, threads point into it
 
-  std::vector<FileState> states ENGINE_GUARDED;
-  std::vector<FileStatus> statuses ENGINE_GUARDED;
-  std::vector<int> errnos ENGINE_GUARDED;
-  std::vector<bool> taken ENGINE_GUARDED;          // the bytes, whatever came after
-  std::size_t unsettled ENGINE_GUARDED;            // files
-  std::size_t holding ENGINE_GUARDED;              // files that may still need block memory
-  bool any_error ENGINE_GUARDED = false;           // an errno is not 0
-  bool let_go ENGINE_GUARDED = false;              // release() was called
-  bool released ENGINE_GUARDED = false;            // reported
-  bool finished ENGINE_GUARDED = false;            // reported
-  std::uint64_t payload_bytes ENGINE_GUARDED = 0;  // of files that are OK
-  std::uint64_t taken_bytes ENGINE_GUARDED = 0;    // likewise, for RELEASED
-
-  std::size_t size() const ENGINE_LOCKED { return states.size(); }
-  // Of a lookup.
   std::string PathOf(std::size_t index) const {
     if (folders.empty()) return paths[index];
     return ChunkPath(folders[index % folders.size()], keys[index / folders.size()]);
   }
 };
 
+// What has become of a job's files. JobTable alone changes it, but for `let_go`.
+struct JobProgress {
+  explicit JobProgress(std::size_t files)
+      : states(files, FileState::kQueued),
+        statuses(files, FileStatus::kOk),
+        errnos(files, 0),
+        taken(files, false),
+        unsettled(files),
+        holding(files) {}
+
+  std::vector<FileState> states;
+  std::vector<FileStatus> statuses;
+  std::vector<int> errnos;
+  std::vector<bool> taken;          // the bytes, whatever came after
+  std::size_t unsettled;            // files
+  std::size_t holding;              // files that may still need block memory
+  bool any_error = false;           // an errno is not 0
+  bool let_go = false;              // release() was called
+  bool released = false;            // reported
+  bool finished = false;            // reported
+  std::uint64_t payload_bytes = 0;  // of files that are OK
+  std::uint64_t taken_bytes = 0;    // likewise, for RELEASED
+};
+
+// What is not guarded is fixed at submission.
+struct Job {
+  Job(JobKind job_kind, JobId job_id, std::size_t files)
+      : kind(job_kind),
+        id(job_id),
+        file_count(files),
+        transfers(IsTransfer(job_kind) ? files : 0),
+        progress(files) {}
+
+  std::size_t size() const { return file_count; }
+
+  const JobKind kind;
+  const JobId id;
+  const std::size_t file_count;
+  TimePoint submitted;
+  std::shared_ptr<void> after;  // copies wait for this event of the device
+  LookupRequest lookup;
+  std::vector<std::int32_t> block_ids;
+  std::vector<Transfer> transfers;  // stores and loads; never resized, threads point into it
+  JobProgress progress ENGINE_GUARDED;
+};
+
 // Of a file; the latter also if whoever revoked the gate is about to settle it.
 inline bool IsSettled(const Transfer& file) ENGINE_LOCKED {
-  return file.job->states[file.index] == FileState::kSettled;
+  return file.job->progress.states[file.index] == FileState::kSettled;
 }
 inline bool IsGivenUp(const Transfer& file) ENGINE_LOCKED {
   return file.gate.revoked() || IsSettled(file);
@@ -124,8 +140,6 @@ inline bool IsGivenUp(const Transfer& file) ENGINE_LOCKED {
 inline bool AwaitEvent(const Transfer& file, ThreadContext& context) {
   return context.stream->After(file.job->after.get());
 }
-
-inline bool IsTransfer(JobKind kind) { return kind == JobKind::kStore || kind == JobKind::kLoad; }
 
 inline std::shared_ptr<Transfer> Ref(const std::shared_ptr<Job>& job, std::size_t index) {
   return {job, &job->transfers[index]};

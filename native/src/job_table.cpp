@@ -29,51 +29,54 @@ std::uint64_t& JobTable::queued(JobKind kind) {
 void JobTable::LeaveQueue(Job& job, std::size_t index) {
   KVSHELF_DCHECK(EngineLock::IsHeld());
   KVSHELF_DCHECK(index < job.size());
-  if (job.states[index] != FileState::kQueued) return;
-  job.states[index] = FileState::kRunning;
+  if (job.progress.states[index] != FileState::kQueued) return;
+  job.progress.states[index] = FileState::kRunning;
   KVSHELF_DCHECK(queued(job.kind) > 0);
   --queued(job.kind);
 }
 
 void JobTable::MarkTaken(Job& job, std::size_t index) {
-  const FileState state = job.states[index];
+  JobProgress& progress = job.progress;
+  const FileState state = progress.states[index];
   if (state == FileState::kTaken || state == FileState::kSettled) return;
   KVSHELF_DCHECK(job.kind == JobKind::kStore);
-  KVSHELF_DCHECK(job.holding > 0);
+  KVSHELF_DCHECK(progress.holding > 0);
   LeaveQueue(job, index);
-  job.states[index] = FileState::kTaken;
-  job.taken[index] = true;
-  job.taken_bytes += job.transfers[index].request.payload_bytes();
-  --job.holding;
+  progress.states[index] = FileState::kTaken;
+  progress.taken[index] = true;
+  progress.taken_bytes += job.transfers[index].request.payload_bytes();
+  --progress.holding;
   ReportIfDue(job);
 }
 
 void JobTable::Settle(Job& job, std::size_t index, FileResult result, std::uint64_t bytes) {
-  const FileState before = job.states[index];
+  JobProgress& progress = job.progress;
+  const FileState before = progress.states[index];
   if (before == FileState::kSettled) return;
-  KVSHELF_DCHECK(job.unsettled > 0);
-  KVSHELF_DCHECK(!job.finished);
-  KVSHELF_DCHECK(before == FileState::kTaken || job.holding > 0);
+  KVSHELF_DCHECK(progress.unsettled > 0);
+  KVSHELF_DCHECK(!progress.finished);
+  KVSHELF_DCHECK(before == FileState::kTaken || progress.holding > 0);
   KVSHELF_DCHECK(bytes == 0 || result.ok());
   LeaveQueue(job, index);
-  job.states[index] = FileState::kSettled;
-  job.statuses[index] = result.status;
-  job.errnos[index] = result.error;
-  job.any_error |= result.error != 0;
-  job.payload_bytes += bytes;
+  progress.states[index] = FileState::kSettled;
+  progress.statuses[index] = result.status;
+  progress.errnos[index] = result.error;
+  progress.any_error |= result.error != 0;
+  progress.payload_bytes += bytes;
   if (before != FileState::kTaken) {
-    job.taken[index] = result.ok();
-    job.taken_bytes += bytes;
-    --job.holding;
+    progress.taken[index] = result.ok();
+    progress.taken_bytes += bytes;
+    --progress.holding;
   }
-  --job.unsettled;
+  --progress.unsettled;
   if (job.kind == JobKind::kStore) stores_.DropStaged(job.transfers[index]);
   ReportIfDue(job);
 }
 
 void JobTable::CancelQueued(Job& job) {
   for (std::size_t i = 0; i < job.size(); ++i) {
-    if (job.states[i] == FileState::kQueued) Settle(job, i, {FileStatus::kCancelled, 0}, 0);
+    if (job.progress.states[i] != FileState::kQueued) continue;
+    Settle(job, i, {FileStatus::kCancelled, 0}, 0);
   }
 }
 
@@ -99,19 +102,20 @@ void JobTable::GiveUpUnsettled(EngineLock& lock, const std::shared_ptr<Job>& job
                                FileStatus status) {
   std::vector<std::size_t> files;
   for (std::size_t i = 0; i < job->size(); ++i) {
-    if (job->states[i] != FileState::kSettled) files.push_back(i);
+    if (job->progress.states[i] != FileState::kSettled) files.push_back(i);
   }
   GiveUp(lock, job, std::move(files), status);
 }
 
 void JobTable::ReportIfDue(Job& job) {
-  if (job.kind == JobKind::kStore && job.holding == 0 && !job.released &&
-      (write_behind_ || job.let_go || job.unsettled == 0)) {
-    job.released = true;
+  JobProgress& progress = job.progress;
+  if (job.kind == JobKind::kStore && progress.holding == 0 && !progress.released &&
+      (write_behind_ || progress.let_go || progress.unsettled == 0)) {
+    progress.released = true;
     PushReport(job, Phase::kReleased);
   }
-  if (job.unsettled == 0 && !job.finished) {
-    job.finished = true;
+  if (progress.unsettled == 0 && !progress.finished) {
+    progress.finished = true;
     KVSHELF_DCHECK(unfinished_ > 0);
     --unfinished_;
     PushReport(job, Phase::kFinished);
@@ -119,20 +123,21 @@ void JobTable::ReportIfDue(Job& job) {
 }
 
 void JobTable::PushReport(Job& job, Phase phase) {
+  const JobProgress& progress = job.progress;
   Report report;
   report.job_id = job.id;
   report.kind = job.kind;
   report.phase = phase;
-  report.statuses = job.statuses;
-  if (job.any_error) report.errnos = job.errnos;
+  report.statuses = progress.statuses;
+  if (progress.any_error) report.errnos = progress.errnos;
   if (phase == Phase::kReleased) {
     for (std::size_t i = 0; i < job.size(); ++i) {
-      if (!job.taken[i]) continue;
+      if (!progress.taken[i]) continue;
       report.statuses[i] = FileStatus::kOk;
-      if (job.any_error) report.errnos[i] = 0;
+      if (progress.any_error) report.errnos[i] = 0;
     }
   }
-  report.payload_bytes = phase == Phase::kReleased ? job.taken_bytes : job.payload_bytes;
+  report.payload_bytes = phase == Phase::kReleased ? progress.taken_bytes : progress.payload_bytes;
   report.seconds = Seconds(Clock::now() - job.submitted).count();
   reports_.push_back(std::move(report));
   has_reports_.store(true, std::memory_order_release);
@@ -146,7 +151,7 @@ std::vector<Report> JobTable::TakeReports(std::vector<std::shared_ptr<Job>>& don
   for (const Report& report : reports) {
     if (report.phase != Phase::kFinished) continue;
     const auto job = jobs_.find(report.job_id);
-    KVSHELF_DCHECK(job != jobs_.end() && job->second->unsettled == 0);
+    KVSHELF_DCHECK(job != jobs_.end() && job->second->progress.unsettled == 0);
     done.push_back(std::move(job->second));
     jobs_.erase(job);
   }
@@ -155,8 +160,8 @@ std::vector<Report> JobTable::TakeReports(std::vector<std::shared_ptr<Job>>& don
 
 bool JobTable::HasReached(JobId id, Phase phase) const {
   const auto job = jobs_.find(id);
-  if (job == jobs_.end() || job->second->finished) return true;
-  return phase == Phase::kReleased && job->second->released;
+  if (job == jobs_.end() || job->second->progress.finished) return true;
+  return phase == Phase::kReleased && job->second->progress.released;
 }
 
 std::vector<std::shared_ptr<Job>> JobTable::All() const {
@@ -169,7 +174,7 @@ std::vector<std::shared_ptr<Job>> JobTable::Unfinished(std::span<const JobId> id
   std::vector<std::shared_ptr<Job>> found;
   for (const JobId id : ids) {
     const auto job = jobs_.find(id);
-    if (job != jobs_.end() && !job->second->finished) found.push_back(job->second);
+    if (job != jobs_.end() && !job->second->progress.finished) found.push_back(job->second);
   }
   return found;
 }

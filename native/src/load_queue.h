@@ -51,7 +51,7 @@ class LoadQueue {
   // Forgets jobs of which nothing is left to do.
   void DropFinished() ENGINE_LOCKED {
     std::erase_if(jobs_, [&](const Waiting& waiting) ENGINE_LOCKED {
-      if (waiting.job->unsettled > 0) return false;
+      if (waiting.job->progress.unsettled > 0) return false;
       KVSHELF_DCHECK(parts_ >= waiting.parts.size());
       parts_ -= waiting.parts.size();
       return true;

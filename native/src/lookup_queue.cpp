@@ -42,8 +42,8 @@ void LookupQueue::AddTouches(std::vector<TouchRequest> touches) {
 // While all lookup threads hang nobody else does, and jobs that were given up would pile up.
 void LookupQueue::DropIdle(std::vector<std::shared_ptr<Job>>& done) {
   const auto is_idle = [](const LookupRun& run) ENGINE_LOCKED {
-    return std::none_of(run.job->states.begin() + static_cast<std::ptrdiff_t>(run.begin),
-                        run.job->states.begin() + static_cast<std::ptrdiff_t>(run.end),
+    return std::none_of(run.job->progress.states.begin() + static_cast<std::ptrdiff_t>(run.begin),
+                        run.job->progress.states.begin() + static_cast<std::ptrdiff_t>(run.end),
                         [](FileState state) { return state == FileState::kQueued; });
   };
   while (!runs_.empty() && is_idle(runs_.front())) {

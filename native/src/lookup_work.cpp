@@ -86,10 +86,10 @@ FileResult ReadSome(const RootDir& root, const std::string& path, std::uint64_t 
 }
 
 // The run of keys that a lookup's row belongs to; null if it counts for itself.
-std::atomic<std::uint32_t>* RunOf(const Job& job, std::size_t key) {
-  const auto end = std::upper_bound(job.run_ends.begin(), job.run_ends.end(), key);
-  if (end == job.run_ends.end()) return nullptr;
-  return &job.first_missing[static_cast<std::size_t>(end - job.run_ends.begin())];
+std::atomic<std::uint32_t>* RunOf(const LookupRequest& lookup, std::size_t key) {
+  const auto end = std::upper_bound(lookup.run_ends.begin(), lookup.run_ends.end(), key);
+  if (end == lookup.run_ends.end()) return nullptr;
+  return &lookup.first_missing[static_cast<std::size_t>(end - lookup.run_ends.begin())];
 }
 
 void NoteMissing(std::atomic<std::uint32_t>& first, std::uint32_t key) {
@@ -120,15 +120,15 @@ FileResult LookupWork::FindStored(const Transfer& file) {
 FileResult LookupWork::AnswerOne(Job& job, std::size_t index, std::uint64_t* bytes) {
   if (job.kind == JobKind::kStore) return FindStored(job.transfers[index]);
   if (job.kind == JobKind::kProbe) {
-    return ReadSome(parts_.basis.root, job.paths[index], job.probe_bytes, bytes);
+    return ReadSome(parts_.basis.root, job.lookup.paths[index], job.lookup.probe_bytes, bytes);
   }
-  if (job.run_ends.empty()) return LookUp(parts_.basis.root, job.PathOf(index));
-  const std::size_t key = index / job.folders.size();
-  std::atomic<std::uint32_t>* const missing = RunOf(job, key);
+  if (job.lookup.run_ends.empty()) return LookUp(parts_.basis.root, job.lookup.PathOf(index));
+  const std::size_t key = index / job.lookup.folders.size();
+  std::atomic<std::uint32_t>* const missing = RunOf(job.lookup, key);
   if (missing != nullptr && missing->load(std::memory_order_relaxed) < key) {
     return {FileStatus::kCancelled, 0};
   }
-  const FileResult result = LookUp(parts_.basis.root, job.PathOf(index));
+  const FileResult result = LookUp(parts_.basis.root, job.lookup.PathOf(index));
   if (missing != nullptr && result.status == FileStatus::kNotFound) {
     NoteMissing(*missing, static_cast<std::uint32_t>(key));
   }
@@ -143,7 +143,7 @@ void LookupWork::Answer(EngineLock& lock, const LookupRun& run) {
   std::array<std::uint64_t, 64> bytes{};
   KVSHELF_DCHECK(run.begin < run.end && run.end - run.begin <= wanted.size());
   for (std::size_t i = run.begin; i < run.end; ++i) {
-    const FileState state = job.states[i];
+    const FileState state = job.progress.states[i];
     wanted[i - run.begin] = state == FileState::kQueued;
     if (!store && state == FileState::kQueued) parts_.jobs.LeaveQueue(job, i);
   }
@@ -156,8 +156,10 @@ void LookupWork::Answer(EngineLock& lock, const LookupRun& run) {
   for (std::size_t i = run.begin; i < run.end; ++i) {
     if (!wanted[i - run.begin]) continue;
     // Of a store, only the news that it exists already counts, and only if no copier has begun.
-    if (store && (!results[i - run.begin].ok() || job.states[i] != FileState::kQueued)) continue;
-    parts_.jobs.Settle(job, i, results[i - run.begin], bytes[i - run.begin]);
+    const FileResult& result = results[i - run.begin];
+    const bool begun = job.progress.states[i] != FileState::kQueued;
+    if (store && (!result.ok() || begun)) continue;
+    parts_.jobs.Settle(job, i, result, bytes[i - run.begin]);
   }
 }
 

@@ -31,7 +31,7 @@ void Supervisor::Expire(EngineLock& lock, DeadlineKind kind, TimePoint now) {
     } else {
       for (std::size_t i = 0; i < job->size(); ++i) {
         // Bytes were taken, or (without write-behind) are being written: the other time-out's.
-        const FileState state = job->states[i];
+        const FileState state = job->progress.states[i];
         const bool taking = state == FileState::kQueued ||
                             (state == FileState::kRunning &&
                              (job->kind != JobKind::kStore || parts_.basis.config.write_behind));
@@ -100,7 +100,7 @@ void Supervisor::AbandonHung(EngineLock& lock, TimePoint now) {
     if (worker->abandoned) loads_.FinishCopying(lock, *worker);
   }
   for (const std::shared_ptr<Transfer>& file : stalled) {
-    if (file->job->finished) continue;
+    if (file->job->progress.finished) continue;
     parts_.jobs.GiveUp(lock, JobOf(file), {file->index}, FileStatus::kTimedOut);
   }
   const TimePoint since = now - ToDuration(parts_.basis.config.load_stall_seconds);

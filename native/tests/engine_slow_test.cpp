@@ -74,7 +74,7 @@ void FinishedJobsLeaveTheQueue() {
   const auto gone = LoadOf(3), here = LoadOf(2);
   Enqueue(queue, gone);
   Enqueue(queue, here);
-  gone->unsettled = 0;
+  gone->progress.unsettled = 0;
   queue.DropFinished();
   CHECK(queue.size() == 2 && queue.Pop().file->job == here.get());
 }
