@@ -15,10 +15,10 @@ constexpr off_t kChunkFileBytesMin = 2 * kPageBytes;
 // A read() of a probe: what loads use on a device that copies on its own, or more than they use.
 constexpr std::size_t kProbeStepBytes = 256 << 10;
 
-// What is no chunk file or gone, however the file system says it, is no fault of the storage.
+// What is absent or no chunk file, however the file system says it, is no fault of the storage.
 // ELOOP: a link, which loads do not follow either. ENXIO: a socket. ENAMETOOLONG: of the longest
 // keys and group numbers; such a chunk cannot be stored either.
-bool IsGone(int error) {
+bool IsAbsent(int error) {
   return error == -ENOENT || error == -ENOTDIR || error == -ESTALE || error == -ELOOP ||
          error == -ENXIO || error == -ENAMETOOLONG;
 }
@@ -26,7 +26,7 @@ bool IsGone(int error) {
 FileResult LookUp(const RootDir& root, const std::string& path) {
   struct stat found{};
   const int error = root.StatBeneath(path, &found);
-  if (IsGone(error)) return {FileStatus::kNotFound, 0};
+  if (IsAbsent(error)) return {FileStatus::kNotFound, 0};
   if (error < 0) return FileResult::IoError(-error);
   const bool chunk = S_ISREG(found.st_mode) && found.st_size >= kChunkFileBytesMin;
   return {chunk ? FileStatus::kOk : FileStatus::kNotFound, 0};
@@ -60,12 +60,12 @@ FileResult ReadSome(const RootDir& root, const std::string& path, std::uint64_t 
   FileOps& ops = root.ops();
   const int opened =
       ops.OpenBeneath(root.fd(), path.c_str(), O_RDONLY | O_NONBLOCK | O_NOCTTY | O_NOATIME, 0);
-  if (IsGone(opened)) return {FileStatus::kNotFound, 0};
+  if (IsAbsent(opened)) return {FileStatus::kNotFound, 0};
   if (opened < 0) return FileResult::IoError(-opened);
   const UniqueFd file(opened);
   struct stat found{};
   const int error = ops.Fstat(file.get(), &found);
-  if (IsGone(error)) return {FileStatus::kNotFound, 0};
+  if (IsAbsent(error)) return {FileStatus::kNotFound, 0};
   if (error < 0) return FileResult::IoError(-error);
   if (!S_ISREG(found.st_mode)) return {FileStatus::kNotFound, 0};
   StagingBuffer buffer;
@@ -77,7 +77,7 @@ FileResult ReadSome(const RootDir& root, const std::string& path, std::uint64_t 
   while (*bytes < bytes_max) {
     const std::uint64_t step = std::min<std::uint64_t>(buffer.size(), bytes_max - *bytes);
     const ssize_t got = ops.Pread(file.get(), buffer.data(), step, static_cast<off_t>(*bytes));
-    if (IsGone(static_cast<int>(got))) return {FileStatus::kNotFound, 0};
+    if (IsAbsent(static_cast<int>(got))) return {FileStatus::kNotFound, 0};
     if (got < 0) return FileResult::IoError(static_cast<int>(-got));
     if (got == 0) break;
     *bytes += static_cast<std::uint64_t>(got);
