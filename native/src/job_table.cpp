@@ -56,7 +56,7 @@ void JobTable::Settle(Job& job, std::size_t index, FileResult result, std::uint6
   KVSHELF_DCHECK(progress.unsettled > 0);
   KVSHELF_DCHECK(!progress.finished);
   KVSHELF_DCHECK(before == FileState::kTaken || progress.holding > 0);
-  KVSHELF_DCHECK(bytes == 0 || result.ok());
+  KVSHELF_DCHECK(bytes == 0 || result.ok() || job.kind == JobKind::kProbe);
   LeaveQueue(job, index);
   progress.states[index] = FileState::kSettled;
   progress.statuses[index] = result.status;

@@ -169,9 +169,8 @@ void LookupWork::Touch(EngineLock& lock, Worker& worker) {
   lock.unlock();
   std::uint64_t touched = 0;
   for (const TouchRequest& touch : touches) {
-    if (TouchOne(parts_.basis.root, touch, parts_.basis.clock,
-                 parts_.basis.config.touch_interval_seconds))
-      ++touched;
+    const double interval_seconds = parts_.basis.config.touch_interval_seconds;
+    touched += TouchOne(parts_.basis.root, touch, parts_.basis.clock, interval_seconds) ? 1 : 0;
   }
   lock.lock();
   parts_.lookups.CountTouched(touched);
