@@ -66,6 +66,10 @@ lint: $(VENV)/.kvshelf
 	mypy demo/run.py demo/engine_process.py scripts/check_sizes.py
 	lint-imports
 	find native -name '*.cpp' -o -name '*.h' | xargs clang-format --dry-run -Werror
+	@mkdir -p build && printf '#include "../%s"\n' native/src/*.cpp > build/native.cpp
+	clang-tidy --quiet --checks='-*,clang-diagnostic-thread-safety*' --allow-no-checks \
+	  --warnings-as-errors='*' build/native.cpp -- -std=c++20 -Wthread-safety -Inative/include \
+	  -DKVSHELF_DCHECKS
 	python scripts/check_sizes.py
 	python scripts/prose.py
 

@@ -1,8 +1,10 @@
-"""Fails if a source file has 400 lines or more, or a function 70 lines or more.
+"""Fails if a source file has 400 lines or more, a function 70, or a C++ class more than 20 methods
+or 15 fields.
 
 Python functions are measured by their syntax tree, from ``def`` to the last line, docstring not
 counted: a contract may be long. C++ functions are measured by counting braces, which is rough but
 sees what clang-format has laid out: a line that ends a parameter list and opens a brace begins one.
+Constructors, destructors and operators are no methods; a struct is a record, and not counted.
 """
 
 from __future__ import annotations
@@ -15,6 +17,10 @@ from pathlib import Path
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 70
+MAX_CLASS_METHODS = 20
+MAX_CLASS_FIELDS = 15
+# Too large still.
+LARGE_CLASSES = {"ShelfSweep"}
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("src", "tests", "demo", "scripts", "benchmarks", "examples", "native")
 CPP = {".cpp", ".h"}
@@ -22,6 +28,12 @@ CPP = {".cpp", ".h"}
 _NOISE = re.compile(r'"(?:\\.|[^"\\])*"|\'(?:\\.|[^\'\\])*\'|//.*')
 _NO_FUNCTION = re.compile(r"^\s*(?:\}\s*)?(?:if|else|for|while|switch|do|try|catch|namespace)\b")
 _TYPE = re.compile(r"^\s*(?:class|struct|enum|union|namespace|extern)\b[^()]*\{$")
+
+_CLASS = re.compile(r"^(\s*)class (?:\w+\(.*\) |[A-Z_]+ )?([\w:]+)[^;]*\{$")
+_ANNOTATION = re.compile(r"\b(?:KVSHELF_\w+\([^()]*\)|ENGINE_\w+)")
+_TEMPLATE = re.compile(r"<[^<>]*>")
+_NO_MEMBER = re.compile(r"(?:using|friend|struct|class|enum|static constexpr)\b")
+_NO_METHOD = re.compile(r"~|\boperator\b|= (?:delete|default)")
 
 
 def python_functions(text: str) -> Iterator[tuple[int, str, int]]:
@@ -59,6 +71,46 @@ def cpp_functions(text: str) -> Iterator[tuple[int, str, int]]:
             statement = number + 1
 
 
+def cpp_members(lines: list[str]) -> Iterator[str]:
+    """The declarations in a class, of which `lines` are what follows its opening brace."""
+    depth = 0
+    statement = ""
+    for line in lines:
+        if depth == 0:
+            if line.lstrip().startswith("}"):
+                return
+            if not line.endswith(":"):
+                statement += f" {line.strip()}"
+        before = depth
+        depth += line.count("{") - line.count("}")
+        if depth == 0 and (before > 0 or statement.endswith((";", "}"))):
+            yield statement.strip()
+            statement = ""
+
+
+def cpp_classes(text: str) -> Iterator[tuple[int, str, int, int]]:
+    """(line, name, methods, fields) of each class."""
+    lines = [_NOISE.sub("", raw).rstrip() for raw in text.splitlines()]
+    for number, line in enumerate(lines, 1):
+        begins = _CLASS.match(line)
+        if begins is None:
+            continue
+        name = begins[2].split("::")[-1]
+        methods = fields = 0
+        for member in cpp_members(lines[number:]):
+            plain = _ANNOTATION.sub("", member)
+            while _TEMPLATE.search(plain):
+                plain = _TEMPLATE.sub("", plain)
+            plain = plain.removeprefix("template ").strip()
+            if _NO_MEMBER.match(plain) or not plain.strip(";"):
+                continue
+            if "(" not in re.split(r"[={]", plain)[0]:
+                fields += 1
+            elif not _NO_METHOD.search(plain) and not re.match(rf"(?:explicit )?{name}\(", plain):
+                methods += 1
+        yield number, name, methods, fields
+
+
 def problems(path: Path) -> Iterator[str]:
     text = path.read_text(encoding="utf-8")
     lines = text.count("\n")
@@ -68,6 +120,13 @@ def problems(path: Path) -> Iterator[str]:
     for line, name, length in functions(text):
         if length >= MAX_FUNCTION_LINES:
             yield f"{path}:{line}: {name}: {length} lines (limit {MAX_FUNCTION_LINES - 1})"
+    for line, name, methods, fields in cpp_classes(text) if path.suffix in CPP else ():
+        if name in LARGE_CLASSES or (methods <= MAX_CLASS_METHODS and fields <= MAX_CLASS_FIELDS):
+            continue
+        yield (
+            f"{path}:{line}: {name}: {methods} methods, {fields} fields"
+            f" (limits {MAX_CLASS_METHODS}, {MAX_CLASS_FIELDS})"
+        )
 
 
 def main() -> int:

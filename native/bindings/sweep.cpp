@@ -1,5 +1,5 @@
-// The Python face of ShelfSweep; src/kvshelf/upkeep/evict/native.py gives it its Python types. The GIL is
-// released while a call works: its own threads never take it.
+// The Python face of ShelfSweep; src/kvshelf/upkeep/evict/native.py gives it its Python types. The
+// GIL is released while a call works: its own threads never take it.
 #include "sweep.h"
 
 #include <nanobind/ndarray.h>

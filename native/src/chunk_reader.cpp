@@ -2,6 +2,7 @@
 #include <cerrno>
 
 #include "kvshelf/chunk_io.h"
+#include "kvshelf/dcheck.h"
 
 namespace kvshelf {
 namespace {
@@ -35,6 +36,7 @@ std::shared_ptr<ThreadContext> MakeThreadContext(Device& device, std::uint64_t s
 
 FileResult ChunkReader::LoadPart(CopyGate& gate, std::uint64_t begin, std::uint64_t end,
                                  bool* removed) {
+  KVSHELF_DCHECK(begin < end && end <= request_.payload_bytes());
   *removed = false;
   FileResult result = Open();
   const bool ours = result.ok();  // a regular file; what else has its name is not removed

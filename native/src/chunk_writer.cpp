@@ -5,6 +5,7 @@
 #include <new>
 
 #include "kvshelf/chunk_io.h"
+#include "kvshelf/dcheck.h"
 
 namespace kvshelf {
 namespace {
@@ -118,6 +119,7 @@ FileResult ChunkWriter::WriteStaged(std::byte* data, std::uint64_t bytes) {
 }
 
 FileResult ChunkWriter::WriteHashed(std::byte* data, std::uint64_t bytes) {
+  KVSHELF_DCHECK(offset_ + bytes <= header_.payload_bytes);
   const std::uint64_t at = kPageBytes + offset_;
   offset_ += bytes;
   std::uint64_t write_bytes = bytes;
@@ -167,6 +169,7 @@ bool ChunkWriter::AllocateWhole() {
 }
 
 void ChunkWriter::KeepPart(const std::byte* data, std::uint64_t bytes, std::uint64_t at) {
+  KVSHELF_DCHECK(at + bytes <= whole_.size());
   std::memcpy(whole_.data() + at, data, bytes);
 }
 
@@ -185,6 +188,7 @@ FileResult ChunkWriter::WriteSegments(std::span<const Segment> segments, CopyGat
         hasher_.Update(segment.data, segment.bytes);
         if (whole_) KeepPart(segment.data, segment.bytes, kPageBytes + offset_);
         offset_ += segment.bytes;
+        KVSHELF_DCHECK(offset_ <= header_.payload_bytes);
         context.parts.push_back(Part(segment.data, segment.bytes));
       }
       return true;
@@ -252,6 +256,7 @@ FileResult ChunkWriter::WriteHeader(ThreadContext& context) {
 }
 
 FileResult ChunkWriter::Publish(CopyGate& gate, ThreadContext& context) {
+  KVSHELF_DCHECK(offset_ == header_.payload_bytes);
   if (!hasher_.Seal(header_)) return FileResult::IoError(EIO);
   const bool had_whole = static_cast<bool>(whole_);
   FileResult written = WriteHeader(context);

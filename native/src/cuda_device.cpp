@@ -135,7 +135,7 @@ class CudaStream final : public CopyStream {
     if (pages_ != nullptr && pages_->Suits(segments)) {
       Lane& lane = LaneOf(direction);
       PagePart* const table = TableOf(copy);
-      const std::lock_guard lock(lane.mutex);
+      const LockGuard lock(lane.mutex);
       const bool queued =
           TakeOver(lane.stream) && pages_->Queue(lane, direction, staging, segments, table);
       return Begun(copy, lane.stream) && queued;

@@ -7,12 +7,12 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <span>
 #include <vector>
 
 #include "cuda_context.h"
 #include "kvshelf/memory.h"
+#include "kvshelf/thread_safety.h"
 
 namespace kvshelf {
 
@@ -30,7 +30,7 @@ enum class Direction { kIn, kOut };
 // run one after the other, so one piece's memory is enough. Several threads share a lane: kernels
 // launched from many streams take compute from the model (two lanes a direction take 1 to 3%).
 struct Lane {
-  std::mutex mutex;  // held while a copy's operations are queued
+  Mutex mutex;  // held while a copy's operations are queued
   cuda::Stream stream = nullptr;
   cuda::DevicePtr piece = 0;
   cuda::DevicePtr table = 0;
@@ -57,10 +57,10 @@ class PageCopier {
   // A lane for a new thread's copies.
   Lane& LaneOf(Direction direction);
 
-  // Queues the copy on the lane, whose mutex the caller holds. `table` is pinned, parts_max() long,
+  // Queues the copy on the lane. `table` is pinned, parts_max() long,
   // and belongs to the copy until it is over. False: refused; part of it may have been queued.
   bool Queue(Lane& lane, Direction direction, std::byte* staging, std::span<const Segment> segments,
-             PagePart* table) const;
+             PagePart* table) const KVSHELF_REQUIRES(lane.mutex);
 
  private:
   PageCopier(std::shared_ptr<const CudaContext> context, std::size_t piece_bytes);

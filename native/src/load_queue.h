@@ -19,6 +19,7 @@ class LoadQueue {
  public:
   // Parts of one job come one after the other.
   void Push(LoadPart part) {
+    KVSHELF_DCHECK(part.begin < part.end);
     const Job* job = part.file->job;
     if (jobs_.empty() || jobs_.back().job != job) jobs_.push_back({job, {}, 0});
     jobs_.back().bytes += part.end - part.begin;
@@ -31,6 +32,7 @@ class LoadQueue {
 
   // REQUIRES: not empty.
   LoadPart Pop() {
+    KVSHELF_DCHECK(parts_ > 0 && !jobs_.empty());
     const auto chosen = turn_++ % kOldestEvery == 0
                             ? jobs_.begin()
                             : std::min_element(jobs_.begin(), jobs_.end(),
@@ -39,6 +41,7 @@ class LoadQueue {
                                                });
     LoadPart part = std::move(chosen->parts.front());
     chosen->parts.pop_front();
+    KVSHELF_DCHECK(chosen->bytes >= part.end - part.begin);
     chosen->bytes -= part.end - part.begin;
     if (chosen->parts.empty()) jobs_.erase(chosen);
     --parts_;
@@ -46,9 +49,10 @@ class LoadQueue {
   }
 
   // Forgets jobs of which nothing is left to do.
-  void DropFinished() {
-    std::erase_if(jobs_, [&](const Waiting& waiting) {
-      if (waiting.job->unsettled > 0) return false;
+  void DropFinished() ENGINE_LOCKED {
+    std::erase_if(jobs_, [&](const Waiting& waiting) ENGINE_LOCKED {
+      if (waiting.job->progress.unsettled > 0) return false;
+      KVSHELF_DCHECK(parts_ >= waiting.parts.size());
       parts_ -= waiting.parts.size();
       return true;
     });

@@ -7,6 +7,8 @@
 #include <new>
 #include <stdexcept>
 
+#include "kvshelf/dcheck.h"
+
 namespace kvshelf {
 
 UniqueFd::~UniqueFd() { Reset(); }
@@ -42,6 +44,7 @@ GroupMemory::GroupMemory(std::vector<Pages> pages, std::uint32_t num_blocks, std
 
 void GroupMemory::Map(std::span<const std::int32_t> ids, std::uint64_t begin, std::uint64_t end,
                       std::vector<Segment>& segments) const {
+  KVSHELF_DCHECK(begin <= end && end <= ids.size() * block_bytes());
   segments.clear();
   std::size_t block = begin / block_bytes();
   std::uint64_t within = begin % block_bytes();

@@ -7,8 +7,8 @@
 namespace kvshelf {
 namespace {
 
-constexpr std::uint64_t kBlocks = 2;
-constexpr std::uint64_t kBlockBytes = kProbeBytes / kBlocks;
+constexpr std::uint64_t kProbedBlocks = 2;
+constexpr std::uint64_t kBlockBytes = kProbeBytes / kProbedBlocks;
 
 // A directory, and memory with a chunk in it.
 class Trial {
@@ -56,7 +56,7 @@ class Trial {
     return {kPath, std::string("probed chunk"), &memory, 0, ids_};
   }
   static GroupMemory Memory(std::vector<std::byte>& bytes) {
-    return GroupMemory({{bytes.data(), kBlockBytes, kBlockBytes}}, kBlocks, 0);
+    return GroupMemory({{bytes.data(), kBlockBytes, kBlockBytes}}, kProbedBlocks, 0);
   }
   static ChunkIdentity IdentityOf(const ChunkRequest& request) {
     return {{}, request.key, 0, request.memory->geometry(), request.memory->block_bytes()};

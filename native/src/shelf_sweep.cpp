@@ -207,7 +207,7 @@ void ShelfSweep::Run(Walk& walk, std::size_t items, void (ShelfSweep::*work)(Wal
 }
 
 // Whether a thread of a walk is to take nothing more. Its first is not refused for lack of time, so
-// that each call gets on. Call with the mutex held.
+// that each call gets on.
 bool ShelfSweep::IsOver(const Walk& walk, bool first) const {
   return stop_ || (!first && Clock::now() >= walk.deadline);
 }

@@ -73,7 +73,7 @@ int ShelfSweep::OpenFolder(int parent, const std::string& name, struct stat* fou
 
 ShelfSweep::Folder ShelfSweep::FolderOf(Rank& rank, int* error) {
   {
-    std::lock_guard lock(mutex_);
+    const LockGuard lock(mutex_);
     if (rank.folder != nullptr) return rank.folder;
   }
   struct stat status{};
@@ -86,7 +86,7 @@ ShelfSweep::Folder ShelfSweep::FolderOf(Rank& rank, int* error) {
 
 // Keeps a rank's folder open, in place of the one that was opened first if `replace`.
 void ShelfSweep::Keep(Rank& rank, const Folder& folder, bool replace) {
-  std::lock_guard lock(mutex_);
+  const LockGuard lock(mutex_);
   if (rank.folder != nullptr || kept_max_ == 0) return;
   if (kept_.size() >= kept_max_) {
     if (!replace) return;
@@ -98,7 +98,7 @@ void ShelfSweep::Keep(Rank& rank, const Folder& folder, bool replace) {
 }
 
 void ShelfSweep::CloseKept() {
-  std::lock_guard lock(mutex_);
+  const LockGuard lock(mutex_);
   for (Rank* const rank : kept_) rank->folder = nullptr;
   kept_.clear();
 }
@@ -143,7 +143,7 @@ void ShelfSweep::OpenSpaces(Walk& walk) {
   for (bool first = true;; first = false) {
     std::size_t index = 0;
     {
-      std::lock_guard lock(mutex_);
+      const LockGuard lock(mutex_);
       if (IsOver(walk, first) || pass.next_space == pass.spaces.size()) return;
       index = pass.spaces[pass.next_space++];
     }
@@ -194,8 +194,8 @@ void ShelfSweep::MatchRanks(Walk& walk, std::size_t index, const std::vector<std
   std::sort(numbers.begin(), numbers.end());
   std::vector<std::unique_ptr<Rank>> now;
   auto known = ranks.begin();
-  std::lock_guard lock(mutex_);
-  const auto drop = [&] {
+  const LockGuard lock(mutex_);
+  const auto drop = [&]() KVSHELF_REQUIRES(mutex_) {
     for (Leaf& leaf : (*known)->leaves) Forget(**known, leaf);
     ++known;
   };
@@ -239,13 +239,13 @@ void ShelfSweep::OpenRank(Walk& walk, int space, Rank& rank) {
   }
   if (error < 0) {
     rank.gone = NoteUnopened(walk, PathOf(rank), error);
-    std::lock_guard lock(mutex_);
+    const LockGuard lock(mutex_);
     for (Leaf& leaf : rank.leaves) {
       if (rank.gone) Forget(rank, leaf);
     }
     return;
   }
-  std::lock_guard lock(mutex_);
+  const LockGuard lock(mutex_);
   settled.resize(rank.leaves.size());
   for (std::size_t i = 0; i < rank.leaves.size(); ++i) {
     if (settled[i]) continue;
@@ -268,7 +268,7 @@ void ShelfSweep::MatchLeaves(Walk& walk, Rank& rank, const std::vector<std::stri
   std::vector<Leaf> now;
   now.reserve(there.size());
   auto known = rank.leaves.begin();
-  std::lock_guard lock(mutex_);
+  const LockGuard lock(mutex_);
   for (const std::uint16_t index : there) {
     while (known != rank.leaves.end() && known->index < index) Forget(rank, *known++);
     const bool is_known = known != rank.leaves.end() && known->index == index;
@@ -281,7 +281,7 @@ void ShelfSweep::MatchLeaves(Walk& walk, Rank& rank, const std::vector<std::stri
 
 // Whether there is no folder of ours under that name; else it is one that cannot be looked into.
 bool ShelfSweep::NoteUnopened(Walk& walk, const std::string& path, int error) {
-  std::lock_guard lock(mutex_);
+  const LockGuard lock(mutex_);
   if (error == -ENOTDIR || error == -ELOOP || error == -EXDEV) {
     NoteUnknown(walk.pass.foreign, path);
     return true;
@@ -294,7 +294,7 @@ bool ShelfSweep::NoteUnopened(Walk& walk, const std::string& path, int error) {
 
 // Forgets a namespace that is gone, with its histogram.
 void ShelfSweep::DropRanks(std::size_t index) {
-  std::lock_guard lock(mutex_);
+  const LockGuard lock(mutex_);
   Space& space = spaces_[index];
   for (const std::unique_ptr<Rank>& rank : space.ranks) {
     for (Leaf& leaf : rank->leaves) Forget(*rank, leaf);
@@ -305,7 +305,6 @@ void ShelfSweep::DropRanks(std::size_t index) {
   }
 }
 
-// Call with the mutex held.
 void ShelfSweep::Forget(Rank& rank, Leaf& leaf) {
   Amount& amount = namespaces_[rank.name_space].amount;
   amount.files -= leaf.amount.files;

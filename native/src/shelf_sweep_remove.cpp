@@ -56,7 +56,7 @@ SweepReport ShelfSweep::Remove(Amount need, double seconds_max) {
   return std::move(walk.report);
 }
 
-// Whether a call has done enough. Call with the mutex held.
+// Whether a call has done enough.
 bool ShelfSweep::Enough(const Walk& walk) const {
   return (walk.need.files <= 0 && walk.need.bytes <= 0) ||
          static_cast<std::uint64_t>(walk.report.removed.files) >= config_.removals_max;
@@ -81,7 +81,7 @@ bool ShelfSweep::Judge(Walk& walk, Rank& rank, Found& found, const std::string& 
   }
   if (used < cut.sure_before_ns) {
     {
-      std::lock_guard lock(mutex_);
+      const LockGuard lock(mutex_);
       if (Enough(walk)) return false;
       walk.need.files -= 1;
       walk.need.bytes -= file.st_size;
@@ -95,7 +95,7 @@ bool ShelfSweep::Judge(Walk& walk, Rank& rank, Found& found, const std::string& 
         return true;
       }
     } else {
-      std::lock_guard lock(mutex_);
+      const LockGuard lock(mutex_);
       walk.need.files += 1;
       walk.need.bytes += file.st_size;
     }
@@ -109,7 +109,6 @@ bool ShelfSweep::Judge(Walk& walk, Rank& rank, Found& found, const std::string& 
   return true;
 }
 
-// Call with the mutex held.
 void ShelfSweep::AddToBand(Pass& pass, Found& found) {
   for (Candidate& candidate : found.candidates) {
     pass.band.push_back(std::move(candidate));
@@ -127,7 +126,7 @@ void ShelfSweep::WalkBand(Walk& walk) {
     if (!Pace(burst)) return;
     std::size_t index = 0;
     {
-      std::lock_guard lock(mutex_);
+      const LockGuard lock(mutex_);
       if (IsOver(walk, first) || Enough(walk) || pass.next == pass.band.size()) return;
       index = pass.next++;
       walk.need.files -= 1;
@@ -135,7 +134,7 @@ void ShelfSweep::WalkBand(Walk& walk) {
     }
     const Candidate& candidate = pass.band[index];
     if (RemoveCandidate(walk, candidate)) continue;
-    std::lock_guard lock(mutex_);
+    const LockGuard lock(mutex_);
     walk.need.files += 1;
     walk.need.bytes += candidate.bytes;
   }
@@ -155,7 +154,7 @@ bool ShelfSweep::RemoveCandidate(Walk& walk, const Candidate& candidate) {
     if (!S_ISREG(file.st_mode) || file.st_dev != device_) return false;
     const UseTime use = LastUse(file);
     if (use.ns >= walk.pass.cuts[rank.name_space][use.reused].maybe_before_ns) {
-      std::lock_guard lock(mutex_);
+      const LockGuard lock(mutex_);
       ++walk.report.spared;
       return false;
     }
@@ -165,7 +164,7 @@ bool ShelfSweep::RemoveCandidate(Walk& walk, const Candidate& candidate) {
     Fault(walk, -error);
   }
   if (error < 0 && error != -ENOENT && error != -ESTALE) return false;
-  std::lock_guard lock(mutex_);
+  const LockGuard lock(mutex_);
   Leaf& leaf = rank.leaves[candidate.leaf];
   leaf.mtime_ns = 0;
   for (Amount* amount : {&leaf.amount, &namespaces_[rank.name_space].amount}) {
@@ -180,7 +179,7 @@ int ShelfSweep::RemoveFile(Walk& walk, Rank& rank, int folder, const std::string
                            const std::string& name, const struct stat& file) {
   int error = walk.pass.dry_run ? 0 : ops_->UnlinkAt(folder, name.c_str());
   if (error == -ESTALE) error = -ENOENT;
-  std::lock_guard lock(mutex_);
+  const LockGuard lock(mutex_);
   if (error == 0) {
     walk.report.removed.files += 1;
     walk.report.removed.bytes += file.st_size;
@@ -195,7 +194,7 @@ int ShelfSweep::RemoveFile(Walk& walk, Rank& rank, int folder, const std::string
   return error;
 }
 
-// Remembers a file whose removal was refused. Call with the mutex held.
+// Remembers a file whose removal was refused.
 void ShelfSweep::Hold(const Rank& rank, const std::string& leaf, const std::string& name,
                       const struct stat& file, int error) {
   if (refused_.size() >= config_.held_files) return;
@@ -211,7 +210,7 @@ void ShelfSweep::Hold(const Rank& rank, const std::string& leaf, const std::stri
 }
 
 bool ShelfSweep::IsHeld(const Rank& rank, const std::string& name) {
-  std::lock_guard lock(mutex_);
+  const LockGuard lock(mutex_);
   return !refused_.empty() && refused_.contains(HashOf(rank.name_space, rank.number, name));
 }
 

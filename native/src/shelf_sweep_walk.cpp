@@ -23,7 +23,7 @@ void ShelfSweep::WalkLeaves(Walk& walk) {
   for (bool first = true;; first = false) {
     std::size_t item = 0;
     {
-      std::lock_guard lock(mutex_);
+      const LockGuard lock(mutex_);
       if (IsOver(walk, first) || (pass.removing && Enough(walk))) return;
       if (!pass.again.empty()) {
         item = pass.again.back();
@@ -36,7 +36,7 @@ void ShelfSweep::WalkLeaves(Walk& walk) {
     }
     const auto [rank, leaf] = pass.items[item];
     const bool complete = WalkLeaf(walk, burst, *rank, leaf);
-    std::lock_guard lock(mutex_);
+    const LockGuard lock(mutex_);
     ++walk.report.folders;
     if (complete) {
       ++pass.done;
@@ -59,7 +59,7 @@ bool ShelfSweep::WalkLeaf(Walk& walk, Burst& burst, Rank& rank, std::size_t posi
   if (error == kUnchanged) return true;
   if (error < 0) {
     const bool gone = NoteUnopened(walk, PathOf(rank) + "/" + found.leaf, error);
-    std::lock_guard lock(mutex_);
+    const LockGuard lock(mutex_);
     if (gone) Forget(rank, leaf);  // else what is known of it stays
     return true;
   }
@@ -128,7 +128,7 @@ bool ShelfSweep::LookAt(Walk& walk, Burst& burst, Rank& rank, Found& found,
 void ShelfSweep::Commit(Walk& walk, Rank& rank, Found& found, bool complete) {
   Pass& pass = walk.pass;
   NamespaceState& state = namespaces_[rank.name_space];
-  std::lock_guard lock(mutex_);
+  const LockGuard lock(mutex_);
   walk.report.files += found.looked;
   Leaf& leaf = rank.leaves[found.position];
   if (found.unseen) ++pass.unseen;
@@ -188,7 +188,7 @@ bool ShelfSweep::Pace(Burst& burst) {
   if (config_.files_per_second <= 0) return true;
   double ahead = 0;
   {
-    std::lock_guard lock(mutex_);
+    const LockGuard lock(mutex_);
     const double now = SteadySeconds();
     next_file_seconds_ = std::max(next_file_seconds_, now) + 1 / config_.files_per_second;
     ahead = next_file_seconds_ - now;
@@ -202,7 +202,7 @@ bool ShelfSweep::Pace(Burst& burst) {
 }
 
 void ShelfSweep::Fault(Walk& walk, int error) {
-  std::lock_guard lock(mutex_);
+  const LockGuard lock(mutex_);
   ++walk.report.faults[error];
 }
 

@@ -17,9 +17,7 @@ using testing::kBlocksPerFile;
 using testing::Trap;
 
 std::shared_ptr<Job> LoadOf(std::size_t files) {
-  auto job = std::make_shared<Job>();
-  job->transfers = std::vector<Transfer>(files);
-  job->unsettled = files;
+  auto job = std::make_shared<Job>(JobKind::kLoad, 1, files);
   for (std::size_t i = 0; i < files; ++i) job->transfers[i].job = job.get();
   return job;
 }
@@ -76,7 +74,7 @@ void FinishedJobsLeaveTheQueue() {
   const auto gone = LoadOf(3), here = LoadOf(2);
   Enqueue(queue, gone);
   Enqueue(queue, here);
-  gone->unsettled = 0;
+  gone->progress.unsettled = 0;
   queue.DropFinished();
   CHECK(queue.size() == 2 && queue.Pop().file->job == here.get());
 }
@@ -340,6 +338,17 @@ void RunsThatDoNotFitAreRefused() {
   }
 }
 
+void AProbeThatFailsLateSaysWhatItRead() {
+  EngineFixture f;
+  f.Prepare(0, 1);
+  f.Open();
+  const auto reads = std::make_shared<std::atomic<int>>(0);
+  f.ops->SetHook([=](Call call) { return call == Call::kRead && ++*reads > 1 ? -EIO : 0; });
+  f.engine->SubmitProbe(1, {Files::Path(0)}, 1 << 30);
+  CHECK(f.All(1, FileStatus::kIoError));
+  CHECK(f.Find(1, Phase::kFinished)->payload_bytes > 0);
+}
+
 void AProbeReadsWhatThereIs() {
   EngineFixture f;
   f.dir.Write("ns/long", std::string(700'000, 'x'));
@@ -379,6 +388,7 @@ int main() {
       {"runs count keys, not files", RunsCountKeysNotFiles},
       {"runs that do not fit are refused", RunsThatDoNotFitAreRefused},
       {"a probe reads what there is", AProbeReadsWhatThereIs},
+      {"a probe that fails late says what it read", AProbeThatFailsLateSaysWhatItRead},
   };
   return testing::RunTests(tests);
 }

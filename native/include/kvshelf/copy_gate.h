@@ -3,11 +3,10 @@
 
 #include <atomic>
 #include <memory>
-#include <mutex>
-#include <shared_mutex>
 #include <vector>
 
 #include "kvshelf/device.h"
+#include "kvshelf/thread_safety.h"
 
 namespace kvshelf {
 
@@ -22,7 +21,7 @@ class CopyGate {
   // the gate is revoked.
   template <typename Work>
   bool Run(Work&& work) {
-    std::shared_lock lock(mutex_);
+    const SharedLockGuard lock(mutex_);
     return !revoked_.load(std::memory_order_relaxed) && work();
   }
 
@@ -39,7 +38,7 @@ class CopyGate {
   // Waits for the copies begun; false if one failed or the gate is revoked. With `taken`, block
   // memory is needed no more from now on.
   bool Finish(bool taken = false) {
-    std::lock_guard lock(mutex_);
+    const LockGuard lock(mutex_);
     const bool copied = Wait() && !revoked_.load(std::memory_order_relaxed);
     taken_ |= copied && taken;
     return copied;
@@ -49,14 +48,14 @@ class CopyGate {
   bool Revoke() {
     // Before it waits: else those in there could hand the lock to each other for ever.
     const bool first = !revoked_.exchange(true, std::memory_order_acq_rel);
-    std::lock_guard lock(mutex_);
+    const LockGuard lock(mutex_);
     Wait();
     return first;
   }
 
   // Likewise, unless block memory is needed no more anyway; then false.
   bool RevokeUnlessTaken() {
-    std::lock_guard lock(mutex_);
+    const LockGuard lock(mutex_);
     if (taken_) return false;
     revoked_.store(true, std::memory_order_release);
     Wait();
@@ -65,7 +64,7 @@ class CopyGate {
 
   // False if revoked. Else the caller may give the file its final name.
   bool ClaimPublication() {
-    std::lock_guard lock(mutex_);
+    const LockGuard lock(mutex_);
     if (revoked_.load(std::memory_order_relaxed)) return false;
     taken_ = true;
     return true;
@@ -82,7 +81,7 @@ class CopyGate {
   };
 
   void Remember(const std::shared_ptr<CopyStream>& stream) {
-    std::lock_guard lock(begun_mutex_);
+    const LockGuard lock(begun_mutex_);
     for (Begun& begun : begun_) {
       if (begun.stream == stream) {
         begun.copies = stream->begun();
@@ -92,8 +91,8 @@ class CopyGate {
     begun_.push_back({stream, stream->begun()});
   }
 
-  // REQUIRES: nobody else is in there.
-  bool Wait() {
+  // While nobody else is in there, so begun_ is the caller's.
+  bool Wait() KVSHELF_REQUIRES(mutex_) KVSHELF_UNCHECKED_LOCKING {
     bool copied = true;
     for (const Begun& begun : begun_) copied &= begun.stream->WaitFor(begun.copies);
     begun_.clear();
@@ -101,10 +100,11 @@ class CopyGate {
   }
 
   // Shared by those who use block memory; alone: taken_, and whoever lets nobody in any more.
-  std::shared_mutex mutex_;
-  std::mutex begun_mutex_;    // of those in there, for begun_
-  std::vector<Begun> begun_;  // one for each thread that has copied a part of this file
-  bool taken_ = false;
+  SharedMutex mutex_;
+  Mutex begun_mutex_;  // of those in there
+  // One for each thread that has copied a part of this file.
+  std::vector<Begun> begun_ KVSHELF_GUARDED_BY(begun_mutex_);
+  bool taken_ KVSHELF_GUARDED_BY(mutex_) = false;
   std::atomic<bool> revoked_{false};
 };
 

@@ -1,4 +1,5 @@
-// Names of chunk files: src/kvshelf/disk/layout.py in C++, for lookups of thousands of keys at once.
+// Names of chunk files: src/kvshelf/disk/layout.py in C++, for lookups of thousands of keys at
+// once.
 #pragma once
 
 #include <string>

@@ -62,9 +62,9 @@ class RootDir {
   int TouchBeneath(const std::string& path, timespec time) const;
   std::string NextTempName();
   // Gives what this process has just made beneath the root, a folder or a file, to those that the
-  // root is for, as kvshelf.disk.owner does: made as the superuser, it gets the root's user and group;
-  // where the root's group or all may write, they get what `mode` allows them whatever the umask
-  // is. A mount that refuses decides itself who may use it.
+  // root is for, as kvshelf.disk.owner does: made as the superuser, it gets the root's user and
+  // group; where the root's group or all may write, they get what `mode` allows them whatever the
+  // umask is. A mount that refuses decides itself who may use it.
   void GiveToUsers(int fd, mode_t mode) const;
 
   // Whether O_DIRECT reads and writes work in the root; 0 or -errno. Leaves no file behind.

@@ -9,7 +9,6 @@
 #include <deque>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -17,6 +16,7 @@
 
 #include "kvshelf/file_ops.h"
 #include "kvshelf/memory.h"
+#include "kvshelf/thread_safety.h"
 #include "kvshelf/use_time.h"
 
 namespace kvshelf {
@@ -184,7 +184,7 @@ class ShelfSweep {
   // Counts what is neither a chunk nor junk.
   void NoteUnknown(Foreign& foreign, const std::string& path) const;
   void Run(Walk& walk, std::size_t items, void (ShelfSweep::*work)(Walk&));
-  bool IsOver(const Walk& walk, bool first) const;
+  bool IsOver(const Walk& walk, bool first) const KVSHELF_REQUIRES(mutex_);
   int OpenFolder(int parent, const std::string& name, struct stat* found);
   std::string PathOf(const Rank& rank) const;
   // Namespaces and ranks:
@@ -208,22 +208,22 @@ class ShelfSweep {
                std::vector<std::string>* names);
   bool LookAt(Walk& walk, Burst& burst, Rank& rank, Found& found, const std::string& name);
   void Commit(Walk& walk, Rank& rank, Found& found, bool complete);
-  void Forget(Rank& rank, Leaf& leaf);
+  void Forget(Rank& rank, Leaf& leaf) KVSHELF_REQUIRES(mutex_);
   bool Pace(Burst& burst);
   void Fault(Walk& walk, int error);
   // Removal:
-  bool Enough(const Walk& walk) const;
+  bool Enough(const Walk& walk) const KVSHELF_REQUIRES(mutex_);
   bool Spares(const Walk& walk, const Rank& rank, const Leaf& leaf) const;
   bool Judge(Walk& walk, Rank& rank, Found& found, const std::string& name,
              const struct stat& file);
-  void AddToBand(Pass& pass, Found& found);
+  void AddToBand(Pass& pass, Found& found) KVSHELF_REQUIRES(mutex_);
   void WalkBand(Walk& walk);
   bool RemoveCandidate(Walk& walk, const Candidate& candidate);
   int RemoveFile(Walk& walk, Rank& rank, int folder, const std::string& leaf,
                  const std::string& name, const struct stat& file);
-  void Uncount(const Rank& rank, const struct stat& file);
+  void Uncount(const Rank& rank, const struct stat& file) KVSHELF_REQUIRES(mutex_);
   void Hold(const Rank& rank, const std::string& leaf, const std::string& name,
-            const struct stat& file, int error);
+            const struct stat& file, int error) KVSHELF_REQUIRES(mutex_);
   bool IsHeld(const Rank& rank, const std::string& name);
 
   std::shared_ptr<FileOps> ops_;
@@ -234,20 +234,20 @@ class ShelfSweep {
   dev_t device_ = 0;
   std::atomic<bool> stop_{false};
   std::atomic<int> awake_{0};  // threads of a walk that do not rest
-  std::mutex mutex_;           // guards all below while threads of a call run
+  mutable Mutex mutex_;        // guards all below while threads of a call run
 
   std::vector<NamespaceState> namespaces_;
   std::vector<Space> spaces_;                           // of each namespace
   std::unordered_map<std::string, std::size_t> index_;  // of each namespace's folder
-  std::deque<Rank*> kept_;  // ranks whose folders are open, oldest first
+  std::deque<Rank*> kept_ KVSHELF_GUARDED_BY(mutex_);  // ranks whose folders are open, oldest first
   std::size_t kept_max_ = 0;
   Held held_;
   std::unordered_map<std::uint64_t, Refused> refused_;  // by a hash of rank and name
   std::uint64_t unseen_ = 0;
-  std::unique_ptr<Pass> scan_;      // in progress
-  std::unique_ptr<Pass> removal_;   // in progress
-  std::unique_ptr<Pass> complete_;  // the last scan of all
-  double next_file_seconds_ = 0;    // when the rate allows the next file
+  std::unique_ptr<Pass> scan_;                               // in progress
+  std::unique_ptr<Pass> removal_;                            // in progress
+  std::unique_ptr<Pass> complete_;                           // the last scan of all
+  double next_file_seconds_ KVSHELF_GUARDED_BY(mutex_) = 0;  // when the rate allows the next file
 };
 
 }  // namespace kvshelf

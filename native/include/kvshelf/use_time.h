@@ -1,5 +1,6 @@
 // When a chunk file was last used, told from its times, and the clock by which ages count.
-// docs/layout.md ("Times of a chunk file") is the contract; src/kvshelf/disk/usetime.py does the same.
+// docs/layout.md ("Times of a chunk file") is the contract; src/kvshelf/disk/usetime.py does the
+// same.
 #pragma once
 
 #include <sys/stat.h>

@@ -1,4 +1,5 @@
-// The work of lookup threads: small metadata calls that never queue behind payloads.
+#include "lookup_work.h"
+
 #include <fcntl.h>
 
 #include <algorithm>
@@ -6,22 +7,18 @@
 #include <cerrno>
 #include <new>
 
-#include "engine_core.h"
-
 namespace kvshelf {
 namespace {
 
-// Small, so that a lookup that comes meanwhile waits little.
-constexpr std::size_t kTouchRun = 8;
 // A header and one page: nothing shorter is a chunk file.
 constexpr off_t kChunkFileBytesMin = 2 * kPageBytes;
 // A read() of a probe: what loads use on a device that copies on its own, or more than they use.
 constexpr std::size_t kProbeStepBytes = 256 << 10;
 
-// What is no chunk file or gone, however the file system says it, is no fault of the storage.
+// What is absent or no chunk file, however the file system says it, is no fault of the storage.
 // ELOOP: a link, which loads do not follow either. ENXIO: a socket. ENAMETOOLONG: of the longest
 // keys and group numbers; such a chunk cannot be stored either.
-bool IsGone(int error) {
+bool IsAbsent(int error) {
   return error == -ENOENT || error == -ENOTDIR || error == -ESTALE || error == -ELOOP ||
          error == -ENXIO || error == -ENAMETOOLONG;
 }
@@ -29,7 +26,7 @@ bool IsGone(int error) {
 FileResult LookUp(const RootDir& root, const std::string& path) {
   struct stat found{};
   const int error = root.StatBeneath(path, &found);
-  if (IsGone(error)) return {FileStatus::kNotFound, 0};
+  if (IsAbsent(error)) return {FileStatus::kNotFound, 0};
   if (error < 0) return FileResult::IoError(-error);
   const bool chunk = S_ISREG(found.st_mode) && found.st_size >= kChunkFileBytesMin;
   return {chunk ? FileStatus::kOk : FileStatus::kNotFound, 0};
@@ -63,12 +60,12 @@ FileResult ReadSome(const RootDir& root, const std::string& path, std::uint64_t 
   FileOps& ops = root.ops();
   const int opened =
       ops.OpenBeneath(root.fd(), path.c_str(), O_RDONLY | O_NONBLOCK | O_NOCTTY | O_NOATIME, 0);
-  if (IsGone(opened)) return {FileStatus::kNotFound, 0};
+  if (IsAbsent(opened)) return {FileStatus::kNotFound, 0};
   if (opened < 0) return FileResult::IoError(-opened);
   const UniqueFd file(opened);
   struct stat found{};
   const int error = ops.Fstat(file.get(), &found);
-  if (IsGone(error)) return {FileStatus::kNotFound, 0};
+  if (IsAbsent(error)) return {FileStatus::kNotFound, 0};
   if (error < 0) return FileResult::IoError(-error);
   if (!S_ISREG(found.st_mode)) return {FileStatus::kNotFound, 0};
   StagingBuffer buffer;
@@ -80,7 +77,7 @@ FileResult ReadSome(const RootDir& root, const std::string& path, std::uint64_t 
   while (*bytes < bytes_max) {
     const std::uint64_t step = std::min<std::uint64_t>(buffer.size(), bytes_max - *bytes);
     const ssize_t got = ops.Pread(file.get(), buffer.data(), step, static_cast<off_t>(*bytes));
-    if (IsGone(static_cast<int>(got))) return {FileStatus::kNotFound, 0};
+    if (IsAbsent(static_cast<int>(got))) return {FileStatus::kNotFound, 0};
     if (got < 0) return FileResult::IoError(static_cast<int>(-got));
     if (got == 0) break;
     *bytes += static_cast<std::uint64_t>(got);
@@ -89,10 +86,10 @@ FileResult ReadSome(const RootDir& root, const std::string& path, std::uint64_t 
 }
 
 // The run of keys that a lookup's row belongs to; null if it counts for itself.
-std::atomic<std::uint32_t>* RunOf(const Job& job, std::size_t key) {
-  const auto end = std::upper_bound(job.run_ends.begin(), job.run_ends.end(), key);
-  if (end == job.run_ends.end()) return nullptr;
-  return &job.first_missing[static_cast<std::size_t>(end - job.run_ends.begin())];
+std::atomic<std::uint32_t>* RunOf(const LookupRequest& lookup, std::size_t key) {
+  const auto end = std::upper_bound(lookup.run_ends.begin(), lookup.run_ends.end(), key);
+  if (end == lookup.run_ends.end()) return nullptr;
+  return &lookup.first_missing[static_cast<std::size_t>(end - lookup.run_ends.begin())];
 }
 
 void NoteMissing(std::atomic<std::uint32_t>& first, std::uint32_t key) {
@@ -104,10 +101,10 @@ void NoteMissing(std::atomic<std::uint32_t>& first, std::uint32_t key) {
 }  // namespace
 
 // Whether a chunk need not be stored. What else has its name is left to the thread that stores.
-FileResult EngineCore::ProbeStored(const Transfer& file) {
-  const FileResult found = LookUp(root_, file.request.path);
+FileResult LookupWork::FindStored(const Transfer& file) {
+  const FileResult found = LookUp(parts_.basis.root, file.request.path);
   if (!found.ok()) return found;
-  ChunkIoOptions options = io_options_;
+  ChunkIoOptions options = parts_.basis.io_options;
   options.remove_bad = false;
   ThreadContext context;
   try {
@@ -116,117 +113,69 @@ FileResult EngineCore::ProbeStored(const Transfer& file) {
     return FileResult::IoError(ENOMEM);
   }
   BadFile kept{};
-  const ChunkIdentity identity = IdentityOf(file);
-  return ChunkReader(root_, options, identity, file.request, context).Inspect(&kept);
+  const ChunkIdentity identity = parts_.basis.IdentityOf(file);
+  return ChunkReader(parts_.basis.root, options, identity, file.request, context).Inspect(&kept);
 }
 
-FileResult EngineCore::ProbeOne(Job& job, std::size_t index, std::uint64_t* bytes) {
-  if (job.kind == JobKind::kStore) return ProbeStored(job.transfers[index]);
+FileResult LookupWork::AnswerOne(Job& job, std::size_t index, std::uint64_t* bytes) {
+  if (job.kind == JobKind::kStore) return FindStored(job.transfers[index]);
   if (job.kind == JobKind::kProbe) {
-    return ReadSome(root_, job.paths[index], job.probe_bytes, bytes);
+    return ReadSome(parts_.basis.root, job.lookup.paths[index], job.lookup.probe_bytes, bytes);
   }
-  if (job.run_ends.empty()) return LookUp(root_, job.PathOf(index));
-  const std::size_t key = index / job.folders.size();
-  std::atomic<std::uint32_t>* const missing = RunOf(job, key);
+  if (job.lookup.run_ends.empty()) return LookUp(parts_.basis.root, job.lookup.PathOf(index));
+  const std::size_t key = index / job.lookup.folders.size();
+  std::atomic<std::uint32_t>* const missing = RunOf(job.lookup, key);
   if (missing != nullptr && missing->load(std::memory_order_relaxed) < key) {
     return {FileStatus::kCancelled, 0};
   }
-  const FileResult result = LookUp(root_, job.PathOf(index));
+  const FileResult result = LookUp(parts_.basis.root, job.lookup.PathOf(index));
   if (missing != nullptr && result.status == FileStatus::kNotFound) {
     NoteMissing(*missing, static_cast<std::uint32_t>(key));
   }
   return result;
 }
 
-void EngineCore::Probe(Lock& lock, const MetaBatch& batch) {
-  Job& job = *batch.job;
+void LookupWork::Answer(EngineLock& lock, const LookupRun& run) {
+  Job& job = *run.job;
   const bool store = job.kind == JobKind::kStore;
   std::array<bool, 64> wanted{};  // longer than any run
   std::array<FileResult, 64> results;
   std::array<std::uint64_t, 64> bytes{};
-  for (std::size_t i = batch.begin; i < batch.end; ++i) {
-    const FileState state = job.states[i];
-    wanted[i - batch.begin] = state == FileState::kQueued;
-    if (!store && state == FileState::kQueued) LeaveQueue(job, i);
+  KVSHELF_DCHECK(run.begin < run.end && run.end - run.begin <= wanted.size());
+  for (std::size_t i = run.begin; i < run.end; ++i) {
+    const FileState state = job.progress.states[i];
+    wanted[i - run.begin] = state == FileState::kQueued;
+    if (!store && state == FileState::kQueued) parts_.jobs.LeaveQueue(job, i);
   }
   lock.unlock();
-  for (std::size_t i = batch.begin; i < batch.end; ++i) {
-    if (!wanted[i - batch.begin]) continue;
-    results[i - batch.begin] = ProbeOne(job, i, &bytes[i - batch.begin]);
+  for (std::size_t i = run.begin; i < run.end; ++i) {
+    if (!wanted[i - run.begin]) continue;
+    results[i - run.begin] = AnswerOne(job, i, &bytes[i - run.begin]);
   }
   lock.lock();
-  for (std::size_t i = batch.begin; i < batch.end; ++i) {
-    if (!wanted[i - batch.begin]) continue;
+  for (std::size_t i = run.begin; i < run.end; ++i) {
+    if (!wanted[i - run.begin]) continue;
     // Of a store, only the news that it exists already counts, and only if no copier has begun.
-    if (store && (!results[i - batch.begin].ok() || job.states[i] != FileState::kQueued)) continue;
-    Settle(job, i, results[i - batch.begin], bytes[i - batch.begin]);
+    const FileResult& result = results[i - run.begin];
+    const bool begun = job.progress.states[i] != FileState::kQueued;
+    if (store && (!result.ok() || begun)) continue;
+    parts_.jobs.Settle(job, i, result, bytes[i - run.begin]);
   }
 }
 
-void EngineCore::Touch(std::vector<std::string> paths) {
-  std::vector<TouchRequest> touches;
-  touches.reserve(paths.size());
-  for (std::size_t row = 0; row < paths.size(); ++row) {
-    CheckPath(row, paths[row]);
-    touches.push_back({std::move(paths[row])});
-  }
-  AddTouches(std::move(touches));
-}
-
-void EngineCore::TouchKeys(const std::vector<std::string>& folders,
-                           const std::vector<std::string>& keys,
-                           const std::vector<std::int64_t>& times_ns, bool always) {
-  if (keys.size() != times_ns.size()) throw std::invalid_argument("times_ns: one a key");
-  for (std::size_t row = 0; row < folders.size(); ++row) CheckPath(row, folders[row]);
-  std::vector<TouchRequest> touches;
-  touches.reserve(folders.size() * keys.size());
-  const std::int64_t ahead_ns = clock_.AheadOfRealtime();
-  for (std::size_t row = 0; row < keys.size(); ++row) {
-    if (keys[row].size() < kKeyBytesMin || keys[row].size() > kKeyBytesMax) {
-      throw std::invalid_argument("a key must have 12 to 128 bytes");
-    }
-    if (times_ns[row] <= 0) throw std::invalid_argument("times_ns: after 1970");
-    const std::int64_t time_ns = std::max<std::int64_t>(1, times_ns[row] + ahead_ns);
-    for (const std::string& folder : folders) {
-      touches.push_back({ChunkPath(folder, keys[row]), time_ns, always});
-    }
-  }
-  AddTouches(std::move(touches));
-}
-
-void EngineCore::AddTouches(std::vector<TouchRequest> touches) {
-  std::lock_guard lock(mutex_);
-  if (closed_) throw EngineClosed();
-  for (TouchRequest& touch : touches) {
-    if (touches_.size() < config_.touch_queue_files) {
-      touches_.push_back(std::move(touch));
-    } else {
-      ++stats_.touches_dropped;
-    }
-  }
-  WakeMeta();
-}
-
-void EngineCore::TouchSome(Lock& lock, Worker& worker) {
-  std::vector<TouchRequest> touches;
-  while (!touches_.empty() && touches.size() < kTouchRun) {
-    touches.push_back(std::move(touches_.front()));
-    touches_.pop_front();
-  }
-  ++touching_;
+void LookupWork::Touch(EngineLock& lock, Worker& worker) {
+  const std::vector<TouchRequest> touches = parts_.lookups.BeginTouches();
   worker.touching = true;
-  if (MayTouch()) WakeMeta();
   lock.unlock();
   std::uint64_t touched = 0;
   for (const TouchRequest& touch : touches) {
-    if (TouchOne(root_, touch, clock_, config_.touch_interval_seconds)) ++touched;
+    const double interval_seconds = parts_.basis.config.touch_interval_seconds;
+    touched += TouchOne(parts_.basis.root, touch, parts_.basis.clock, interval_seconds) ? 1 : 0;
   }
   lock.lock();
-  stats_.touched += touched;
+  parts_.lookups.CountTouched(touched);
   // If the supervisor gave this thread up, it has done this already.
-  if (worker.touching) --touching_;
-  worker.touching = false;
-  changed_.notify_all();
+  if (std::exchange(worker.touching, false)) parts_.lookups.EndTouches();
 }
 
 }  // namespace kvshelf
