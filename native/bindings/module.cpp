@@ -231,6 +231,18 @@ nb::bytes EncodeHeader(nb::bytes key, nb::bytes namespace_digest, std::uint32_t 
   return nb::bytes(reinterpret_cast<const char*>(&header), sizeof(header));
 }
 
+// Key, namespace and rank that a sound header names, of whatever version; else None.
+nb::object ReadHeader(const nb::bytes& page) {
+  ChunkHeader header;
+  if (page.size() < sizeof(header)) return nb::none();
+  std::memcpy(&header, page.c_str(), sizeof(header));
+  if (!HeaderIsSound(header) || header.key_bytes > kKeyBytesMax) return nb::none();
+  return nb::make_tuple(
+      nb::bytes(reinterpret_cast<const char*>(header.key.data()), header.key_bytes),
+      nb::bytes(reinterpret_cast<const char*>(header.namespace_digest.data()), kNamespaceBytes),
+      header.rank);
+}
+
 // What a reader finds (docs/format.md, steps 2 to 5) in a header that it expects to be this chunk.
 int CheckHeader(nb::bytes page, std::uint64_t file_bytes, nb::bytes key, nb::bytes namespace_digest,
                 std::uint32_t rank, std::uint64_t geometry, std::uint64_t block_bytes,
@@ -307,6 +319,7 @@ NB_MODULE(_native, m) {
   m.def("crc64", Checksum, "data"_a, "crc"_a = 0);
   m.def("encode_header", EncodeHeader, "key"_a, "namespace"_a, "rank"_a, "geometry"_a,
         "block_bytes"_a, "first_block"_a, "block_count"_a, "piece_bytes"_a, "piece_checksums"_a);
+  m.def("read_header", ReadHeader, "page"_a);
   m.def("check_header", CheckHeader, "page"_a, "file_bytes"_a, "key"_a, "namespace"_a, "rank"_a,
         "geometry"_a, "block_bytes"_a, "first_block"_a, "block_count"_a);
   m.def("probe_direct", ProbeDirect, "directory"_a,

@@ -11,12 +11,12 @@ import pytest
 from kvshelf import Chunk, Shelf, make_key
 from kvshelf.config import Settings
 from kvshelf.disk.auth import key_id
-from kvshelf.disk.format import GMAC, HEADER_BYTES, decode
 from kvshelf.disk.namespace import Identity
 from kvshelf.disk.root import list_namespaces
 from kvshelf.engine import EngineConfig, FileStatus
 from kvshelf.errors import ConfigError
 from kvshelf.shelf import engine_config
+from kvshelf.testing.codec import GMAC, HEADER_BYTES, decode
 from tests.vectors.make import gmac, sealed
 
 SECRET = b"a secret of more than thirty-two bytes"

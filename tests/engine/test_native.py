@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 
 from kvshelf import Chunk, Identity, Shelf, _native, make_key
-from kvshelf.disk.format import geometry_digest
 from kvshelf.disk.layout import owner_is_dead, parse_chunk_path, parse_temp_name
 from kvshelf.disk.this_process import start_ticks_of, this_owner
 from kvshelf.engine.base import (
@@ -33,6 +32,7 @@ from kvshelf.engine.base import (
 )
 from kvshelf.engine.native import NativeEngine
 from kvshelf.errors import EngineClosedError
+from kvshelf.testing.codec import geometry_digest
 
 PAGE_BYTES = 6000
 BLOCKS = 64

@@ -14,10 +14,10 @@ import pytest
 from kvshelf.disk.keys import make_key
 from kvshelf.disk.layout import chunk_path_in
 from kvshelf.disk.rendezvous import Rendezvous
-from kvshelf.engine import Engine, EngineConfig, FileStatus, JobKind, MemoryEngine, Phase
+from kvshelf.engine import Engine, EngineConfig, FileStatus, JobKind, Phase
 from kvshelf.engine.native import NativeEngine
 from kvshelf.engine.spread import SpreadEngine, divided
-from kvshelf.testing import Blocks, EngineTests, FaultyEngine, FileEngineTests, Setup
+from kvshelf.testing import Blocks, EngineTests, FaultyEngine, FileEngineTests, MemoryEngine, Setup
 
 OK, NOT_FOUND, CANCELLED = FileStatus.OK, FileStatus.NOT_FOUND, FileStatus.CANCELLED
 IO_ERROR = FileStatus.IO_ERROR

@@ -30,7 +30,7 @@ from kvshelf import (
 )
 from kvshelf.disk.layout import parse_chunk_path
 from kvshelf.engine import Engine, JobKind, JobResult
-from kvshelf.engine.memory import MemoryEngine
+from kvshelf.testing.memory_engine import MemoryEngine
 
 OK, NOT_FOUND = FileStatus.OK, FileStatus.NOT_FOUND
 IDENTITY = Identity({"model": "demo", "dtype": "float32"})

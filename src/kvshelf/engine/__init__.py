@@ -17,7 +17,6 @@ from kvshelf.engine.base import (
     Pages,
     Phase,
 )
-from kvshelf.engine.memory import MemoryEngine
 
 __all__ = [
     "Batch",
@@ -33,7 +32,6 @@ __all__ = [
     "JobId",
     "JobKind",
     "JobResult",
-    "MemoryEngine",
     "Pages",
     "Phase",
 ]

@@ -11,7 +11,9 @@ Threads: all methods may be called from any thread.
 
 from __future__ import annotations
 
+import hashlib
 import os
+import struct
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvshelf.core import native as _native
-from kvshelf.disk.format import geometry_digest
 from kvshelf.disk.threads import NO_THREAD
 from kvshelf.engine.base import (
     Batch,
@@ -84,7 +85,7 @@ class NativeEngine:
                 (
                     [(page.address, page.stride_bytes, page.page_bytes) for page in group.pages],
                     group.num_blocks,
-                    geometry_digest([page.page_bytes for page in group.pages]),
+                    _geometry(group),
                 )
                 for group in groups
             ],
@@ -208,6 +209,13 @@ class NativeEngine:
             )
         except _native.EngineClosed as error:
             raise EngineClosedError(str(error)) from None
+
+
+def _geometry(group: GroupMemory) -> int:
+    """Digest of the page sizes in layer order, 0 to 2**64 - 1 (docs/format.md)."""
+    sizes = [page.page_bytes for page in group.pages]
+    packed = struct.pack(f"<{len(sizes)}Q", *sizes)
+    return int.from_bytes(hashlib.sha256(packed).digest()[:8], "little")
 
 
 def _cuda_ordinal(device: str) -> int:
