@@ -13,6 +13,8 @@
 #include <cstring>
 #include <optional>
 #include <system_error>
+#include <type_traits>
+#include <utility>
 
 #include "kvshelf/crc64.h"
 #include "kvshelf/cuda_device.h"
@@ -34,38 +36,69 @@ std::span<const std::int32_t> View(const Column& column) { return {column.data()
 
 std::string_view View(const nb::bytes& bytes) { return {bytes.c_str(), bytes.size()}; }
 
-template <typename Field>
-void Read(const nb::handle& config, const char* name, Field& field) {
-  try {
-    field = nb::cast<Field>(config.attr(name));
-  } catch (const nb::cast_error&) {
-    throw std::invalid_argument(std::string(name) + " has the wrong type or is out of range");
-  }
+// One field of EngineConfig: how it is taken from Python and given back. Python's EngineConfig is
+// the table of them; a test compares it with this one and with config.h.
+struct ConfigField {
+  const char* name;
+  void (*read)(const nb::handle& value, EngineConfig& config);
+  nb::object (*write)(const EngineConfig& config);
+};
+
+template <auto kMember>
+constexpr ConfigField Field(const char* name) {
+  using Type = std::remove_cvref_t<decltype(std::declval<EngineConfig>().*kMember)>;
+  using Number = std::conditional_t<std::is_enum_v<Type>, int, Type>;  // choices come as numbers
+  return {name,
+          [](const nb::handle& value, EngineConfig& config) {
+            config.*kMember = static_cast<Type>(nb::cast<Number>(value));
+          },
+          [](const EngineConfig& config) -> nb::object {
+            return nb::cast(static_cast<Number>(config.*kMember));
+          }};
 }
 
-EngineConfig ReadConfig(const nb::handle& from) {
+constexpr ConfigField kConfigFields[] = {
+    Field<&EngineConfig::io_threads>("io_threads"),
+    Field<&EngineConfig::load_only_threads>("load_only_threads"),
+    Field<&EngineConfig::lookup_threads>("lookup_threads"),
+    Field<&EngineConfig::piece_bytes>("piece_bytes"),
+    Field<&EngineConfig::step_bytes>("step_bytes"),
+    Field<&EngineConfig::write_buffer_bytes>("write_buffer_bytes"),
+    Field<&EngineConfig::store_queue_seconds>("store_queue_seconds"),
+    Field<&EngineConfig::store_timeout_seconds>("store_timeout_seconds"),
+    Field<&EngineConfig::load_timeout_seconds>("load_timeout_seconds"),
+    Field<&EngineConfig::load_stall_seconds>("load_stall_seconds"),
+    Field<&EngineConfig::lookup_timeout_seconds>("lookup_timeout_seconds"),
+    Field<&EngineConfig::touch_interval_seconds>("touch_interval_seconds"),
+    Field<&EngineConfig::touch_queue_files>("touch_queue_files"),
+    Field<&EngineConfig::queue_files>("queue_files"),
+    Field<&EngineConfig::write_behind>("write_behind"),
+    Field<&EngineConfig::verify>("verify"),
+    Field<&EngineConfig::remove_bad>("remove_bad"),
+    Field<&EngineConfig::direct>("direct"),
+    Field<&EngineConfig::durability>("durability"),
+    Field<&EngineConfig::file_mode>("file_mode"),
+    Field<&EngineConfig::dir_mode>("dir_mode"),
+    Field<&EngineConfig::replacement_threads>("replacement_threads"),
+};
+
+EngineConfig ReadConfig(const nb::dict& from) {
   EngineConfig config;
-  Read(from, "io_threads", config.io_threads);
-  Read(from, "load_only_threads", config.load_only_threads);
-  Read(from, "lookup_threads", config.lookup_threads);
-  Read(from, "piece_bytes", config.piece_bytes);
-  Read(from, "step_bytes", config.step_bytes);
-  Read(from, "write_buffer_bytes", config.write_buffer_bytes);
-  Read(from, "store_queue_seconds", config.store_queue_seconds);
-  Read(from, "store_timeout_seconds", config.store_timeout_seconds);
-  Read(from, "load_timeout_seconds", config.load_timeout_seconds);
-  Read(from, "load_stall_seconds", config.load_stall_seconds);
-  Read(from, "lookup_timeout_seconds", config.lookup_timeout_seconds);
-  Read(from, "touch_interval_seconds", config.touch_interval_seconds);
-  Read(from, "touch_queue_files", config.touch_queue_files);
-  Read(from, "queue_files", config.queue_files);
-  Read(from, "write_behind", config.write_behind);
-  Read(from, "verify", config.verify);
-  Read(from, "remove_bad", config.remove_bad);
-  Read(from, "file_mode", config.file_mode);
-  Read(from, "dir_mode", config.dir_mode);
-  Read(from, "replacement_threads", config.replacement_threads);
+  for (const ConfigField& field : kConfigFields) {
+    try {
+      field.read(from[field.name], config);
+    } catch (const nb::cast_error&) {
+      throw std::invalid_argument(std::string(field.name) +
+                                  " has the wrong type or is out of range");
+    }
+  }
   return config;
+}
+
+nb::dict ConfigDefaults() {
+  nb::dict defaults;
+  for (const ConfigField& field : kConfigFields) defaults[field.name] = field.write({});
+  return defaults;
 }
 
 GroupMemory ReadGroup(const nb::handle& group) {
@@ -97,15 +130,13 @@ class OwnedEngine : WithoutGil, public Engine {
   ~OwnedEngine() { released.emplace(); }
 };
 
-void MakeEngine(OwnedEngine* self, std::string root, nb::sequence groups, nb::handle config,
-                int direct, int durability, nb::bytes namespace_digest, std::uint32_t rank,
-                std::string temp_prefix, int cuda_ordinal, int copy_method, nb::bytes auth_key) {
+void MakeEngine(OwnedEngine* self, std::string root, nb::sequence groups, nb::dict config,
+                nb::bytes namespace_digest, std::uint32_t rank, std::string temp_prefix,
+                int cuda_ordinal, int copy_method, nb::bytes auth_key) {
   EngineSetup setup;
   setup.root = std::move(root);
   for (const nb::handle group : groups) setup.groups.push_back(ReadGroup(group));
   setup.config = ReadConfig(config);
-  setup.config.direct = static_cast<Direct>(direct);
-  setup.config.durability = static_cast<Durability>(durability);
   setup.namespace_digest = ReadNamespace(namespace_digest);
   setup.rank = rank;
   setup.temp_prefix = std::move(temp_prefix);
@@ -292,9 +323,8 @@ NB_MODULE(_native, m) {
   nb::exception<EngineClosed>(m, "EngineClosed", PyExc_RuntimeError);
 
   nb::class_<OwnedEngine>(m, "Engine", "See kvshelf.engine.base.Engine.")
-      .def("__init__", MakeEngine, "root"_a, "groups"_a, "config"_a, "direct"_a, "durability"_a,
-           "namespace"_a, "rank"_a, "temp_prefix"_a, "cuda_ordinal"_a, "copy_method"_a,
-           "auth_key"_a)
+      .def("__init__", MakeEngine, "root"_a, "groups"_a, "config"_a, "namespace"_a, "rank"_a,
+           "temp_prefix"_a, "cuda_ordinal"_a, "copy_method"_a, "auth_key"_a)
       .def("submit_store", SubmitBatch<&Engine::SubmitStore>, "job_id"_a, "paths"_a, "keys"_a,
            "groups"_a, "first_blocks"_a, "block_counts"_a, "block_ids"_a, "stream"_a)
       .def("submit_load", SubmitBatch<&Engine::SubmitLoad>, "job_id"_a, "paths"_a, "keys"_a,
@@ -316,6 +346,7 @@ NB_MODULE(_native, m) {
       .def("stats", Stats)
       .def("close", &Engine::Close, "timeout_seconds"_a, nb::call_guard<nb::gil_scoped_release>());
 
+  m.def("config_defaults", ConfigDefaults, "Fields of EngineConfig, as C++ has them unset.");
   m.def("crc64", Checksum, "data"_a, "crc"_a = 0);
   m.def("encode_header", EncodeHeader, "key"_a, "namespace"_a, "rank"_a, "geometry"_a,
         "block_bytes"_a, "first_block"_a, "block_count"_a, "piece_bytes"_a, "piece_checksums"_a);

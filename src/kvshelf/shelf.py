@@ -24,16 +24,13 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from kvshelf.config import Settings
-from kvshelf.disk.auth import key_id, read_key
+from kvshelf.disk.auth import key_id
 from kvshelf.disk.keys import group_of, make_key
 from kvshelf.disk.layout import chunk_path, chunk_path_in, rank_folder
 from kvshelf.disk.namespace import Identity
 from kvshelf.disk.rendezvous import Rendezvous, Share
 from kvshelf.engine import (
     BatchBuilder,
-    Direct,
-    Durability,
     Engine,
     EngineConfig,
     EngineStats,
@@ -51,9 +48,6 @@ from kvshelf.opening import open_all
 EngineFactory = Callable[..., Engine]
 RootPath = str | os.PathLike[str]
 
-# Longer than any engine runs; the engine's clock counts in nanoseconds and would end at 292 years.
-_NO_LIMIT_SECONDS = 10 * 365 * 86_400.0
-
 
 class Chunk(NamedTuple):
     """A chunk, or a part of one, and where its blocks lie in block memory.
@@ -68,34 +62,6 @@ class Chunk(NamedTuple):
     key: bytes
     block_ids: NDArray[np.int32] | Sequence[int]
     first_block: int = 0
-
-
-def engine_config(settings: Settings) -> EngineConfig:
-    """The engine's part of a user's settings.
-
-    Raises:
-        ConfigError: the file of the authentication key cannot be used.
-    """
-    return EngineConfig(
-        io_threads=settings.threads_per_gpu,
-        load_only_threads=settings.load_only_threads,
-        lookup_threads=settings.lookup_threads,
-        piece_bytes=settings.piece_mib << 20,
-        write_buffer_bytes=int(settings.max_staging_memory_gb * 1e9),
-        open_timeout_seconds=settings.open_timeout_seconds,
-        store_queue_seconds=settings.max_write_queued_seconds or _NO_LIMIT_SECONDS,
-        store_timeout_seconds=settings.store_timeout_seconds,
-        load_timeout_seconds=settings.load_timeout_seconds,
-        load_stall_seconds=settings.load_stall_seconds,
-        lookup_timeout_seconds=settings.lookup_timeout_seconds,
-        touch_interval_seconds=settings.touch_interval_seconds,
-        verify=settings.verify,
-        direct=Direct(settings.direct),
-        durability=Durability(settings.durability),
-        file_mode=settings.file_mode,
-        dir_mode=settings.dir_mode,
-        auth_key=read_key(settings.auth_key_file) if settings.auth_key_file else b"",
-    )
 
 
 def native_engine(*args: Any, **kwargs: Any) -> Engine:

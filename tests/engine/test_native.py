@@ -18,7 +18,7 @@ import pytest
 from kvshelf import Chunk, Identity, Shelf, _native, make_key
 from kvshelf.disk.layout import owner_is_dead, parse_chunk_path, parse_temp_name
 from kvshelf.disk.this_process import start_ticks_of, this_owner
-from kvshelf.engine.base import (
+from kvshelf.engine import (
     Batch,
     BatchBuilder,
     Direct,
@@ -234,7 +234,7 @@ def test_waiting_lets_other_python_threads_run(setup: Setup) -> None:
 def test_an_engine_that_is_forgotten_ends_its_threads(tmp_path: Path) -> None:
     code = f"""
 import os, time
-from kvshelf.engine.base import EngineConfig
+from kvshelf.engine import EngineConfig
 from kvshelf.engine.native import NativeEngine
 before = len(os.listdir("/proc/self/task"))
 engine = NativeEngine({str(tmp_path)!r}, [], EngineConfig(), namespace=bytes(32), rank=0)

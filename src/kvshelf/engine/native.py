@@ -15,6 +15,7 @@ import hashlib
 import os
 import struct
 from collections.abc import Callable, Sequence
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,6 @@ from kvshelf.core import native as _native
 from kvshelf.disk.threads import NO_THREAD
 from kvshelf.engine.base import (
     Batch,
-    CopyMethod,
-    Direct,
-    Durability,
-    EngineConfig,
     EngineStats,
     FileStatus,
     GroupMemory,
@@ -36,15 +33,15 @@ from kvshelf.engine.base import (
     JobResult,
     Phase,
 )
+from kvshelf.engine.config import EngineConfig
 from kvshelf.errors import ConfigError, EngineClosedError, ResourceError
 
 # Numbers shared with native/include/kvshelf/status.h, by position.
 _STATUSES = tuple(FileStatus)
 _KINDS = (JobKind.STORE, JobKind.LOAD, JobKind.LOOKUP, JobKind.PROBE)
 _PHASES = (Phase.RELEASED, Phase.FINISHED)
-_DIRECT = {Direct.OFF: 0, Direct.AUTO: 1, Direct.ON: 2}
-_COPY_METHOD = {CopyMethod.AUTO: 0, CopyMethod.BATCH: 1, CopyMethod.SINGLE: 2}
-_DURABILITY = {Durability.NONE: 0, Durability.DATA: 1, Durability.FULL: 2}
+# Fields of EngineConfig that the core takes as they are.
+_FIELDS = tuple(_native.config_defaults())
 
 
 class NativeEngine:
@@ -89,14 +86,12 @@ class NativeEngine:
                 )
                 for group in groups
             ],
-            config,
-            _DIRECT[config.direct],
-            _DURABILITY[config.durability],
+            {name: _number(getattr(config, name)) for name in _FIELDS},
             namespace,
             rank,
             "",
             _cuda_ordinal(device),
-            _COPY_METHOD[config.copy_method],
+            _number(config.copy_method),
             config.auth_key,
         )
 
@@ -216,6 +211,11 @@ def _geometry(group: GroupMemory) -> int:
     sizes = [page.page_bytes for page in group.pages]
     packed = struct.pack(f"<{len(sizes)}Q", *sizes)
     return int.from_bytes(hashlib.sha256(packed).digest()[:8], "little")
+
+
+def _number(value: Any) -> Any:
+    """A choice as its position, as the core numbers them; other values as they are."""
+    return list(type(value)).index(value) if isinstance(value, Enum) else value
 
 
 def _cuda_ordinal(device: str) -> int:

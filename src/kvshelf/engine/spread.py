@@ -23,7 +23,6 @@ from kvshelf.disk.rendezvous import Rendezvous
 from kvshelf.engine.base import (
     Batch,
     Engine,
-    EngineConfig,
     EngineStats,
     FileStatus,
     GroupMemory,
@@ -39,6 +38,7 @@ from kvshelf.engine.check import (
     check_store,
     check_touch_keys,
 )
+from kvshelf.engine.config import EngineConfig
 from kvshelf.errors import EngineClosedError
 
 Rows = NDArray[np.intp]

@@ -15,7 +15,7 @@ import numpy as np
 
 from kvshelf.disk.keys import masked_all
 from kvshelf.disk.layout import chunk_path_in
-from kvshelf.engine.base import (
+from kvshelf.engine import (
     Batch,
     EngineConfig,
     EngineStats,
