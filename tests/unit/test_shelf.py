@@ -378,7 +378,7 @@ class Sink:
     def submit_store(self, job_id: int, batch: Any, stream: int) -> None:
         self.batch = batch
 
-    def set_clock(self, ahead_ns: int, root: int = 0) -> None: ...
+    def set_clock(self, ahead_ns: int) -> None: ...
 
 
 def test_a_job_of_64_chunks_is_made_fast(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -88,7 +88,7 @@ class Storage(MemoryEngine):
 class Scheduler:
     def __init__(self, root: Path | list[Path], **settings: Any) -> None:
         shelf = Shelf(root, Identity({"model": "m"}), engine=Storage)
-        self.storage: Any = shelf._engine
+        self.storage: Any = shelf._engines[0]
         presence = Presence(
             hit_ttl_seconds=30, miss_ttl_seconds=0.05, failed_ttl_seconds=60, keys_max=1000
         )

@@ -232,13 +232,12 @@ class Engine(Protocol):
                 go back.
         """
 
-    def set_clock(self, ahead_ns: int, root: int = 0) -> None:
+    def set_clock(self, ahead_ns: int) -> None:
         """Say what the file system's clock is: by that one touches are written.
 
         Args:
             ahead_ns: nanoseconds to add to CLOCK_BOOTTIME (``kvshelf.disk.clock``). Without a call,
                 touches are written by this machine's clock.
-            root: index, where an engine has several.
         """
 
     def poll(self) -> list[JobResult]:

@@ -8,7 +8,7 @@ tests/engine/test_config.py compares.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from typing import Any, Self
 
@@ -124,3 +124,25 @@ class EngineConfig:
         """
         given = {each.name: each.metadata.get("setting") for each in fields(cls)}
         return cls(**{name: setting(settings) for name, setting in given.items() if setting})
+
+
+def divided(config: EngineConfig, parts: int) -> list[EngineConfig]:
+    """A configuration's threads, queues and staging memory in parts, the first ones the larger."""
+    if parts == 1:
+        return [config]
+
+    def part(total: int, index: int) -> int:
+        return max(1, total // parts + (index < total % parts))
+
+    return [
+        replace(
+            config,
+            io_threads=part(config.io_threads, index),
+            load_only_threads=min(config.load_only_threads, part(config.load_only_threads, index)),
+            lookup_threads=part(config.lookup_threads, index),
+            write_buffer_bytes=max(config.piece_bytes, config.write_buffer_bytes // parts),
+            queue_files=part(config.queue_files, index),
+            touch_queue_files=part(config.touch_queue_files, index),
+        )
+        for index in range(parts)
+    ]

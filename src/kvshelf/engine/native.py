@@ -153,9 +153,8 @@ class NativeEngine:
         except _native.EngineClosed as error:
             raise EngineClosedError(str(error)) from None
 
-    def set_clock(self, ahead_ns: int, root: int = 0) -> None:
+    def set_clock(self, ahead_ns: int) -> None:
         """See ``Engine.set_clock``."""
-        del root
         self._engine.set_clock(ahead_ns)
 
     def poll(self) -> list[JobResult]:

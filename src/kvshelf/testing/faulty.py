@@ -80,8 +80,8 @@ class FaultyEngine:
     ) -> None:
         self._inner.touch_keys(folders, keys, times_ns, always=always, mask=mask)
 
-    def set_clock(self, ahead_ns: int, root: int = 0) -> None:
-        self._inner.set_clock(ahead_ns, root)
+    def set_clock(self, ahead_ns: int) -> None:
+        self._inner.set_clock(ahead_ns)
 
     def poll(self) -> list[JobResult]:
         with self._lock:
