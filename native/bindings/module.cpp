@@ -301,10 +301,13 @@ int ProbeDirect(std::string directory) {
   return -RootDir(MakePosixFileOps(), directory, OwnTempPrefix(), 0700).ProbeDirect();
 }
 
-// OSError with its errno, so that Python picks FileNotFoundError and its like.
+// OSError with its errno, so that Python picks FileNotFoundError and its like; and ours.
 void TranslateError(const std::exception_ptr& pointer, void*) {
   try {
     std::rethrow_exception(pointer);
+  } catch (const EngineClosed& error) {
+    const nb::object type = nb::module_::import_("kvshelf.errors").attr("EngineClosedError");
+    PyErr_SetString(type.ptr(), error.what());
   } catch (const std::system_error& error) {
     const nb::object arguments = nb::make_tuple(error.code().value(), error.what());
     PyErr_SetObject(PyExc_OSError, arguments.ptr());
@@ -320,8 +323,8 @@ NB_MODULE(_native, m) {
   nb::set_leak_warnings(false);
   m.doc() = "The native core of kvshelf; use it through kvshelf.engine.";
   nb::register_exception_translator(TranslateError);
-  nb::exception<EngineClosed>(m, "EngineClosed", PyExc_RuntimeError);
 
+  // What needs no Python types has the names and defaults of base.py, for NativeEngine inherits it.
   nb::class_<OwnedEngine>(m, "Engine", "See kvshelf.engine.base.Engine.")
       .def("__init__", MakeEngine, "root"_a, "groups"_a, "config"_a, "namespace"_a, "rank"_a,
            "temp_prefix"_a, "cuda_ordinal"_a, "copy_method"_a, "auth_key"_a)
@@ -330,13 +333,14 @@ NB_MODULE(_native, m) {
       .def("submit_load", SubmitBatch<&Engine::SubmitLoad>, "job_id"_a, "paths"_a, "keys"_a,
            "groups"_a, "first_blocks"_a, "block_counts"_a, "block_ids"_a, "stream"_a)
       .def("submit_lookup", &Engine::SubmitLookup, "job_id"_a, "paths"_a)
-      .def("submit_lookup_keys", SubmitLookupKeys, "job_id"_a, "folders"_a, "keys"_a, "runs"_a,
-           "mask"_a)
+      .def("submit_lookup_keys", SubmitLookupKeys, "job_id"_a, "folders"_a, "keys"_a,
+           "runs"_a = nb::tuple(), "mask"_a = nb::bytes("", 0))
       .def("submit_probe", &Engine::SubmitProbe, "job_id"_a, "paths"_a, "bytes_max"_a)
       .def("touch", &Engine::Touch, "paths"_a)
-      .def("touch_keys", TouchKeys, "folders"_a, "keys"_a, "times_ns"_a, "always"_a, "mask"_a)
+      .def("touch_keys", TouchKeys, "folders"_a, "keys"_a, "times_ns"_a, nb::kw_only(),
+           "always"_a = false, "mask"_a = nb::bytes("", 0))
       .def("set_clock", &Engine::SetClock, "ahead_ns"_a)
-      .def("poll", Poll, nb::sig("def poll(self) -> list | None"))
+      .def("_poll", Poll, nb::sig("def _poll(self) -> list | None"))
       .def("wait", Wait, "job_ids"_a, "phase"_a, "timeout_seconds"_a)
       .def("release", Release, "job_ids"_a)
       .def(
@@ -344,7 +348,8 @@ NB_MODULE(_native, m) {
           "job_ids"_a)
       .def("drain", &Engine::Drain, "timeout_seconds"_a, nb::call_guard<nb::gil_scoped_release>())
       .def("stats", Stats)
-      .def("close", &Engine::Close, "timeout_seconds"_a, nb::call_guard<nb::gil_scoped_release>());
+      .def("close", &Engine::Close, "timeout_seconds"_a = 5.0,
+           nb::call_guard<nb::gil_scoped_release>());
 
   m.def("config_defaults", ConfigDefaults, "Fields of EngineConfig, as C++ has them unset.");
   m.def("crc64", Checksum, "data"_a, "crc"_a = 0);

@@ -51,6 +51,8 @@ from kvshelf.engine.parts import Jobs, Part, countdown, of_all_ranks, open_engin
 from kvshelf.opening import open_all
 
 EngineFactory = Callable[..., Engine]
+# Rows of a job with one part, which nobody looks at.
+_ALL = np.empty(0, dtype=np.intp)
 RootPath = str | os.PathLike[str]
 
 
@@ -140,10 +142,8 @@ class Shelf:
         self._route = Rendezvous(self.roots)
         self._folder = identity.folder
         self.rank = rank
-        self._ranks = range(world_size)
-        self._rank_folders = [rank_folder(identity.folder, each) for each in self._ranks]
-        touched = (rank,) if groups else tuple(self._ranks)
-        self._touched_folders = [self._rank_folders[each] for each in touched]
+        self._rank_folders = [rank_folder(identity.folder, each) for each in range(world_size)]
+        self._touched_folders = [self._rank_folders[rank]] if groups else self._rank_folders
         self._position = {group: position for position, group in enumerate(ids)}
         self._own_jobs = itertools.count(-1, -1)
         self._groups = tuple(groups)
@@ -225,7 +225,7 @@ class Shelf:
             check_lookup_keys(folders, keys, runs, mask)
             shares, mask = self.shares(masked_all(keys, mask), runs), b""
         else:
-            shares = [Share(root or 0, np.arange(len(keys)), keys, runs)]
+            shares = [Share(root or 0, _ALL, keys, runs)]
         parts = {}
         for each in shares:
             call = methodcaller("submit_lookup_keys", job_id, folders, each.keys, each.runs, mask)
@@ -234,7 +234,7 @@ class Shelf:
 
     def submit_probe(self, job_id: JobId, keys: Sequence[bytes], bytes_max: int) -> None:
         """Queue a measurement: up to ``bytes_max`` of each chunk's files, all ranks', are read."""
-        parts, ranks = {}, np.arange(len(self._ranks))
+        parts, ranks = {}, np.arange(len(self._rank_folders))
         for share in self.shares(keys):
             files = [chunk_path_in(each, key) for key in share.keys for each in self._rank_folders]
             rows = (share.rows[:, np.newaxis] * len(ranks) + ranks).ravel()
@@ -282,13 +282,16 @@ class Shelf:
 
     def poll(self) -> list[JobResult]:
         """Reports since the last call; lookups of several ranks reduced to one status a key."""
+        ranks, reports = len(self._rank_folders), list[JobResult]()
+        if not self._jobs:  # as in most steps: the lock takes longer than to look
+            return reports
         with self._lock:
-            return [
-                whole
-                for root, engine in enumerate(self._engines)
-                for report in engine.poll()
-                if (whole := self._jobs.joined(root, of_all_ranks(report, len(self._ranks))))
-            ]
+            for root, engine in enumerate(self._engines):
+                for report in engine.poll():
+                    whole = self._jobs.joined(root, of_all_ranks(report, ranks))
+                    if whole is not None:
+                        reports.append(whole)
+        return reports
 
     def wait(self, job_ids: Sequence[JobId], phase: Phase, timeout_seconds: float) -> bool:
         left = countdown(timeout_seconds)

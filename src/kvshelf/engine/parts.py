@@ -35,7 +35,8 @@ class Part(NamedTuple):
     """What one root has of a job.
 
     Attributes:
-        rows: of the job's report, in the order in which the part's engine reports them.
+        rows: of the job's report, in the order in which the part's engine reports them. Not looked
+            at where a job has one part.
         submit: hands the part to that engine.
     """
 
@@ -45,7 +46,7 @@ class Part(NamedTuple):
 
 @dataclass(slots=True)
 class _Job:
-    """A job that has not been reported as FINISHED; ``reports`` by phase and root."""
+    """A job of several parts, not yet reported as FINISHED; ``reports`` by phase and root."""
 
     parts: Mapping[int, Part]
     reports: dict[Phase, dict[int, JobResult]] = field(
@@ -57,7 +58,10 @@ class Jobs:
     """Jobs from their submission to their FINISHED report, by the caller's ids."""
 
     def __init__(self) -> None:
-        self._jobs: dict[JobId, _Job] = {}
+        self._jobs: dict[JobId, _Job | None] = {}  # None: of one part
+
+    def __len__(self) -> int:
+        return len(self._jobs)
 
     def __iter__(self) -> Iterator[JobId]:
         return iter(self._jobs)
@@ -80,36 +84,38 @@ class Jobs:
             raise ValueError(f"job id {job_id} is in use")
         if not parts:
             raise ValueError("a job needs at least one chunk or key")
-        job = _Job(parts)
+        if len(parts) == 1:
+            ((root, part),) = parts.items()
+            part.submit(engines[root])
+            self._jobs[job_id] = None
+            return
         refused: dict[int, Exception] = {}
         for root, part in parts.items():
             try:
                 part.submit(engines[root])
             except Exception as error:
-                if len(parts) == 1:
-                    raise
                 refused[root] = error
         if len(refused) == len(parts):
             raise next(iter(refused.values()))
+        job = self._jobs[job_id] = _Job(parts)
         for root in refused:
             statuses = (FileStatus.CANCELLED,) * len(parts[root].rows)
             for phase in Phase:
                 report = JobResult(job_id, kind, phase, statuses, (0,) * len(statuses), 0, 0.0)
                 job.reports[phase][root] = report
-        self._jobs[job_id] = job
 
     def joined(self, root: int, report: JobResult) -> JobResult | None:
         """The job's report, if that of this root was the last one that was missing."""
-        job = self._jobs.get(report.job_id)
-        if job is None:
-            return report
-        reports = job.reports[report.phase]
-        reports[root] = report
-        if len(reports) < len(job.parts):
-            return None
+        job = self._jobs[report.job_id]
+        if job is not None:
+            reports = job.reports[report.phase]
+            reports[root] = report
+            if len(reports) < len(job.parts):
+                return None
+            report = _join(job.parts, reports, report)
         if report.phase is Phase.FINISHED:
             del self._jobs[report.job_id]
-        return report if len(reports) == 1 else _join(job.parts, reports, report)
+        return report
 
 
 def _join(
