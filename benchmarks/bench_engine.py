@@ -31,7 +31,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from kvshelf.engine.base import (
+from kvshelf.engine import (
     Batch,
     BatchBuilder,
     EngineConfig,

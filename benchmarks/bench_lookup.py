@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bench_engine import RESULTS, file_system, machine
-from kvshelf.engine.base import EngineConfig, FileStatus, Phase
+from kvshelf.engine import EngineConfig, FileStatus, Phase
 from kvshelf.engine.native import NativeEngine
 
 SLOW_STAT = "slow_stat.so"

@@ -21,7 +21,6 @@ import atheris
 
 from kvshelf.cli import scrape
 from kvshelf.core import native
-from kvshelf.disk import format as chunk_format
 from kvshelf.disk import layout, namespace
 from kvshelf.disk.namespace import Identity
 from kvshelf.engine import FileStatus
@@ -30,24 +29,25 @@ from kvshelf.plan import read as plan_read
 from kvshelf.plan import trace as plan_trace
 from kvshelf.plan.read import FORMATS, read_trace
 from kvshelf.plan.trace import TraceError
+from kvshelf.testing import codec
 from kvshelf.upkeep.evict import journal
 from kvshelf.upkeep.evict.journal import MAGIC, RemovedReader
 
-MODULES = (chunk_format, layout, namespace, scrape, journal, plan_read, plan_trace)
+MODULES = (codec, layout, namespace, scrape, journal, plan_read, plan_trace)
 VECTORS = Path(__file__).resolve().parent.parent / "tests" / "vectors"
 SCRATCH = Path(tempfile.mkdtemp(prefix="kvshelf-fuzz-", dir="/dev/shm"))
 
 
 def header(data: bytes) -> None:
     """Python and C++ judge a header alike; half of the inputs get a right checksum."""
-    page = data[1 : 1 + chunk_format.HEADER_BYTES]
-    if data[:1] > b"\x7f" and len(page) == chunk_format.HEADER_BYTES:
-        page = chunk_format.seal(page)
+    page = data[1 : 1 + codec.HEADER_BYTES]
+    if data[:1] > b"\x7f" and len(page) == codec.HEADER_BYTES:
+        page = codec.seal(page)
     try:
-        found = chunk_format.decode(page)
+        found = codec.decode(page)
     except ChunkFormatError:
         found = None
-    if found is None or found.version != chunk_format.VERSION:
+    if found is None or found.version != codec.VERSION:
         wanted = (bytes(12), bytes(32), 0, 0, 1, 0, 1)
         whole = 1 << 40
     else:
@@ -60,16 +60,16 @@ def header(data: bytes) -> None:
             found.first_block,
             found.block_count,
         )
-        whole = chunk_format.file_bytes(found.payload_bytes)
-        if found.authentication == chunk_format.NOT_AUTHENTICATED:
-            chunk_format.bad_pieces(found, data[1 + chunk_format.HEADER_BYTES :])
-            again = chunk_format.decode(chunk_format.encode(found))
+        whole = codec.file_bytes(found.payload_bytes)
+        if found.authentication == codec.NOT_AUTHENTICATED:
+            codec.bad_pieces(found, data[1 + codec.HEADER_BYTES :])
+            again = codec.decode(codec.encode(found))
             assert again == found, (found, again)
     status = FileStatus(native.check_header(page, whole, *wanted))
     sound = (
         found is not None
-        and found.version == chunk_format.VERSION
-        and found.authentication == chunk_format.NOT_AUTHENTICATED  # there is no key here
+        and found.version == codec.VERSION
+        and found.authentication == codec.NOT_AUTHENTICATED  # there is no key here
     )
     assert (status is FileStatus.OK) == sound, (status, found)
 

@@ -5,6 +5,8 @@ once; others audit all hits, computing in parts and batches. Printed are distanc
 (``kvshelf.vllm.worker.compare``) of the worst window of each chunk, beside those of other content.
 
     python benchmarks/gpu/audit.py DIR [--dtype bfloat16] [--cache-dtype auto]
+
+Needs vLLM, and what ``kvshelf.testing`` does: pytest and anycrc.
 """
 
 from __future__ import annotations
@@ -127,7 +129,7 @@ def run_arm(folder: Path, arm: str, dtype: str, cache_dtype: str) -> None:
 
 
 def payloads(shelf: Path) -> list[np.ndarray[Any, Any]]:
-    from kvshelf.disk.format import decode
+    from kvshelf.testing.codec import decode
 
     found = []
     for path in sorted(shelf.glob("*/r*/*/*.kv"))[:24]:

@@ -3,9 +3,9 @@
 #
 #   benchmarks/gpu/run.sh build|check|transfer|engine|all [OUT]
 #
-# Needs Python with torch (CUDA), nanobind, scikit-build-core, cmake, ninja, g++ and the package
-# anycrc; `engine` needs vLLM besides. Nothing is downloaded. WORK is scratch on the file system to
-# measure (default ~/kvshelf-bench), SITE where kvshelf is installed (default ~/kvshelf-site).
+# Needs Python with torch (CUDA), nanobind, scikit-build-core, cmake, ninja and g++; `engine` needs
+# vLLM besides. Nothing is downloaded. WORK is scratch on the file system to measure (default
+# ~/kvshelf-bench), SITE where kvshelf is installed (default ~/kvshelf-site).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 stage=${1:-all}

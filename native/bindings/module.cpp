@@ -13,6 +13,8 @@
 #include <cstring>
 #include <optional>
 #include <system_error>
+#include <type_traits>
+#include <utility>
 
 #include "kvshelf/crc64.h"
 #include "kvshelf/cuda_device.h"
@@ -34,38 +36,69 @@ std::span<const std::int32_t> View(const Column& column) { return {column.data()
 
 std::string_view View(const nb::bytes& bytes) { return {bytes.c_str(), bytes.size()}; }
 
-template <typename Field>
-void Read(const nb::handle& config, const char* name, Field& field) {
-  try {
-    field = nb::cast<Field>(config.attr(name));
-  } catch (const nb::cast_error&) {
-    throw std::invalid_argument(std::string(name) + " has the wrong type or is out of range");
-  }
+// One field of EngineConfig: how it is taken from Python and given back. Python's EngineConfig is
+// the table of them; a test compares it with this one and with config.h.
+struct ConfigField {
+  const char* name;
+  void (*read)(const nb::handle& value, EngineConfig& config);
+  nb::object (*write)(const EngineConfig& config);
+};
+
+template <auto kMember>
+constexpr ConfigField Field(const char* name) {
+  using Type = std::remove_cvref_t<decltype(std::declval<EngineConfig>().*kMember)>;
+  using Number = std::conditional_t<std::is_enum_v<Type>, int, Type>;  // choices come as numbers
+  return {name,
+          [](const nb::handle& value, EngineConfig& config) {
+            config.*kMember = static_cast<Type>(nb::cast<Number>(value));
+          },
+          [](const EngineConfig& config) -> nb::object {
+            return nb::cast(static_cast<Number>(config.*kMember));
+          }};
 }
 
-EngineConfig ReadConfig(const nb::handle& from) {
+constexpr ConfigField kConfigFields[] = {
+    Field<&EngineConfig::io_threads>("io_threads"),
+    Field<&EngineConfig::load_only_threads>("load_only_threads"),
+    Field<&EngineConfig::lookup_threads>("lookup_threads"),
+    Field<&EngineConfig::piece_bytes>("piece_bytes"),
+    Field<&EngineConfig::step_bytes>("step_bytes"),
+    Field<&EngineConfig::write_buffer_bytes>("write_buffer_bytes"),
+    Field<&EngineConfig::store_queue_seconds>("store_queue_seconds"),
+    Field<&EngineConfig::store_timeout_seconds>("store_timeout_seconds"),
+    Field<&EngineConfig::load_timeout_seconds>("load_timeout_seconds"),
+    Field<&EngineConfig::load_stall_seconds>("load_stall_seconds"),
+    Field<&EngineConfig::lookup_timeout_seconds>("lookup_timeout_seconds"),
+    Field<&EngineConfig::touch_interval_seconds>("touch_interval_seconds"),
+    Field<&EngineConfig::touch_queue_files>("touch_queue_files"),
+    Field<&EngineConfig::queue_files>("queue_files"),
+    Field<&EngineConfig::write_behind>("write_behind"),
+    Field<&EngineConfig::verify>("verify"),
+    Field<&EngineConfig::remove_bad>("remove_bad"),
+    Field<&EngineConfig::direct>("direct"),
+    Field<&EngineConfig::durability>("durability"),
+    Field<&EngineConfig::file_mode>("file_mode"),
+    Field<&EngineConfig::dir_mode>("dir_mode"),
+    Field<&EngineConfig::replacement_threads>("replacement_threads"),
+};
+
+EngineConfig ReadConfig(const nb::dict& from) {
   EngineConfig config;
-  Read(from, "io_threads", config.io_threads);
-  Read(from, "load_only_threads", config.load_only_threads);
-  Read(from, "lookup_threads", config.lookup_threads);
-  Read(from, "piece_bytes", config.piece_bytes);
-  Read(from, "step_bytes", config.step_bytes);
-  Read(from, "write_buffer_bytes", config.write_buffer_bytes);
-  Read(from, "store_queue_seconds", config.store_queue_seconds);
-  Read(from, "store_timeout_seconds", config.store_timeout_seconds);
-  Read(from, "load_timeout_seconds", config.load_timeout_seconds);
-  Read(from, "load_stall_seconds", config.load_stall_seconds);
-  Read(from, "lookup_timeout_seconds", config.lookup_timeout_seconds);
-  Read(from, "touch_interval_seconds", config.touch_interval_seconds);
-  Read(from, "touch_queue_files", config.touch_queue_files);
-  Read(from, "queue_files", config.queue_files);
-  Read(from, "write_behind", config.write_behind);
-  Read(from, "verify", config.verify);
-  Read(from, "remove_bad", config.remove_bad);
-  Read(from, "file_mode", config.file_mode);
-  Read(from, "dir_mode", config.dir_mode);
-  Read(from, "replacement_threads", config.replacement_threads);
+  for (const ConfigField& field : kConfigFields) {
+    try {
+      field.read(from[field.name], config);
+    } catch (const nb::cast_error&) {
+      throw std::invalid_argument(std::string(field.name) +
+                                  " has the wrong type or is out of range");
+    }
+  }
   return config;
+}
+
+nb::dict ConfigDefaults() {
+  nb::dict defaults;
+  for (const ConfigField& field : kConfigFields) defaults[field.name] = field.write({});
+  return defaults;
 }
 
 GroupMemory ReadGroup(const nb::handle& group) {
@@ -97,15 +130,13 @@ class OwnedEngine : WithoutGil, public Engine {
   ~OwnedEngine() { released.emplace(); }
 };
 
-void MakeEngine(OwnedEngine* self, std::string root, nb::sequence groups, nb::handle config,
-                int direct, int durability, nb::bytes namespace_digest, std::uint32_t rank,
-                std::string temp_prefix, int cuda_ordinal, int copy_method, nb::bytes auth_key) {
+void MakeEngine(OwnedEngine* self, std::string root, nb::sequence groups, nb::dict config,
+                nb::bytes namespace_digest, std::uint32_t rank, std::string temp_prefix,
+                int cuda_ordinal, int copy_method, nb::bytes auth_key) {
   EngineSetup setup;
   setup.root = std::move(root);
   for (const nb::handle group : groups) setup.groups.push_back(ReadGroup(group));
   setup.config = ReadConfig(config);
-  setup.config.direct = static_cast<Direct>(direct);
-  setup.config.durability = static_cast<Durability>(durability);
   setup.namespace_digest = ReadNamespace(namespace_digest);
   setup.rank = rank;
   setup.temp_prefix = std::move(temp_prefix);
@@ -231,6 +262,18 @@ nb::bytes EncodeHeader(nb::bytes key, nb::bytes namespace_digest, std::uint32_t 
   return nb::bytes(reinterpret_cast<const char*>(&header), sizeof(header));
 }
 
+// Key, namespace and rank that a sound header names, of whatever version; else None.
+nb::object ReadHeader(const nb::bytes& page) {
+  ChunkHeader header;
+  if (page.size() < sizeof(header)) return nb::none();
+  std::memcpy(&header, page.c_str(), sizeof(header));
+  if (!HeaderIsSound(header) || header.key_bytes > kKeyBytesMax) return nb::none();
+  return nb::make_tuple(
+      nb::bytes(reinterpret_cast<const char*>(header.key.data()), header.key_bytes),
+      nb::bytes(reinterpret_cast<const char*>(header.namespace_digest.data()), kNamespaceBytes),
+      header.rank);
+}
+
 // What a reader finds (docs/format.md, steps 2 to 5) in a header that it expects to be this chunk.
 int CheckHeader(nb::bytes page, std::uint64_t file_bytes, nb::bytes key, nb::bytes namespace_digest,
                 std::uint32_t rank, std::uint64_t geometry, std::uint64_t block_bytes,
@@ -258,10 +301,13 @@ int ProbeDirect(std::string directory) {
   return -RootDir(MakePosixFileOps(), directory, OwnTempPrefix(), 0700).ProbeDirect();
 }
 
-// OSError with its errno, so that Python picks FileNotFoundError and its like.
+// OSError with its errno, so that Python picks FileNotFoundError and its like; and ours.
 void TranslateError(const std::exception_ptr& pointer, void*) {
   try {
     std::rethrow_exception(pointer);
+  } catch (const EngineClosed& error) {
+    const nb::object type = nb::module_::import_("kvshelf.errors").attr("EngineClosedError");
+    PyErr_SetString(type.ptr(), error.what());
   } catch (const std::system_error& error) {
     const nb::object arguments = nb::make_tuple(error.code().value(), error.what());
     PyErr_SetObject(PyExc_OSError, arguments.ptr());
@@ -277,24 +323,24 @@ NB_MODULE(_native, m) {
   nb::set_leak_warnings(false);
   m.doc() = "The native core of kvshelf; use it through kvshelf.engine.";
   nb::register_exception_translator(TranslateError);
-  nb::exception<EngineClosed>(m, "EngineClosed", PyExc_RuntimeError);
 
+  // What needs no Python types has the names and defaults of base.py, for NativeEngine inherits it.
   nb::class_<OwnedEngine>(m, "Engine", "See kvshelf.engine.base.Engine.")
-      .def("__init__", MakeEngine, "root"_a, "groups"_a, "config"_a, "direct"_a, "durability"_a,
-           "namespace"_a, "rank"_a, "temp_prefix"_a, "cuda_ordinal"_a, "copy_method"_a,
-           "auth_key"_a)
+      .def("__init__", MakeEngine, "root"_a, "groups"_a, "config"_a, "namespace"_a, "rank"_a,
+           "temp_prefix"_a, "cuda_ordinal"_a, "copy_method"_a, "auth_key"_a)
       .def("submit_store", SubmitBatch<&Engine::SubmitStore>, "job_id"_a, "paths"_a, "keys"_a,
            "groups"_a, "first_blocks"_a, "block_counts"_a, "block_ids"_a, "stream"_a)
       .def("submit_load", SubmitBatch<&Engine::SubmitLoad>, "job_id"_a, "paths"_a, "keys"_a,
            "groups"_a, "first_blocks"_a, "block_counts"_a, "block_ids"_a, "stream"_a)
       .def("submit_lookup", &Engine::SubmitLookup, "job_id"_a, "paths"_a)
-      .def("submit_lookup_keys", SubmitLookupKeys, "job_id"_a, "folders"_a, "keys"_a, "runs"_a,
-           "mask"_a)
+      .def("submit_lookup_keys", SubmitLookupKeys, "job_id"_a, "folders"_a, "keys"_a,
+           "runs"_a = nb::tuple(), "mask"_a = nb::bytes("", 0))
       .def("submit_probe", &Engine::SubmitProbe, "job_id"_a, "paths"_a, "bytes_max"_a)
       .def("touch", &Engine::Touch, "paths"_a)
-      .def("touch_keys", TouchKeys, "folders"_a, "keys"_a, "times_ns"_a, "always"_a, "mask"_a)
+      .def("touch_keys", TouchKeys, "folders"_a, "keys"_a, "times_ns"_a, nb::kw_only(),
+           "always"_a = false, "mask"_a = nb::bytes("", 0))
       .def("set_clock", &Engine::SetClock, "ahead_ns"_a)
-      .def("poll", Poll, nb::sig("def poll(self) -> list | None"))
+      .def("_poll", Poll, nb::sig("def _poll(self) -> list | None"))
       .def("wait", Wait, "job_ids"_a, "phase"_a, "timeout_seconds"_a)
       .def("release", Release, "job_ids"_a)
       .def(
@@ -302,11 +348,14 @@ NB_MODULE(_native, m) {
           "job_ids"_a)
       .def("drain", &Engine::Drain, "timeout_seconds"_a, nb::call_guard<nb::gil_scoped_release>())
       .def("stats", Stats)
-      .def("close", &Engine::Close, "timeout_seconds"_a, nb::call_guard<nb::gil_scoped_release>());
+      .def("close", &Engine::Close, "timeout_seconds"_a = 5.0,
+           nb::call_guard<nb::gil_scoped_release>());
 
+  m.def("config_defaults", ConfigDefaults, "Fields of EngineConfig, as C++ has them unset.");
   m.def("crc64", Checksum, "data"_a, "crc"_a = 0);
   m.def("encode_header", EncodeHeader, "key"_a, "namespace"_a, "rank"_a, "geometry"_a,
         "block_bytes"_a, "first_block"_a, "block_count"_a, "piece_bytes"_a, "piece_checksums"_a);
+  m.def("read_header", ReadHeader, "page"_a);
   m.def("check_header", CheckHeader, "page"_a, "file_bytes"_a, "key"_a, "namespace"_a, "rank"_a,
         "geometry"_a, "block_bytes"_a, "first_block"_a, "block_count"_a);
   m.def("probe_direct", ProbeDirect, "directory"_a,

@@ -20,7 +20,6 @@ from kvshelf.disk.leftovers import remove_dead_scratch
 from kvshelf.disk.namespace import Identity
 from kvshelf.disk.owner import say_if_closed
 from kvshelf.disk.root import is_shelf, open_namespace, open_root, use_namespace
-from kvshelf.engine import Engine
 from kvshelf.errors import ConfigError, NotAShelfError
 
 # So long a start waits for a lock: a network's round trips, and no grace period of a server.
@@ -130,12 +129,6 @@ class Opened:
     uses: Uses
     roots: list[Path] = field(default_factory=list)
     clocks: list[Reading | None] = field(default_factory=list)
-
-    def set_clocks(self, engine: Engine) -> None:
-        """Tell an engine of these roots what time it is there."""
-        for root, reading in enumerate(self.clocks):
-            if reading is not None:
-                engine.set_clock(reading.ahead_ns, root)
 
 
 def open_all(

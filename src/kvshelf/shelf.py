@@ -1,8 +1,12 @@
 """A shelf: chunks by key in a shared directory, or in several. Usable without vLLM.
 
-    key -> root (rendezvous), path (layout) -> engine -> chunk file
+    key -> root (rendezvous), path (layout) -> that root's engine -> chunk file
 
-Thread-safe where the engine is; one object is meant for one owner. Nothing waits for storage but
+Every root has an engine of its own, so that one that hangs takes nothing from the others. A job
+reports when all of its roots have. A caller that must not wait for one submits each of the keys'
+``shares`` as a job of its own.
+
+Thread-safe where the engines are; one object is meant for one owner. Nothing waits for storage but
 ``wait``, ``drain``, ``close`` and the three conveniences ``store``, ``load`` and ``lookup``.
 """
 
@@ -13,10 +17,9 @@ import itertools
 import os
 import secrets
 import threading
-import time
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from operator import methodcaller
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -24,16 +27,14 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from kvshelf.config import Settings
-from kvshelf.disk.auth import key_id, read_key
-from kvshelf.disk.keys import group_of, make_key
+from kvshelf.disk.auth import key_id
+from kvshelf.disk.keys import group_of, masked_all
 from kvshelf.disk.layout import chunk_path, chunk_path_in, rank_folder
 from kvshelf.disk.namespace import Identity
 from kvshelf.disk.rendezvous import Rendezvous, Share
 from kvshelf.engine import (
+    Batch,
     BatchBuilder,
-    Direct,
-    Durability,
     Engine,
     EngineConfig,
     EngineStats,
@@ -44,15 +45,15 @@ from kvshelf.engine import (
     JobResult,
     Phase,
 )
-from kvshelf.engine.arrays import as_block_ids, pages_of
-from kvshelf.engine.spread import SpreadEngine
+from kvshelf.engine.arrays import as_block_ids, groups_of
+from kvshelf.engine.check import check_batch, check_lookup_keys, check_store, check_touch_keys
+from kvshelf.engine.parts import Jobs, Part, countdown, of_all_ranks, open_engines, total
 from kvshelf.opening import open_all
 
 EngineFactory = Callable[..., Engine]
+# Rows of a job with one part, which nobody looks at.
+_ALL = np.empty(0, dtype=np.intp)
 RootPath = str | os.PathLike[str]
-
-# Longer than any engine runs; the engine's clock counts in nanoseconds and would end at 292 years.
-_NO_LIMIT_SECONDS = 10 * 365 * 86_400.0
 
 
 class Chunk(NamedTuple):
@@ -68,34 +69,6 @@ class Chunk(NamedTuple):
     key: bytes
     block_ids: NDArray[np.int32] | Sequence[int]
     first_block: int = 0
-
-
-def engine_config(settings: Settings) -> EngineConfig:
-    """The engine's part of a user's settings.
-
-    Raises:
-        ConfigError: the file of the authentication key cannot be used.
-    """
-    return EngineConfig(
-        io_threads=settings.threads_per_gpu,
-        load_only_threads=settings.load_only_threads,
-        lookup_threads=settings.lookup_threads,
-        piece_bytes=settings.piece_mib << 20,
-        write_buffer_bytes=int(settings.max_staging_memory_gb * 1e9),
-        open_timeout_seconds=settings.open_timeout_seconds,
-        store_queue_seconds=settings.max_write_queued_seconds or _NO_LIMIT_SECONDS,
-        store_timeout_seconds=settings.store_timeout_seconds,
-        load_timeout_seconds=settings.load_timeout_seconds,
-        load_stall_seconds=settings.load_stall_seconds,
-        lookup_timeout_seconds=settings.lookup_timeout_seconds,
-        touch_interval_seconds=settings.touch_interval_seconds,
-        verify=settings.verify,
-        direct=Direct(settings.direct),
-        durability=Durability(settings.durability),
-        file_mode=settings.file_mode,
-        dir_mode=settings.dir_mode,
-        auth_key=read_key(settings.auth_key_file) if settings.auth_key_file else b"",
-    )
 
 
 def native_engine(*args: Any, **kwargs: Any) -> Engine:
@@ -119,9 +92,10 @@ class Shelf:
         groups: block memory; without any, only ``lookup`` and ``touch`` are possible, and ``touch``
             is for the files of every rank.
         group_ids: the group index in keys that each of ``groups`` is for; positions if left out.
-        config: limits of the engine.
+        config: limits of the engines of all roots together: threads, queues and staging memory are
+            divided.
         device: where block memory lies, "cpu" or "cuda:N".
-        engine: makes the engine; the native one by default.
+        engine: makes the engine of a root; the native one by default.
         keep_alive: kept until the shelf is gone: whatever owns the block memory.
 
     Raises:
@@ -165,21 +139,21 @@ class Shelf:
         # Given up by close(), by the collector, and by the kernel however this process ends.
         self._uses = opened.uses
         self._end_use = weakref.finalize(self, opened.uses.close)
-        self._route = Rendezvous(self.roots) if len(self.roots) > 1 else None
+        self._route = Rendezvous(self.roots)
         self._folder = identity.folder
         self.rank = rank
-        self._ranks = range(world_size)
-        self._rank_folders = [rank_folder(identity.folder, each) for each in self._ranks]
-        touched = (rank,) if groups else tuple(self._ranks)
-        self._touched_folders = [self._rank_folders[each] for each in touched]
+        self._rank_folders = [rank_folder(identity.folder, each) for each in range(world_size)]
+        self._touched_folders = [self._rank_folders[rank]] if groups else self._rank_folders
         self._position = {group: position for position, group in enumerate(ids)}
         self._own_jobs = itertools.count(-1, -1)
+        self._groups = tuple(groups)
+        self._jobs = Jobs()
+        self._lock = threading.Lock()  # guards _jobs; no call under it waits for storage
         more: dict[str, Any] = {"namespace": identity.digest, "rank": rank, "device": device}
-        if self._route is None:
-            self._engine = engine(self.roots[0], groups, self._config, **more)
-        else:
-            self._engine = SpreadEngine(self.roots, groups, self._config, engine=engine, **more)
-        opened.set_clocks(self._engine)
+        self._engines = open_engines(engine, self.roots, self._groups, self._config, **more)
+        for index, reading in enumerate(opened.clocks):
+            if reading is not None:
+                self.set_clock(index, reading.ahead_ns)
         # Assigned last, so that it goes last when the shelf is collected without close(): the
         # engine's threads use the memory until the engine is gone.
         self._keep_alive = keep_alive
@@ -201,18 +175,7 @@ class Shelf:
                 read-only or hold Python objects; a group has no layers; a list of arrays is not
                 nested in a list of groups.
         """
-        nested = [[arrays]] if isinstance(arrays, np.ndarray) else arrays
-        if any(isinstance(layers, np.ndarray) or not layers for layers in nested):
-            raise ValueError(
-                "give one array, or a list of groups, each a list of one array a layer"
-            )
-        groups = [
-            GroupMemory(
-                pages=tuple(pages_of(layer) for layer in layers),
-                num_blocks=min(len(layer) for layer in layers),
-            )
-            for layers in nested
-        ]
+        nested, groups = groups_of(arrays)
         return cls(root, identity, groups=groups, keep_alive=nested, **kwargs)
 
     @property
@@ -226,21 +189,23 @@ class Shelf:
 
     def root_of(self, key: bytes) -> int:
         """The chunk's root, as an index into ``roots``."""
-        return 0 if self._route is None else self._route.of_key(key)
+        return self._route.of_key(key)
 
     def shares(self, keys: Sequence[bytes], runs: Sequence[int] = ()) -> list[Share]:
-        """The keys by root; a job of one share alone does not wait for the other roots."""
-        if self._route is None:
-            return [Share(0, np.arange(len(keys)), keys, runs)]
+        """The keys by root; a job of one share alone does not wait for the other roots.
+
+        Raises:
+            ValueError: a key is too short.
+        """
         return self._route.shares(keys, runs)
 
     def submit_store(self, job_id: JobId, chunks: Sequence[Chunk], stream: int = 0) -> None:
         """Queue a store; see ``Engine.submit_store``. Job ids are the caller's, not negative."""
-        self._engine.submit_store(job_id, self._batch(chunks), stream)
+        self._transfer(JobKind.STORE, job_id, chunks, stream)
 
     def submit_load(self, job_id: JobId, chunks: Sequence[Chunk], stream: int = 0) -> None:
         """Queue a load; see ``Engine.submit_load``."""
-        self._engine.submit_load(job_id, self._batch(chunks), stream)
+        self._transfer(JobKind.LOAD, job_id, chunks, stream)
 
     def submit_lookup(
         self,
@@ -248,28 +213,46 @@ class Shelf:
         keys: Sequence[bytes],
         runs: Sequence[int] = (),
         mask: bytes = b"",
+        root: int | None = None,
     ) -> None:
         """Queue a lookup; its result has one status a key, OK only if every rank has the chunk.
 
-        ``runs``, ``mask``: see ``Engine.submit_lookup_keys``.
+        ``runs``, ``mask``: see ``Engine.submit_lookup_keys``; each root stops behind its own first
+        missing key. ``root``: of all the keys, as ``shares`` said; it is not asked for again.
         """
-        self._engine.submit_lookup_keys(job_id, self._rank_folders, keys, runs, mask)
+        folders = self._rank_folders
+        if root is None and len(self.roots) > 1:
+            check_lookup_keys(folders, keys, runs, mask)
+            shares, mask = self.shares(masked_all(keys, mask), runs), b""
+        else:
+            shares = [Share(root or 0, _ALL, keys, runs)]
+        parts = {}
+        for each in shares:
+            call = methodcaller("submit_lookup_keys", job_id, folders, each.keys, each.runs, mask)
+            parts[each.root] = Part(each.rows, call)
+        self._submit(job_id, JobKind.LOOKUP, parts)
 
     def submit_probe(self, job_id: JobId, keys: Sequence[bytes], bytes_max: int) -> None:
         """Queue a measurement: up to ``bytes_max`` of each chunk's files, all ranks', are read."""
-        files = [chunk_path_in(folder, key) for key in keys for folder in self._rank_folders]
-        self._engine.submit_probe(job_id, files, bytes_max)
+        parts, ranks = {}, np.arange(len(self._rank_folders))
+        for share in self.shares(keys):
+            files = [chunk_path_in(each, key) for key in share.keys for each in self._rank_folders]
+            rows = (share.rows[:, np.newaxis] * len(ranks) + ranks).ravel()
+            parts[share.root] = Part(rows, methodcaller("submit_probe", job_id, files, bytes_max))
+        self._submit(job_id, JobKind.PROBE, parts)
 
     def submit_ping(self, job_id: JobId, root: int) -> None:
         """Queue a probe of a name in this root that no cache can know: does it answer at all."""
-        while self.root_of(make_key(name := secrets.token_bytes(16), 0)) != root:
-            pass
-        self._engine.submit_probe(job_id, [f"{self._folder}/{name.hex()}-g0.kv"], 0)
+        name = f"{self._folder}/{secrets.token_hex(16)}-g0.kv"
+        part = Part(np.arange(1), methodcaller("submit_probe", job_id, [name], 0))
+        self._submit(job_id, JobKind.PROBE, {root: part})
 
     def touch(self, keys: Sequence[bytes]) -> None:
         """Mark chunks as used now, in the background."""
-        folders = self._touched_folders
-        self._engine.touch([chunk_path_in(folder, key) for key in keys for folder in folders])
+        for share in self.shares(keys):
+            folders = self._touched_folders
+            paths = [chunk_path_in(folder, key) for key in share.keys for folder in folders]
+            self._engines[share.root].touch(paths)
 
     def touch_at(
         self,
@@ -280,11 +263,18 @@ class Shelf:
         mask: bytes = b"",
     ) -> None:
         """Mark chunks as used at these times; see ``Engine.touch_keys``."""
-        self._engine.touch_keys(self._touched_folders, keys, times_ns, always=always, mask=mask)
+        folders = self._touched_folders
+        if len(self.roots) == 1:
+            self._engines[0].touch_keys(folders, keys, times_ns, always=always, mask=mask)
+            return
+        check_touch_keys(folders, keys, times_ns, mask)
+        for share in self.shares(masked_all(keys, mask)):
+            times = [times_ns[row] for row in share.rows.tolist()]
+            self._engines[share.root].touch_keys(folders, share.keys, times, always=always)
 
     def set_clock(self, root: int, ahead_ns: int) -> None:
         """See ``Engine.set_clock``."""
-        self._engine.set_clock(ahead_ns, root)
+        self._engines[root].set_clock(ahead_ns)
 
     def renew_use(self, root: str) -> None:
         """As ``opening.Uses.renew``, in one of ``roots``. Threads: any; it waits for storage."""
@@ -292,61 +282,67 @@ class Shelf:
 
     def poll(self) -> list[JobResult]:
         """Reports since the last call; lookups of several ranks reduced to one status a key."""
-        reports = self._engine.poll()
-        if reports and len(self._ranks) > 1:
-            return [self._reduced(report) for report in reports]
+        ranks, reports = len(self._rank_folders), list[JobResult]()
+        if not self._jobs:  # as in most steps: the lock takes longer than to look
+            return reports
+        with self._lock:
+            for root, engine in enumerate(self._engines):
+                for report in engine.poll():
+                    whole = self._jobs.joined(root, of_all_ranks(report, ranks))
+                    if whole is not None:
+                        reports.append(whole)
         return reports
 
     def wait(self, job_ids: Sequence[JobId], phase: Phase, timeout_seconds: float) -> bool:
-        return self._engine.wait(job_ids, phase, timeout_seconds)
+        left = countdown(timeout_seconds)
+        return all(engine.wait(job_ids, phase, left()) for engine in self._engines)
 
     def release(self, job_ids: Sequence[JobId]) -> None:
-        self._engine.release(job_ids)
+        for engine in self._engines:
+            engine.release(job_ids)
 
     def cancel(self, job_ids: Sequence[JobId]) -> None:
-        self._engine.cancel(job_ids)
+        for engine in self._engines:
+            engine.cancel(job_ids)
 
     def drain(self, timeout_seconds: float) -> bool:
-        return self._engine.drain(timeout_seconds)
+        left = countdown(timeout_seconds)
+        return all(engine.drain(left()) for engine in self._engines)
 
     def stats(self) -> EngineStats:
-        return self._engine.stats()
+        return total([engine.stats() for engine in self._engines])
 
     def stats_of(self, root: int) -> EngineStats:
         """Those of one root."""
-        engine = self._engine
-        return engine.stats_of(root) if isinstance(engine, SpreadEngine) else engine.stats()
+        return self._engines[root].stats()
 
     def close(self, timeout_seconds: float = 5.0) -> bool:
-        end = time.monotonic() + timeout_seconds
-        is_closed = self._engine.close(timeout_seconds)
+        left = countdown(timeout_seconds)
+        if len(self._engines) > 1:  # what a root has begun ends while another one is waited for
+            with self._lock:
+                jobs = list(self._jobs)
+            self.cancel(jobs)
+            self.wait(jobs, Phase.FINISHED, left())
+        closed = [engine.close(left()) for engine in self._engines]
         # Even to close a file waits for storage that hangs. Without a thread: at exit.
         thread = threading.Thread(target=self._end_use, name="kvshelf-close", daemon=True)
         with contextlib.suppress(RuntimeError):  # the interpreter ends
             thread.start()
-            thread.join(max(0.1, end - time.monotonic()))
-        return is_closed
+            thread.join(max(0.1, left()))
+        return all(closed)
 
     def store(self, chunks: Sequence[Chunk]) -> list[FileStatus]:
         """Store and wait until every chunk is on the shelf or given up. Drops other reports."""
-        if not chunks:
-            return []
         limit = self._config.store_queue_seconds + self._config.store_timeout_seconds
-        return self._run(lambda job: self.submit_store(job, chunks), limit)
+        return self._run(self.submit_store, chunks, limit)
 
     def load(self, chunks: Sequence[Chunk]) -> list[FileStatus]:
         """Load and wait. Drops other reports."""
-        if not chunks:
-            return []
-        limit = self._config.load_timeout_seconds
-        return self._run(lambda job: self.submit_load(job, chunks), limit)
+        return self._run(self.submit_load, chunks, self._config.load_timeout_seconds)
 
     def lookup(self, keys: Sequence[bytes]) -> list[FileStatus]:
         """Look up and wait: OK or NOT_FOUND a key. Drops other reports."""
-        if not keys:
-            return []
-        limit = self._config.lookup_timeout_seconds
-        return self._run(lambda job: self.submit_lookup(job, keys), limit)
+        return self._run(self.submit_lookup, keys, self._config.lookup_timeout_seconds)
 
     def __enter__(self) -> Self:
         return self
@@ -359,7 +355,21 @@ class Shelf:
     ) -> None:
         self.close()
 
-    def _batch(self, chunks: Sequence[Chunk]) -> Any:
+    def _transfer(self, kind: JobKind, job_id: JobId, chunks: Sequence[Chunk], stream: int) -> None:
+        parts: dict[int, Part] = {}
+        shares = self.shares([chunk[0] for chunk in chunks])
+        for share in shares:
+            batch = self._batch([chunks[row] for row in share.rows.tolist()])
+            # None is queued if one is bad; of a single one its engine sees to that.
+            if len(shares) > 1 and kind is JobKind.STORE:
+                check_store(batch, self._groups, self._config.piece_bytes)
+            elif len(shares) > 1:
+                check_batch(batch, self._groups)
+            call = methodcaller(f"submit_{kind.value}", job_id, batch, stream)
+            parts[share.root] = Part(share.rows, call)
+        self._submit(job_id, kind, parts)
+
+    def _batch(self, chunks: Sequence[Chunk]) -> Batch:
         builder = BatchBuilder()
         folder, rank, position = self._folder, self.rank, self._position
         for key, block_ids, first_block in chunks:
@@ -369,30 +379,20 @@ class Shelf:
             builder.add(chunk_path(folder, rank, key), key, group, first_block, ids)
         return builder.build()
 
-    def _run(self, submit: Callable[[JobId], None], limit_seconds: float) -> list[FileStatus]:
+    def _submit(self, job_id: JobId, kind: JobKind, parts: dict[int, Part]) -> None:
+        with self._lock:
+            self._jobs.submit(job_id, kind, parts, self._engines)
+
+    def _run(
+        self, submit: Callable[[JobId, Any], None], work: Sequence[Any], limit_seconds: float
+    ) -> list[FileStatus]:
+        if not work:
+            return []
         job = next(self._own_jobs)
-        submit(job)
+        submit(job, work)
         # The engine ends every job by its own deadline; the second is for it to say so.
-        self._engine.wait([job], Phase.FINISHED, limit_seconds + 1.0)
+        self.wait([job], Phase.FINISHED, limit_seconds + 1.0)
         for report in self.poll():
             if report.job_id == job and report.phase is Phase.FINISHED:
                 return list(report.statuses)
         raise TimeoutError(f"the engine did not report on job {job} in {limit_seconds + 1.0} s")
-
-    def _reduced(self, report: JobResult) -> JobResult:
-        if report.kind is not JobKind.LOOKUP:
-            return report
-        ranks = len(self._ranks)
-        everywhere = (FileStatus.OK,) * ranks
-        keys = len(report.statuses) // ranks
-        statuses, errnos = [FileStatus.OK] * keys, [0] * keys
-        for key in range(keys):
-            row = report.statuses[key * ranks : (key + 1) * ranks]
-            if row == everywhere:  # thousands of keys come by on a scheduler's thread
-                continue
-            # That a file is not there is known; that a probe failed or came too late says nothing.
-            known = [each for each in (FileStatus.NOT_FOUND, FileStatus.CANCELLED) if each in row]
-            worst = known[0] if known else max(row)
-            statuses[key] = worst
-            errnos[key] = report.errnos[key * ranks + row.index(worst)]
-        return replace(report, statuses=tuple(statuses), errnos=tuple(errnos))

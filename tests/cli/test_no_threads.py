@@ -128,7 +128,7 @@ def test_an_engine_does_not_start_without_threads(
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
     with monkeypatch.context() as patch:
-        patch.setattr(native._native, "Engine", refuse)
+        patch.setattr(native._native.Engine, "__init__", refuse)
         text = r"for io_threads \(threads_per_gpu\) 2, lookup_threads 2: no thread can be made"
         with pytest.raises(ResourceError, match=text):
             a_shelf(tmp_path / "shelf")

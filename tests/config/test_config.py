@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 
 from kvshelf.config import VLLM_KEYS, Settings, settings_table
 from kvshelf.config.foreign import LLMD_NEUTRAL
-from kvshelf.engine import Direct, Durability
+from kvshelf.engine import Direct, Durability, EngineConfig
 from kvshelf.errors import ConfigError
-from kvshelf.shelf import engine_config
 
 PATH = {"shared_storage_path": "/mnt/kv"}
 FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
@@ -297,7 +296,7 @@ def test_a_secret_is_not_repeated(name: str) -> None:
 
 
 def test_no_limit_for_waiting_stores_as_in_llmd() -> None:
-    config = engine_config(settings(max_write_queued_seconds=0))
+    config = EngineConfig.from_settings(settings(max_write_queued_seconds=0))
     assert config.store_queue_seconds > 86_400 * 365
 
 
@@ -317,7 +316,7 @@ def test_stores_always_have_a_thread(threads: int, ratio: float) -> None:
 
 
 def test_settings_reach_the_engine() -> None:
-    config = engine_config(
+    config = EngineConfig.from_settings(
         settings(
             threads_per_gpu=5,
             lookup_threads=6,

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvshelf import ChunkFormatError, _native
-from kvshelf.disk.format import (
+from kvshelf.engine import FileStatus
+from kvshelf.testing.codec import (
     HEADER_BYTES,
     ChunkHeader,
     bad_pieces,
@@ -22,7 +23,6 @@ from kvshelf.disk.format import (
     piece_checksums,
     seal,
 )
-from kvshelf.engine import FileStatus
 
 HEADER = ChunkHeader(
     key=b"k" * 36,
@@ -174,6 +174,24 @@ def test_both_codecs_judge_a_changed_number_alike(name: str, value: int, add: bo
         assert expected in (FileStatus.CORRUPT, FileStatus.FOREIGN)
         expected = FileStatus.FOREIGN
     assert FileStatus(native) is expected
+
+
+@given(headers(), st.integers(0, HEADER_BYTES - 1), st.integers(0, 255))
+@settings(max_examples=100)
+def test_the_native_core_says_which_chunk_a_header_names(
+    header: ChunkHeader, offset: int, change: int
+) -> None:
+    page = bytearray(encode(header))
+    page[offset] ^= change
+    names = None if change else (header.key, header.namespace, header.rank)
+    assert _native.read_header(bytes(page)) == names
+
+
+def test_the_native_core_names_no_chunk_by_less_than_a_header() -> None:
+    long_key = bytearray(encode(HEADER))
+    long_key[96:98] = (129).to_bytes(2, "little")
+    for page in (b"", encode(HEADER)[:-1], seal(long_key)):
+        assert _native.read_header(page) is None
 
 
 @pytest.mark.parametrize(

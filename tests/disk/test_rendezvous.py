@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from kvshelf.disk.keys import make_key
-from kvshelf.disk.layout import chunk_path
 from kvshelf.disk.rendezvous import Rendezvous
 
 ROOTS = [f"/mnt/disk{i}/kv" for i in range(16)]
@@ -51,13 +50,25 @@ def test_a_root_that_is_added_takes_its_share_and_moves_nothing_else(count: int)
     assert abs(moved.sum() - share) < 5 * math.sqrt(share * count / (count + 1))
 
 
-def test_one_key_many_keys_and_paths_agree() -> None:
+def test_one_key_and_many_keys_agree() -> None:
     route = Rendezvous(ROOTS[:7])
     rng = random.Random(1)
     keys = [make_key(rng.randbytes(rng.randrange(8, 125)), rng.randrange(9)) for _ in range(500)]
     roots = route.of_keys(keys).tolist()
     assert [route.of_key(key) for key in keys] == roots
-    assert route.of_paths([chunk_path("m-0123456789ab", 3, key) for key in keys]).tolist() == roots
+
+
+def test_a_key_that_is_too_short_is_refused() -> None:
+    """Beside seven others their bytes would make the hashes of seven keys."""
+    with pytest.raises(ValueError, match="12"):
+        Rendezvous(ROOTS[:2]).shares([bytes(11)] * 8)
+
+
+def test_one_root_has_all_keys() -> None:
+    route, keys = Rendezvous(ROOTS[:1]), KEYS["random"][:9]
+    (share,) = route.shares(keys, [4, 5])
+    assert (share.root, share.keys, share.runs) == (0, keys, [4, 5])
+    assert share.rows.tolist() == list(range(9)) and route.of_key(keys[0]) == 0
 
 
 def test_all_groups_of_a_chunk_lie_together() -> None:

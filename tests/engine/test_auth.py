@@ -11,12 +11,11 @@ import pytest
 from kvshelf import Chunk, Shelf, make_key
 from kvshelf.config import Settings
 from kvshelf.disk.auth import key_id
-from kvshelf.disk.format import GMAC, HEADER_BYTES, decode
 from kvshelf.disk.namespace import Identity
 from kvshelf.disk.root import list_namespaces
 from kvshelf.engine import EngineConfig, FileStatus
 from kvshelf.errors import ConfigError
-from kvshelf.shelf import engine_config
+from kvshelf.testing.codec import GMAC, HEADER_BYTES, decode
 from tests.vectors.make import gmac, sealed
 
 SECRET = b"a secret of more than thirty-two bytes"
@@ -131,10 +130,10 @@ def test_a_setting_names_the_file(tmp_path: Path) -> None:
     path = tmp_path / "key"
     path.write_bytes(SECRET + b"\n")
     given = {"shared_storage_path": "/shelf", "auth_key_file": str(path)}
-    assert engine_config(Settings.from_mapping(given)).auth_key == SECRET
+    assert EngineConfig.from_settings(Settings.from_mapping(given)).auth_key == SECRET
     path.unlink()
     with pytest.raises(ConfigError, match="auth_key_file"):
-        engine_config(Settings.from_mapping(given))
+        EngineConfig.from_settings(Settings.from_mapping(given))
 
 
 def test_more_pieces_than_tags_are_refused(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 
 from faulty_mount import FaultyMount, why_not
-from kvshelf.engine.base import EngineConfig
+from kvshelf.engine import EngineConfig
 from kvshelf.engine.native import NativeEngine
 
 REASON = why_not()

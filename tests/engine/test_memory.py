@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from kvshelf.engine import Engine, EngineConfig, FileStatus, JobKind, MemoryEngine
-from kvshelf.testing import Blocks, EngineTests, FaultyEngine, Setup
+from kvshelf.engine import Engine, EngineConfig, FileStatus, JobKind
+from kvshelf.testing import Blocks, EngineTests, FaultyEngine, MemoryEngine, Setup
 
 OK, NOT_FOUND = FileStatus.OK, FileStatus.NOT_FOUND
 

@@ -21,11 +21,11 @@ from vllm.v1.kv_offload.base import (
 from faulty_calls import FaultyCalls
 from kvshelf import EngineConfig, Identity, make_key
 from kvshelf.config import Settings
-from kvshelf.disk.format import bad_pieces, decode
 from kvshelf.disk.keys import ChunkKey
 from kvshelf.engine import EngineStats, JobResult, Phase
 from kvshelf.shelf import Shelf
 from kvshelf.testing import Blocks
+from kvshelf.testing.codec import bad_pieces, decode
 from kvshelf.vllm.scheduler.manager import KvshelfManager
 from kvshelf.vllm.scheduler.presence import Presence
 from kvshelf.vllm.specs import ChunkKeysSpec

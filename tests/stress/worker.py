@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvshelf import Chunk, EngineConfig, FileStatus
-from kvshelf.disk.format import bad_pieces, decode
 from kvshelf.disk.keys import ChunkKey
 from kvshelf.engine import Phase
 from kvshelf.shelf import Shelf
+from kvshelf.testing.codec import bad_pieces, decode
 from kvshelf.upkeep.evict import Evictor, Limits, State
 from kvshelf.upkeep.scrub.findings import Finding, Kind
 from kvshelf.upkeep.scrub.scrubber import Scrubber

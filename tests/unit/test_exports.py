@@ -37,7 +37,7 @@ def test_every_public_thing_is_documented() -> None:
 @pytest.mark.parametrize("module", ["kvshelf", "kvshelf.cli.main"])
 def test_neither_vllm_nor_torch_is_imported(module: str) -> None:
     loaded = run(f"import sys, {module}; print(*sys.modules)").split()
-    heavy = {"torch", "vllm", "transformers", "prometheus_client", "kvshelf.vllm"}
+    heavy = {"anycrc", "torch", "vllm", "transformers", "prometheus_client", "kvshelf.vllm"}
     assert module in loaded and not heavy & set(loaded)
 
 
@@ -48,11 +48,19 @@ def test_looking_at_shelves_needs_no_extension() -> None:
 
 def test_settings_and_errors_need_the_standard_library_only() -> None:
     """``config`` and ``errors`` themselves; their package imports NumPy."""
-    foreign = ("import numpy", "from numpy", "import anycrc", "from kvshelf.engine")
+    foreign = ("import numpy", "from numpy", "from kvshelf.engine")
     package = ROOT / "src" / "kvshelf"
     for path in (*package.glob("config/*.py"), package / "errors.py", package / "metrics.py"):
         text = path.read_text(encoding="utf-8")
         assert not any(line in text for line in foreign)
+
+
+def test_the_library_needs_numpy_only() -> None:
+    """What tests need beside it is imported by ``kvshelf.testing`` alone."""
+    package = ROOT / "src" / "kvshelf"
+    for path in package.rglob("*.py"):
+        if not path.is_relative_to(package / "testing"):
+            assert "import anycrc" not in path.read_text(encoding="utf-8"), path
 
 
 def test_the_package_is_typed() -> None:

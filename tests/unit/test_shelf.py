@@ -30,7 +30,7 @@ from kvshelf import (
 )
 from kvshelf.disk.layout import parse_chunk_path
 from kvshelf.engine import Engine, JobKind, JobResult
-from kvshelf.engine.memory import MemoryEngine
+from kvshelf.testing.memory_engine import MemoryEngine
 
 OK, NOT_FOUND = FileStatus.OK, FileStatus.NOT_FOUND
 IDENTITY = Identity({"model": "demo", "dtype": "float32"})
@@ -328,12 +328,14 @@ def test_what_ranks_say_becomes_one_answer(
 ) -> None:
     found = tuple(FileStatus[name] for name in statuses.split())
     report = JobResult(1, JobKind.LOOKUP, Phase.FINISHED, found * 2, errnos * 2, 0, 0.1)
-    load = dataclasses.replace(report, kind=JobKind.LOAD)
+    probe = dataclasses.replace(report, job_id=2, kind=JobKind.PROBE)
     with Shelf(root, IDENTITY, world_size=2, config=CONFIG, engine=OneReport) as shelf:
-        OneReport.reports = (report, load)
+        shelf.submit_lookup(1, [key(1), key(2)])
+        shelf.submit_probe(2, [key(1), key(2)], 0)
+        OneReport.reports = (report, probe)
         reduced, untouched = shelf.poll()
     assert reduced.statuses == (expected[0],) * 2 and reduced.errnos == (expected[1],) * 2
-    assert untouched == load
+    assert untouched == probe
 
 
 def test_block_memory_outlives_the_engine(root: Path) -> None:
@@ -378,7 +380,7 @@ class Sink:
     def submit_store(self, job_id: int, batch: Any, stream: int) -> None:
         self.batch = batch
 
-    def set_clock(self, ahead_ns: int, root: int = 0) -> None: ...
+    def set_clock(self, ahead_ns: int) -> None: ...
 
 
 def test_a_job_of_64_chunks_is_made_fast(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

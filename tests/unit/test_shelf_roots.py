@@ -115,9 +115,8 @@ def test_touches_reach_the_files_of_both(shelf: Shelf, roots: list[Path]) -> Non
 
 @pytest.mark.parametrize("root", [0, 1])
 def test_a_ping_asks_one_root(shelf: Shelf, root: int) -> None:
-    engines = shelf._engine._engines  # type: ignore[attr-defined]
     asked: list[int] = []
-    for index, engine in enumerate(engines):
+    for index, engine in enumerate(shelf._engines):
         submit = engine.submit_probe
 
         def note(*args: Any, index: int = index, submit: Any = submit) -> None:

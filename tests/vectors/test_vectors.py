@@ -11,7 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kvshelf.disk.format import (
+from kvshelf.engine import BatchBuilder, Direct, EngineConfig, FileStatus, GroupMemory, Pages, Phase
+from kvshelf.engine.native import NativeEngine
+from kvshelf.errors import ChunkFormatError
+from kvshelf.testing.codec import (
     GMAC,
     HEADER_BYTES,
     NOT_AUTHENTICATED,
@@ -23,9 +26,6 @@ from kvshelf.disk.format import (
     file_bytes,
     geometry_digest,
 )
-from kvshelf.engine import BatchBuilder, Direct, EngineConfig, FileStatus, GroupMemory, Pages, Phase
-from kvshelf.engine.native import NativeEngine
-from kvshelf.errors import ChunkFormatError
 from tests.vectors.make import FIELDS, crc64, files, gmac, noise, write
 
 FOLDER = Path(__file__).parent

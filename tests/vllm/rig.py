@@ -37,8 +37,8 @@ from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 from vllm.v1.worker import kv_connector_model_runner_mixin as mixin
 
-from kvshelf.disk.format import HEADER_BYTES, decode
 from kvshelf.disk.keys import group_of, hash_of
+from kvshelf.testing.codec import HEADER_BYTES, decode
 from kvshelf.vllm import patches, plugin
 
 from .configs import kv_cache_config, vllm_config

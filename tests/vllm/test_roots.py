@@ -41,7 +41,7 @@ class Pair(Scheduler):
     def __init__(self, folder: Path, **settings: Any) -> None:
         self.roots = [folder / "good", folder / "bad"]
         super().__init__(self.roots, **settings)
-        engines: list[Storage] = self.manager._shelf._shelf._engine._engines  # type: ignore[attr-defined]
+        engines: list[Storage] = self.manager._shelf._shelf._engines  # type: ignore[assignment]
         self.good, self.bad = engines
         self.good.answers_with = OK
         self.a, self.b = self.keys_of(0, 40), self.keys_of(1, 40)

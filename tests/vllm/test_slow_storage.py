@@ -20,8 +20,8 @@ from vllm.v1.kv_offload.base import (
 from kvshelf import Identity, make_key, metrics
 from kvshelf.config import Settings
 from kvshelf.engine import EngineStats, FileStatus, JobKind, JobResult, Phase
-from kvshelf.engine.memory import MemoryEngine
 from kvshelf.shelf import Shelf
+from kvshelf.testing.memory_engine import MemoryEngine
 from kvshelf.vllm.compat import KeyRun
 from kvshelf.vllm.report import WorkerReport
 from kvshelf.vllm.scheduler.breaker import State
@@ -88,7 +88,7 @@ class Storage(MemoryEngine):
 class Scheduler:
     def __init__(self, root: Path | list[Path], **settings: Any) -> None:
         shelf = Shelf(root, Identity({"model": "m"}), engine=Storage)
-        self.storage: Any = shelf._engine
+        self.storage: Any = shelf._engines[0]
         presence = Presence(
             hit_ttl_seconds=30, miss_ttl_seconds=0.05, failed_ttl_seconds=60, keys_max=1000
         )

@@ -1,4 +1,6 @@
-// Limits and habits of an engine; each field is documented in src/kvshelf/engine/base.py.
+// Limits and habits of an engine; each field is documented in src/kvshelf/engine/config.py. The
+// values here are Python's defaults on a host of 12 cores or more (tests/engine/test_config.py),
+// for callers in C++.
 #pragma once
 
 #include <sys/types.h>
@@ -34,7 +36,7 @@ struct EngineConfig {
   // On an H100, 1 MiB made loads a third slower (a copy costs the driver some 40 microseconds under
   // a lock), and more buffers than two made none faster.
   std::uint64_t ring_bytes = 4ull << 20;
-  std::uint64_t write_buffer_bytes = 256ull << 20;
+  std::uint64_t write_buffer_bytes = 250'000'000;
   double store_queue_seconds = 30.0;
   double store_timeout_seconds = 120.0;
   double load_timeout_seconds = 30.0;

@@ -18,6 +18,7 @@ GROUP_BYTES = 4
 KEY_BYTES_MAX = 128
 # A shorter hash would make the folder and file names ambiguous; no vLLM hash is shorter.
 HASH_BYTES_MIN = 8
+KEY_BYTES_MIN = HASH_BYTES_MIN + GROUP_BYTES
 
 
 def make_key(block_hash: bytes, group: int) -> ChunkKey:

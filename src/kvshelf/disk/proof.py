@@ -39,12 +39,12 @@ from kvshelf.disk.layout import (
 )
 from kvshelf.disk.namespace import Identity
 from kvshelf.disk.tree import Entry, Type, entries, folder_at
-from kvshelf.errors import ChunkFormatError
 
 # Chunk files of which the header is read, and entries that are looked at, before a directory counts
 # as other data: a start must not walk through ten million files.
 _CHUNKS_MAX = 64
 _ENTRIES_MAX = 100_000
+_HEADER_BYTES = 4096  # docs/format.md
 
 
 class _TooManyError(Exception):
@@ -215,22 +215,18 @@ def _folders(parent: int, look: _Look, is_wanted: Callable[[str], bool]) -> Iter
 
 
 def _is_chunk(folder: int, path: str) -> bool:
-    # Its checksum is a C extension's: only here, where it is needed.
-    from kvshelf.disk.format import HEADER_BYTES, decode  # noqa: PLC0415
+    # The checksum is the native core's: only here, where it is needed.
+    from kvshelf.core import native  # noqa: PLC0415
 
     name = parse_chunk_path(path)
     if name is None:
         return False
-    try:
-        header = decode(_head(folder, path.rpartition("/")[2], HEADER_BYTES))
-    except ChunkFormatError:
+    found = native.read_header(_head(folder, path.rpartition("/")[2], _HEADER_BYTES))
+    if found is None:
         return False
+    key, namespace, rank = found
     digest = short_digest(name.folder)
-    return (
-        header.key == name.key
-        and header.rank == name.rank
-        and header.namespace[: len(digest)] == digest
-    )
+    return (key, rank) == (name.key, name.rank) and namespace.startswith(digest)
 
 
 def _head(folder: int, name: str, size: int) -> bytes:

@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kvshelf.disk.keys import GROUP_BYTES, HASH_BYTES_MIN
+from kvshelf.disk.keys import GROUP_BYTES, HASH_BYTES_MIN, KEY_BYTES_MIN
 
 # Where x lies in a key: behind it comes the group.
 _X = slice(-GROUP_BYTES - HASH_BYTES_MIN, -GROUP_BYTES)
@@ -28,7 +27,6 @@ _MASK = (1 << 64) - 1
 # Shifts and factors of mix.
 _STEPS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 _LAST_SHIFT = 31
-_NAME = re.compile(r"([0-9a-f]{16})-g[0-9]+\.kv$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,20 +58,37 @@ class Rendezvous:
 
     def of_key(self, key: bytes) -> int:
         """Index of a key's root: a microsecond or two. The key has 12 bytes or more."""
+        if len(self._seeds) == 1:
+            return 0
         x = int.from_bytes(key[_X], "little")
         weights = [_mix(x ^ seed) for seed in self._seeds]
         return weights.index(max(weights))
 
     def of_keys(self, keys: Sequence[bytes]) -> NDArray[np.intp]:
-        """The same for many keys, each of 12 bytes or more."""
-        return self._of(b"".join([key[_X] for key in keys]))
+        """The same for many keys.
 
-    def of_paths(self, paths: Sequence[str]) -> NDArray[np.intp]:
-        """Root of each chunk file; of another name's, some root that is always the same."""
-        return self._of(b"".join(map(_x_of_path, paths)))
+        Raises:
+            ValueError: one has fewer than 12 bytes.
+        """
+        joined = b"".join([key[_X] for key in keys])
+        if len(joined) != HASH_BYTES_MIN * len(keys):
+            raise ValueError(f"keys must have {KEY_BYTES_MIN} bytes or more")
+        x = np.frombuffer(joined, dtype="<u8") ^ self._column
+        for shift, factor in _STEPS:
+            x ^= x >> np.uint64(shift)
+            x *= np.uint64(factor)
+        x ^= x >> np.uint64(_LAST_SHIFT)
+        largest: NDArray[np.intp] = x.argmax(axis=0)
+        return largest
 
     def shares(self, keys: Sequence[bytes], runs: Sequence[int] = ()) -> list[Share]:
-        """The keys of each root that has any, with their parts of the runs."""
+        """The keys of each root that has any, with their parts of the runs.
+
+        Raises:
+            ValueError: as ``of_keys``, if there are several roots.
+        """
+        if len(self._seeds) == 1:
+            return [Share(0, np.arange(len(keys)), keys, runs)]
         roots, ends = self.of_keys(keys), np.cumsum(runs, dtype=np.intp)
         made = []
         for root in np.unique(roots).tolist():
@@ -82,15 +97,6 @@ class Rendezvous:
             lengths = [length for length in of_run[:-1].tolist() if length]
             made.append(Share(root, rows, [keys[row] for row in rows.tolist()], lengths))
         return made
-
-    def _of(self, joined: bytes) -> NDArray[np.intp]:
-        x = np.frombuffer(joined, dtype="<u8") ^ self._column
-        for shift, factor in _STEPS:
-            x ^= x >> np.uint64(shift)
-            x *= np.uint64(factor)
-        x ^= x >> np.uint64(_LAST_SHIFT)
-        largest: NDArray[np.intp] = x.argmax(axis=0)
-        return largest
 
 
 def _seed(root: str) -> int:
@@ -102,10 +108,3 @@ def _mix(x: int) -> int:
     for shift, factor in _STEPS:
         x = ((x ^ x >> shift) * factor) & _MASK
     return x ^ x >> _LAST_SHIFT
-
-
-def _x_of_path(path: str) -> bytes:
-    match = _NAME.search(path)
-    if match is not None:
-        return bytes.fromhex(match[1])
-    return hashlib.sha256(os.fsencode(path)).digest()[:8]

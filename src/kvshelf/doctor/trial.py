@@ -12,10 +12,10 @@ from kvshelf.disk.keys import make_key
 from kvshelf.disk.namespace import Identity
 from kvshelf.doctor.findings import Finding, fine, problem
 from kvshelf.doctor.semantics import remedy_of, text_of
-from kvshelf.engine import FileStatus, Phase
+from kvshelf.engine import EngineConfig, FileStatus, Phase
 from kvshelf.engine.probe import Outcome
 from kvshelf.errors import KvshelfError
-from kvshelf.shelf import Chunk, Shelf, engine_config
+from kvshelf.shelf import Chunk, Shelf
 
 _CHECK = "store and load"
 _BLOCKS, _BLOCK_BYTES = 4, 16 << 10
@@ -30,7 +30,7 @@ def check_trial(folder: Path, settings: Settings | None = None) -> Finding:
     """
     try:
         config = dataclasses.replace(
-            engine_config(settings or Settings()),
+            EngineConfig.from_settings(settings or Settings()),
             io_threads=1,
             load_only_threads=0,
             lookup_threads=1,

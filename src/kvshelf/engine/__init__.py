@@ -3,11 +3,7 @@
 from kvshelf.engine.base import (
     Batch,
     BatchBuilder,
-    CopyMethod,
-    Direct,
-    Durability,
     Engine,
-    EngineConfig,
     EngineStats,
     FileStatus,
     GroupMemory,
@@ -17,7 +13,7 @@ from kvshelf.engine.base import (
     Pages,
     Phase,
 )
-from kvshelf.engine.memory import MemoryEngine
+from kvshelf.engine.config import CopyMethod, Direct, Durability, EngineConfig
 
 __all__ = [
     "Batch",
@@ -33,7 +29,6 @@ __all__ = [
     "JobId",
     "JobKind",
     "JobResult",
-    "MemoryEngine",
     "Pages",
     "Phase",
 ]

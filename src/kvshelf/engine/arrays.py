@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kvshelf.engine.base import Pages
+from kvshelf.engine.base import GroupMemory, Pages
 
 
 def as_block_ids(block_ids: Any) -> NDArray[np.int32]:
@@ -24,6 +25,23 @@ def as_block_ids(block_ids: Any) -> NDArray[np.int32]:
     if ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= 2**31:
         raise ValueError("block ids must be integers from 0 to 2**31 - 1")
     return ids.astype(np.int32)
+
+
+def groups_of(
+    arrays: NDArray[Any] | Sequence[Sequence[NDArray[Any]]],
+) -> tuple[Sequence[Sequence[NDArray[Any]]], list[GroupMemory]]:
+    """One array, or per group a list of one array a layer: nested in groups, and as memory.
+
+    Raises:
+        ValueError: as ``pages_of``; a group has no layers; a list of arrays is not nested in a
+            list of groups.
+    """
+    nested = [[arrays]] if isinstance(arrays, np.ndarray) else arrays
+    if any(isinstance(layers, np.ndarray) or not layers for layers in nested):
+        raise ValueError("give one array, or a list of groups, each a list of one array a layer")
+    return nested, [
+        GroupMemory(tuple(map(pages_of, layers)), min(map(len, layers))) for layers in nested
+    ]
 
 
 def pages_of(array: NDArray[Any]) -> Pages:

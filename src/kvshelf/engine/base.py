@@ -55,33 +55,6 @@ class Phase(Enum):
     FINISHED = "finished"
 
 
-class Direct(Enum):
-    """Use of O_DIRECT for chunk payloads. AUTO probes the root and uses it where it works."""
-
-    OFF = "off"
-    AUTO = "auto"
-    ON = "on"
-
-
-class CopyMethod(Enum):
-    """How a piece goes to or from a GPU. AUTO: small pages by a kernel of ours, others by BATCH.
-
-    BATCH: one call of the driver for all pages, SINGLE: one a page; both by DMA.
-    """
-
-    AUTO = "auto"
-    BATCH = "batch"
-    SINGLE = "single"
-
-
-class Durability(Enum):
-    """What is synced before a store counts as done: nothing, the file, the file and its folder."""
-
-    NONE = "none"
-    DATA = "data"
-    FULL = "full"
-
-
 @dataclass(frozen=True, slots=True)
 class Pages:
     """One layer's pages: block ``i`` is ``page_bytes`` at ``address + i * stride_bytes``."""
@@ -145,65 +118,6 @@ class JobResult:
 
 
 @dataclass(frozen=True, slots=True)
-class EngineConfig:
-    """Limits and habits of an engine. Every field has a unit in its name and a default.
-
-    The defaults suit one GPU on a 16-core host; see docs/configuration.md.
-    """
-
-    # Threads that do file I/O. Each owns its staging memory.
-    io_threads: int = 12
-    # Threads that stores may never occupy, so that loads do not wait behind slow writes.
-    load_only_threads: int = 3
-    # Threads for lookups and touches: small metadata calls that must not queue behind payloads.
-    # Storage across a network answers in milliseconds: the more, the sooner thousands are known.
-    lookup_threads: int = 32
-    # Bytes that one checksum covers; read and copied as a unit (docs/format.md).
-    piece_bytes: int = 4 << 20
-    # Bytes per read() and hash, small enough to be hashed while in L2 (design: 256 KiB was best).
-    step_bytes: int = 256 << 10
-    # Staging memory of write-behind stores. A full buffer makes stores queue, then drop.
-    write_buffer_bytes: int = 256 << 20
-    # A root that does not answer for this long when a shelf is opened cannot be used. A server of
-    # NFS 4 that was just started lets nobody open a file for up to 90 s, its grace period.
-    open_timeout_seconds: float = 120.0
-    # A store whose bytes could not be taken for this long is dropped.
-    store_queue_seconds: float = 30.0
-    # A store whose file is not published this long after its bytes were taken is given up.
-    store_timeout_seconds: float = 120.0
-    # A load that is not done after this long fails, and its blocks are recomputed.
-    load_timeout_seconds: float = 30.0
-    # A load of which nothing came for this long fails, however far its deadline is.
-    load_stall_seconds: float = 5.0
-    # A lookup that is not answered after this long is TIMED_OUT.
-    lookup_timeout_seconds: float = 5.0
-    # Access times younger than this are not renewed by touch.
-    touch_interval_seconds: float = 600.0
-    # Touches waiting to be done; more are dropped.
-    touch_queue_files: int = 65536
-    # Stores, loads or lookups waiting, in files; more stores are dropped, more loads fail at once.
-    queue_files: int = 65536
-    # True: a store is RELEASED when its bytes are in staging memory. False: when it is FINISHED.
-    write_behind: bool = True
-    # False skips the payload checksums of loads (never the header's). For measurement only.
-    verify: bool = True
-    # Whether files found CORRUPT or FOREIGN are removed, so that the chunk can be stored again.
-    remove_bad: bool = True
-    direct: Direct = Direct.OFF
-    durability: Durability = Durability.NONE
-    # For measurement only: AUTO chose the faster one wherever both were measured.
-    copy_method: CopyMethod = CopyMethod.AUTO
-    # Permissions of new files and folders, before the umask.
-    file_mode: int = 0o640
-    dir_mode: int = 0o2770
-    # I/O threads that hang in the kernel past their deadline are replaced up to this many times.
-    replacement_threads: int = 16
-    # A secret of 32 bytes or more: files are stored with tags made with it, and only such load.
-    # Empty: checksums.
-    auth_key: bytes = field(default=b"", repr=False)
-
-
-@dataclass(frozen=True, slots=True)
 class EngineStats:
     """A snapshot of an engine's gauges and totals since it was opened."""
 
@@ -224,6 +138,7 @@ class Engine(Protocol):
 
     Constructed as ``Engine(root, groups, config, namespace=..., rank=...)``:
         root: an existing directory; paths in batches are relative to it.
+        config: an ``EngineConfig`` (``kvshelf.engine.config``).
         groups: block memory per group; empty for an engine that only looks up and touches. The
             memory must outlive the engine or a ``close()`` that returned True.
         namespace: 32 bytes, written to and demanded of every header.
@@ -317,13 +232,12 @@ class Engine(Protocol):
                 go back.
         """
 
-    def set_clock(self, ahead_ns: int, root: int = 0) -> None:
+    def set_clock(self, ahead_ns: int) -> None:
         """Say what the file system's clock is: by that one touches are written.
 
         Args:
             ahead_ns: nanoseconds to add to CLOCK_BOOTTIME (``kvshelf.disk.clock``). Without a call,
                 touches are written by this machine's clock.
-            root: index, where an engine has several.
         """
 
     def poll(self) -> list[JobResult]:

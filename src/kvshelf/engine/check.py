@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kvshelf.disk.format import KEY_BYTES_MIN, PIECES_MAX
-from kvshelf.disk.keys import GROUP_BYTES, KEY_BYTES_MAX
+from kvshelf.disk.keys import GROUP_BYTES, KEY_BYTES_MAX, KEY_BYTES_MIN
 from kvshelf.engine.base import Batch, GroupMemory
 
 # What Linux allows for one name and for a whole path with its end.
 _NAME_BYTES_MAX = 255
 _PATH_BYTES_MAX = 4095
+# Pieces whose checksums a header has room for (docs/format.md).
+_PIECES_MAX = 448
 
 
 def check_paths(paths: Sequence[str]) -> None:
@@ -114,5 +115,5 @@ def check_store(batch: Batch, groups: Sequence[GroupMemory], piece_bytes: int) -
         if "/" not in path:
             raise ValueError(f"path {path!r} of a store needs a namespace folder")
     block_bytes = np.array([group.block_bytes for group in groups])[batch.groups]
-    if (batch.block_counts * block_bytes > PIECES_MAX * piece_bytes).any():
-        raise ValueError(f"a chunk needs more than {PIECES_MAX} pieces")
+    if (batch.block_counts * block_bytes > _PIECES_MAX * piece_bytes).any():
+        raise ValueError(f"a chunk needs more than {_PIECES_MAX} pieces")

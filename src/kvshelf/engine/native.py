@@ -11,22 +11,20 @@ Threads: all methods may be called from any thread.
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable, Sequence
+import struct
+from collections.abc import Sequence
+from enum import Enum
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kvshelf.core import native as _native
-from kvshelf.disk.format import geometry_digest
 from kvshelf.disk.threads import NO_THREAD
 from kvshelf.engine.base import (
     Batch,
-    CopyMethod,
-    Direct,
-    Durability,
-    EngineConfig,
     EngineStats,
     FileStatus,
     GroupMemory,
@@ -35,19 +33,21 @@ from kvshelf.engine.base import (
     JobResult,
     Phase,
 )
-from kvshelf.errors import ConfigError, EngineClosedError, ResourceError
+from kvshelf.engine.config import EngineConfig
+from kvshelf.errors import ConfigError, ResourceError
 
 # Numbers shared with native/include/kvshelf/status.h, by position.
 _STATUSES = tuple(FileStatus)
 _KINDS = (JobKind.STORE, JobKind.LOAD, JobKind.LOOKUP, JobKind.PROBE)
 _PHASES = (Phase.RELEASED, Phase.FINISHED)
-_DIRECT = {Direct.OFF: 0, Direct.AUTO: 1, Direct.ON: 2}
-_COPY_METHOD = {CopyMethod.AUTO: 0, CopyMethod.BATCH: 1, CopyMethod.SINGLE: 2}
-_DURABILITY = {Durability.NONE: 0, Durability.DATA: 1, Durability.FULL: 2}
+# Fields of EngineConfig that the core takes as they are.
+_FIELDS = tuple(_native.config_defaults())
 
 
-class NativeEngine:
+class NativeEngine(_native.Engine):  # type: ignore[misc]
     """Moves chunk files on native threads. The contract is ``kvshelf.engine.base.Engine``.
+
+    What is not here is the core's, with the contract's names and defaults.
 
     Args:
         root: an existing directory; paths in batches are relative to it.
@@ -77,137 +77,84 @@ class NativeEngine:
         rank: int,
         device: str = "cpu",
     ) -> None:
-        self._engine = _made(
-            config,
+        arguments = (
             os.fspath(root),
             [
                 (
                     [(page.address, page.stride_bytes, page.page_bytes) for page in group.pages],
                     group.num_blocks,
-                    geometry_digest([page.page_bytes for page in group.pages]),
+                    _geometry(group),
                 )
                 for group in groups
             ],
-            config,
-            _DIRECT[config.direct],
-            _DURABILITY[config.durability],
+            {name: _number(getattr(config, name)) for name in _FIELDS},
             namespace,
             rank,
             "",
             _cuda_ordinal(device),
-            _COPY_METHOD[config.copy_method],
+            _number(config.copy_method),
             config.auth_key,
         )
+        threads = f"io_threads (threads_per_gpu) {config.io_threads}"
+        try:
+            super().__init__(*arguments)
+        except BlockingIOError as error:  # EAGAIN of pthread_create(3): nothing else is thrown so
+            text = f"for {threads}, lookup_threads {config.lookup_threads}: {NO_THREAD}"
+            raise ResourceError(text) from error
+        except MemoryError as error:
+            allowed = (
+                f"its buffers, and those of write_buffer_bytes (max_staging_memory_gb) "
+                f"{config.write_buffer_bytes}, cannot be allocated: set them lower, or raise the "
+                "limit of memory (ulimit -v, ulimit -l, memory.max)"
+            )
+            name = "io_threads (threads_per_gpu)"
+            raise ConfigError(name, config.io_threads, allowed) from error
 
     def submit_store(self, job_id: JobId, batch: Batch, stream: int = 0) -> None:
         """See ``Engine.submit_store``."""
-        self._submit(self._engine.submit_store, job_id, batch, stream)
+        super().submit_store(job_id, *_columns(batch), stream)
 
     def submit_load(self, job_id: JobId, batch: Batch, stream: int = 0) -> None:
         """See ``Engine.submit_load``."""
-        self._submit(self._engine.submit_load, job_id, batch, stream)
-
-    def submit_lookup(self, job_id: JobId, paths: Sequence[str]) -> None:
-        """See ``Engine.submit_lookup``."""
-        try:
-            self._engine.submit_lookup(job_id, paths)
-        except _native.EngineClosed as error:
-            raise EngineClosedError(str(error)) from None
-
-    def submit_lookup_keys(
-        self,
-        job_id: JobId,
-        folders: Sequence[str],
-        keys: Sequence[bytes],
-        runs: Sequence[int] = (),
-        mask: bytes = b"",
-    ) -> None:
-        """See ``Engine.submit_lookup_keys``."""
-        try:
-            self._engine.submit_lookup_keys(job_id, folders, keys, runs, mask)
-        except _native.EngineClosed as error:
-            raise EngineClosedError(str(error)) from None
-
-    def submit_probe(self, job_id: JobId, paths: Sequence[str], bytes_max: int) -> None:
-        """See ``Engine.submit_probe``."""
-        try:
-            self._engine.submit_probe(job_id, paths, bytes_max)
-        except _native.EngineClosed as error:
-            raise EngineClosedError(str(error)) from None
-
-    def touch(self, paths: Sequence[str]) -> None:
-        """See ``Engine.touch``."""
-        try:
-            self._engine.touch(paths)
-        except _native.EngineClosed as error:
-            raise EngineClosedError(str(error)) from None
-
-    def touch_keys(
-        self,
-        folders: Sequence[str],
-        keys: Sequence[bytes],
-        times_ns: Sequence[int],
-        *,
-        always: bool = False,
-        mask: bytes = b"",
-    ) -> None:
-        """See ``Engine.touch_keys``."""
-        try:
-            self._engine.touch_keys(folders, keys, times_ns, always, mask)
-        except _native.EngineClosed as error:
-            raise EngineClosedError(str(error)) from None
-
-    def set_clock(self, ahead_ns: int, root: int = 0) -> None:
-        """See ``Engine.set_clock``."""
-        del root
-        self._engine.set_clock(ahead_ns)
+        super().submit_load(job_id, *_columns(batch), stream)
 
     def poll(self) -> list[JobResult]:
         """See ``Engine.poll``. Some 0.1 microseconds if there is nothing to report."""
-        reports = self._engine.poll()
+        reports = self._poll()  # not super(), which takes longer than the call
         if reports is None:
             return []
         return [_result(report) for report in reports]
 
     def wait(self, job_ids: Sequence[JobId], phase: Phase, timeout_seconds: float) -> bool:
         """See ``Engine.wait``."""
-        return bool(self._engine.wait(job_ids, _PHASES.index(phase), timeout_seconds))
-
-    def release(self, job_ids: Sequence[JobId]) -> None:
-        """See ``Engine.release``."""
-        self._engine.release(job_ids)
-
-    def cancel(self, job_ids: Sequence[JobId]) -> None:
-        """See ``Engine.cancel``."""
-        self._engine.cancel(job_ids)
-
-    def drain(self, timeout_seconds: float) -> bool:
-        """See ``Engine.drain``."""
-        return bool(self._engine.drain(timeout_seconds))
+        return bool(super().wait(job_ids, _PHASES.index(phase), timeout_seconds))
 
     def stats(self) -> EngineStats:
         """See ``Engine.stats``."""
-        return EngineStats(*self._engine.stats())
+        return EngineStats(*super().stats())
 
-    def close(self, timeout_seconds: float = 5.0) -> bool:
-        """See ``Engine.close``. Reports that were not polled may still be."""
-        return bool(self._engine.close(timeout_seconds))
 
-    @staticmethod
-    def _submit(call: Callable[..., None], job_id: JobId, batch: Batch, stream: int) -> None:
-        try:
-            call(
-                job_id,
-                batch.paths,
-                batch.keys,
-                _column(batch.groups, "groups"),
-                _column(batch.first_blocks, "first_blocks"),
-                _column(batch.block_counts, "block_counts"),
-                _column(batch.block_ids, "block_ids"),
-                stream,
-            )
-        except _native.EngineClosed as error:
-            raise EngineClosedError(str(error)) from None
+def _columns(batch: Batch) -> tuple[Any, ...]:
+    return (
+        batch.paths,
+        batch.keys,
+        _column(batch.groups, "groups"),
+        _column(batch.first_blocks, "first_blocks"),
+        _column(batch.block_counts, "block_counts"),
+        _column(batch.block_ids, "block_ids"),
+    )
+
+
+def _geometry(group: GroupMemory) -> int:
+    """Digest of the page sizes in layer order, 0 to 2**64 - 1 (docs/format.md)."""
+    sizes = [page.page_bytes for page in group.pages]
+    packed = struct.pack(f"<{len(sizes)}Q", *sizes)
+    return int.from_bytes(hashlib.sha256(packed).digest()[:8], "little")
+
+
+def _number(value: Any) -> Any:
+    """A choice as its position, as the core numbers them; other values as they are."""
+    return list(type(value)).index(value) if isinstance(value, Enum) else value
 
 
 def _cuda_ordinal(device: str) -> int:
@@ -243,21 +190,3 @@ def _result(report: tuple[Any, ...]) -> JobResult:
 def probe_direct(directory: str | os.PathLike[str]) -> int:
     """0 if O_DIRECT works for files in the directory, else an errno. Writes a temp file."""
     return int(_native.probe_direct(os.fspath(directory)))
-
-
-def _made(settings: EngineConfig, *arguments: Any) -> Any:
-    """The native engine; ``settings`` are for the text of an error."""
-    threads = f"io_threads (threads_per_gpu) {settings.io_threads}"
-    try:
-        return _native.Engine(*arguments)
-    except BlockingIOError as error:  # EAGAIN of pthread_create(3): nothing else is thrown so
-        text = f"for {threads}, lookup_threads {settings.lookup_threads}: {NO_THREAD}"
-        raise ResourceError(text) from error
-    except MemoryError as error:
-        allowed = (
-            f"its buffers, and those of write_buffer_bytes (max_staging_memory_gb) "
-            f"{settings.write_buffer_bytes}, cannot be allocated: set them lower, or raise the "
-            "limit of memory (ulimit -v, ulimit -l, memory.max)"
-        )
-        name = "io_threads (threads_per_gpu)"
-        raise ConfigError(name, settings.io_threads, allowed) from error

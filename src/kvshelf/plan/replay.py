@@ -20,7 +20,7 @@ from kvshelf.disk.junk import is_junk
 from kvshelf.disk.keys import ChunkKey, make_key
 from kvshelf.disk.layout import parse_chunk_path, rank_folder
 from kvshelf.disk.namespace import Identity
-from kvshelf.engine.base import EngineConfig, FileStatus
+from kvshelf.engine import EngineConfig, FileStatus
 from kvshelf.errors import ConfigError
 from kvshelf.plan.simulate import STEP_SECONDS, AgeFunction, ByAge, plain_age, simulate
 from kvshelf.plan.trace import Trace

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from kvshelf.disk.keys import masked_all
 from kvshelf.disk.layout import chunk_path_in
-from kvshelf.engine import Batch, Engine, EngineStats, FileStatus, JobId, JobKind, JobResult, Phase
+from kvshelf.engine import Batch, Engine, FileStatus, JobId, JobKind, JobResult, Phase
 
 Faults = Mapping[tuple[JobKind, str], tuple[FileStatus, int]]
 
@@ -66,44 +67,12 @@ class FaultyEngine:
             self._inner.submit_probe(job_id, paths, bytes_max)
             self._paths[job_id] = tuple(paths)
 
-    def touch(self, paths: Sequence[str]) -> None:
-        self._inner.touch(paths)
-
-    def touch_keys(
-        self,
-        folders: Sequence[str],
-        keys: Sequence[bytes],
-        times_ns: Sequence[int],
-        *,
-        always: bool = False,
-        mask: bytes = b"",
-    ) -> None:
-        self._inner.touch_keys(folders, keys, times_ns, always=always, mask=mask)
-
-    def set_clock(self, ahead_ns: int, root: int = 0) -> None:
-        self._inner.set_clock(ahead_ns, root)
-
     def poll(self) -> list[JobResult]:
         with self._lock:
             return [self._changed(report) for report in self._inner.poll()]
 
-    def wait(self, job_ids: Sequence[JobId], phase: Phase, timeout_seconds: float) -> bool:
-        return self._inner.wait(job_ids, phase, timeout_seconds)
-
-    def release(self, job_ids: Sequence[JobId]) -> None:
-        self._inner.release(job_ids)
-
-    def cancel(self, job_ids: Sequence[JobId]) -> None:
-        self._inner.cancel(job_ids)
-
-    def drain(self, timeout_seconds: float) -> bool:
-        return self._inner.drain(timeout_seconds)
-
-    def stats(self) -> EngineStats:
-        return self._inner.stats()
-
-    def close(self, timeout_seconds: float = 5.0) -> bool:
-        return self._inner.close(timeout_seconds)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
 
     def _changed(self, report: JobResult) -> JobResult:
         if report.phase is not Phase.FINISHED:

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from kvshelf.disk.format import HEADER_BYTES, bad_pieces, decode, file_bytes, geometry_digest
 from kvshelf.disk.keys import make_mask, masked_all
 from kvshelf.disk.layout import chunk_path_in
 from kvshelf.disk.usetime import last_use, marked
 from kvshelf.engine import Direct, Durability, FileStatus, Phase
+from kvshelf.testing.codec import HEADER_BYTES, bad_pieces, decode, file_bytes, geometry_digest
 from kvshelf.testing.memory import NAMESPACE, Setup
 from kvshelf.testing.taken import TakenNameTests
 

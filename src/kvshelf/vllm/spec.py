@@ -19,9 +19,9 @@ from vllm.v1.kv_offload.config import OffloadingConfig
 from kvshelf.config import Settings
 from kvshelf.disk.namespace import Identity
 from kvshelf.doctor.quick import quick_line
-from kvshelf.engine import GroupMemory, Pages
+from kvshelf.engine import EngineConfig, GroupMemory, Pages
 from kvshelf.errors import ConfigError
-from kvshelf.shelf import Shelf, engine_config
+from kvshelf.shelf import Shelf
 from kvshelf.vllm import compat
 from kvshelf.vllm.scheduler.eviction import duties_of
 from kvshelf.vllm.scheduler.manager import KvshelfManager
@@ -75,7 +75,7 @@ class SharedStorageOffloadingSpec(OffloadingSpec):
             )
         self._identity = identity
         self._settings = Settings.from_mapping(config.extra_config)
-        self._engine_config = engine_config(self._settings)
+        self._engine_config = EngineConfig.from_settings(self._settings)
 
     @override
     def get_manager(self) -> OffloadingManager:

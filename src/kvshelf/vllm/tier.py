@@ -28,9 +28,9 @@ from vllm.v1.kv_offload.tiering.base import SecondaryTierManager
 from kvshelf.config import VLLM_KEYS, Settings, default_threads
 from kvshelf.config.values import parse_bool
 from kvshelf.disk.namespace import Identity
-from kvshelf.engine import FileStatus, GroupMemory, JobKind, JobResult, Pages, Phase
+from kvshelf.engine import EngineConfig, FileStatus, GroupMemory, JobKind, JobResult, Pages, Phase
 from kvshelf.errors import ConfigError
-from kvshelf.shelf import Chunk, Shelf, engine_config
+from kvshelf.shelf import Chunk, Shelf
 from kvshelf.vllm import compat
 from kvshelf.vllm.adapters import Adapter
 from kvshelf.vllm.faultlog import FaultLog
@@ -94,7 +94,7 @@ class KvshelfTier(SecondaryTierManager):
             )
         memory = _row_memory(primary_kv_view)
         identity = tier_identity(_given_identity(offloading_spec), config, memory.block_bytes)
-        engine = engine_config(settings)
+        engine = EngineConfig.from_settings(settings)
         self._close_timeout_seconds = settings.close_timeout_seconds
         self._job_timeout_seconds = 1.0 + max(
             settings.load_timeout_seconds,

@@ -26,7 +26,7 @@ def mount(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
 
 def test_hot_chunks_stay(mount: Path) -> None:
     """Half of the oldest are touched as engines do it; the others are only read, by anybody."""
-    from kvshelf.engine.base import EngineConfig
+    from kvshelf.engine import EngineConfig
     from kvshelf.engine.native import NativeEngine
 
     shelf = ShelfMaker(mount / "shelf")

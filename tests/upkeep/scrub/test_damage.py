@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from kvshelf.disk.format import decode, seal
 from kvshelf.disk.tree import unlink_if_same
+from kvshelf.testing.codec import decode, seal
 from kvshelf.testing.files import HEADER_OFFSETS, flip
 from kvshelf.upkeep.scrub.findings import Action, Finding, Kind
 from tests.upkeep.scrub.shelves import IDENTITY, OTHER, chunks, everything, fill, found, scrubbed

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from kvshelf import Chunk, Identity, Shelf, make_key
-from kvshelf.disk.format import HEADER_BYTES
 from kvshelf.disk.layout import NAMESPACE_FILE
 from kvshelf.engine import EngineConfig
+from kvshelf.testing.codec import HEADER_BYTES
 from kvshelf.upkeep.scrub.findings import Kind
 from kvshelf.upkeep.scrub.scrubber import Scrubber
 from kvshelf.upkeep.scrub.settings import ScrubSettings

@@ -176,7 +176,7 @@ class Lookups:
         for share in self._shelf.shares(keys, runs):
             job_id, self._next_job_id = self._next_job_id, self._next_job_id + 1
             try:
-                self._shelf.submit_lookup(job_id, share.keys, share.runs)
+                self._shelf.submit_lookup(job_id, share.keys, share.runs, share.root)
             except Exception as error:  # whatever it is, it must not end vLLM's scheduler
                 self._faults.fault("submit lookup", f"{type(error).__name__}: {error}")
                 for key in share.keys:

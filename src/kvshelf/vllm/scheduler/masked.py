@@ -57,9 +57,15 @@ class MaskedShelf:
             for each in shares
         ]
 
-    def submit_lookup(self, job_id: JobId, keys: Sequence[bytes], runs: Sequence[int] = ()) -> None:
+    def submit_lookup(
+        self,
+        job_id: JobId,
+        keys: Sequence[bytes],
+        runs: Sequence[int] = (),
+        root: int | None = None,
+    ) -> None:
         """See ``Shelf.submit_lookup``."""
-        self._shelf.submit_lookup(job_id, keys, runs, self.mask)
+        self._shelf.submit_lookup(job_id, keys, runs, self.mask, root)
 
     def submit_probe(self, job_id: JobId, keys: Sequence[bytes], bytes_max: int) -> None:
         """See ``Shelf.submit_probe``."""

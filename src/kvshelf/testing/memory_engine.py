@@ -15,7 +15,7 @@ import numpy as np
 
 from kvshelf.disk.keys import masked_all
 from kvshelf.disk.layout import chunk_path_in
-from kvshelf.engine.base import (
+from kvshelf.engine import (
     Batch,
     EngineConfig,
     EngineStats,
@@ -182,7 +182,7 @@ class MemoryEngine:
         check_touch_keys(folders, keys, times_ns, mask)
         self.touch(folders)
 
-    def set_clock(self, ahead_ns: int, root: int = 0) -> None:
+    def set_clock(self, ahead_ns: int) -> None:
         """See ``Engine.set_clock``. Nothing here has times."""
 
     def poll(self) -> list[JobResult]:

@@ -1,7 +1,8 @@
-"""The header page of a chunk file in Python, for tools and tests. Source: docs/format.md.
+"""The header page of a chunk file in Python, to judge the native core. Source: docs/format.md.
 
-Pure functions of bytes: no I/O, any thread. The hot path is the native core's; tests/vectors judges
-both. Sizes are in bytes; numbers in a page are little-endian and unsigned.
+Pure functions of bytes: no I/O, any thread. It shares no code with the native core, not even the
+checksum: tests/vectors judges both. Sizes are in bytes; numbers in a page are little-endian and
+unsigned.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 
 import anycrc
 
-from kvshelf.disk.keys import KEY_BYTES_MAX
+from kvshelf.disk.keys import KEY_BYTES_MAX, KEY_BYTES_MIN
 from kvshelf.errors import ChunkFormatError
 
 MAGIC = b"KVSHELF\n"
@@ -21,7 +22,6 @@ VERSION = 1
 HEADER_BYTES = 4096
 PAGE_BYTES = 4096
 PIECES_MAX = 448
-KEY_BYTES_MIN = 12
 NOT_AUTHENTICATED = 0
 GMAC = 1
 TAG_BYTES = 16

@@ -1,0 +1,200 @@
+"""Jobs in parts: what is asked of several roots reports once, when all of them have.
+
+    job -> parts, one a root -> engines -> reports -> Jobs.joined -> one report a job
+
+No threads; whoever has the engines has the lock.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvshelf.engine.base import (
+    Engine,
+    EngineStats,
+    FileStatus,
+    GroupMemory,
+    JobId,
+    JobKind,
+    JobResult,
+    Phase,
+)
+from kvshelf.engine.config import EngineConfig, divided
+
+Rows = NDArray[np.intp]
+
+
+class Part(NamedTuple):
+    """What one root has of a job.
+
+    Attributes:
+        rows: of the job's report, in the order in which the part's engine reports them. Not looked
+            at where a job has one part.
+        submit: hands the part to that engine.
+    """
+
+    rows: Rows
+    submit: Callable[[Engine], None]
+
+
+@dataclass(slots=True)
+class _Job:
+    """A job of several parts, not yet reported as FINISHED; ``reports`` by phase and root."""
+
+    parts: Mapping[int, Part]
+    reports: dict[Phase, dict[int, JobResult]] = field(
+        default_factory=lambda: {phase: {} for phase in Phase}
+    )
+
+
+class Jobs:
+    """Jobs from their submission to their FINISHED report, by the caller's ids."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[JobId, _Job | None] = {}  # None: of one part
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def __iter__(self) -> Iterator[JobId]:
+        return iter(self._jobs)
+
+    def submit(
+        self,
+        job_id: JobId,
+        kind: JobKind,
+        parts: Mapping[int, Part],
+        engines: Sequence[Engine],
+    ) -> None:
+        """Hand a job's parts out, by root. What an engine refuses when another has taken its part
+        already is CANCELLED there.
+
+        Raises:
+            ValueError: the id is in use, or there are no parts.
+            what an engine raises, if none takes its part.
+        """
+        if job_id in self._jobs:
+            raise ValueError(f"job id {job_id} is in use")
+        if not parts:
+            raise ValueError("a job needs at least one chunk or key")
+        if len(parts) == 1:
+            ((root, part),) = parts.items()
+            part.submit(engines[root])
+            self._jobs[job_id] = None
+            return
+        refused: dict[int, Exception] = {}
+        for root, part in parts.items():
+            try:
+                part.submit(engines[root])
+            except Exception as error:
+                refused[root] = error
+        if len(refused) == len(parts):
+            raise next(iter(refused.values()))
+        job = self._jobs[job_id] = _Job(parts)
+        for root in refused:
+            statuses = (FileStatus.CANCELLED,) * len(parts[root].rows)
+            for phase in Phase:
+                report = JobResult(job_id, kind, phase, statuses, (0,) * len(statuses), 0, 0.0)
+                job.reports[phase][root] = report
+
+    def joined(self, root: int, report: JobResult) -> JobResult | None:
+        """The job's report, if that of this root was the last one that was missing."""
+        job = self._jobs[report.job_id]
+        if job is not None:
+            reports = job.reports[report.phase]
+            reports[root] = report
+            if len(reports) < len(job.parts):
+                return None
+            report = _join(job.parts, reports, report)
+        if report.phase is Phase.FINISHED:
+            del self._jobs[report.job_id]
+        return report
+
+
+def _join(
+    parts: Mapping[int, Part], reports: Mapping[int, JobResult], last: JobResult
+) -> JobResult:
+    size = sum(len(part.rows) for part in parts.values())
+    statuses, errnos = np.empty(size, dtype=object), np.zeros(size, dtype=np.int64)
+    for root, part in parts.items():
+        statuses[part.rows] = reports[root].statuses
+        errnos[part.rows] = reports[root].errnos
+    return dataclasses.replace(
+        last,
+        statuses=tuple(statuses.tolist()),
+        errnos=tuple(errnos.tolist()),
+        payload_bytes=sum(each.payload_bytes for each in reports.values()),
+        seconds=max(each.seconds for each in reports.values()),
+    )
+
+
+def open_engines(
+    engine: Callable[..., Engine],
+    roots: Sequence[str],
+    groups: Sequence[GroupMemory],
+    config: EngineConfig,
+    **more: Any,
+) -> list[Engine]:
+    """One engine a root, over the same memory.
+
+    Args:
+        engine: makes one; called with the arguments of ``Engine``.
+        config: for all of them together.
+
+    Raises:
+        what ``engine`` raises; then none stays open.
+    """
+    made: list[Engine] = []
+    try:
+        for root, share in zip(roots, divided(config, len(roots)), strict=True):
+            made.append(engine(root, groups, share, **more))
+    except BaseException:
+        for each in made:
+            each.close(0.0)
+        raise
+    return made
+
+
+def total(each_root: Collection[EngineStats]) -> EngineStats:
+    """The sum of all roots' gauges and totals; ``direct`` if it is in use in every root."""
+    sums = {
+        each.name: sum(getattr(stats, each.name) for stats in each_root)
+        for each in dataclasses.fields(EngineStats)
+    }
+    return EngineStats(**{**sums, "direct": all(stats.direct for stats in each_root)})
+
+
+def of_all_ranks(report: JobResult, ranks: int) -> JobResult:
+    """A lookup's report with one status a key: OK only if every rank has the chunk.
+
+    Args:
+        report: of a lookup with one status a rank, key after key; others stay as they are.
+    """
+    if report.kind is not JobKind.LOOKUP or ranks == 1:
+        return report
+    everywhere = (FileStatus.OK,) * ranks
+    keys = len(report.statuses) // ranks
+    statuses, errnos = [FileStatus.OK] * keys, [0] * keys
+    for key in range(keys):
+        row = report.statuses[key * ranks : (key + 1) * ranks]
+        if row == everywhere:  # thousands of keys come by on a scheduler's thread
+            continue
+        # That a file is not there is known; that a probe failed or came too late says nothing.
+        known = [each for each in (FileStatus.NOT_FOUND, FileStatus.CANCELLED) if each in row]
+        worst = known[0] if known else max(row)
+        statuses[key] = worst
+        errnos[key] = report.errnos[key * ranks + row.index(worst)]
+    return dataclasses.replace(report, statuses=tuple(statuses), errnos=tuple(errnos))
+
+
+def countdown(seconds: float) -> Callable[[], float]:
+    """What is left of so many seconds from now on."""
+    end = time.monotonic() + seconds
+    return lambda: max(0.0, end - time.monotonic())
