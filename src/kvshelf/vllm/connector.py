@@ -70,7 +70,7 @@ class KvshelfConnector(OffloadingConnector):
             settle_chunk(vllm_config, kv_cache_config, tell=tell)
             salt = extra.get("identity_salt", "")
             extra[IDENTITY_KEY] = build_identity(vllm_config, kv_cache_config, salt)
-            compat.fix_hash_seed(str(vllm_config.cache_config.prefix_caching_hash_algo))
+            patches.fix_hash_seed(str(vllm_config.cache_config.prefix_caching_hash_algo))
             extra[PAGES_KEY] = page_kinds(vllm_config, kv_cache_config)
         super().__init__(vllm_config, role, kv_cache_config)
         if self._guarded and role is KVConnectorRole.SCHEDULER:
