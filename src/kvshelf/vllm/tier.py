@@ -33,10 +33,10 @@ from kvshelf.errors import ConfigError
 from kvshelf.shelf import Chunk, Shelf, engine_config
 from kvshelf.vllm import compat
 from kvshelf.vllm.adapters import Adapter
+from kvshelf.vllm.scheduler.chunk_table import ChunkTable
 from kvshelf.vllm.scheduler.epochs import Epochs
 from kvshelf.vllm.scheduler.eviction import duties_of
 from kvshelf.vllm.scheduler.manager import KvshelfManager
-from kvshelf.vllm.scheduler.presence import Presence
 from kvshelf.vllm.spec import IDENTITY_KEY
 from kvshelf.vllm.stats import metric_definitions
 from kvshelf.vllm.worker.transfers import Transfers
@@ -114,12 +114,11 @@ class KvshelfTier(SecondaryTierManager):
         self._transfers = Transfers(self._shelf, logger)
         self._manager = KvshelfManager(
             Shelf(settings.roots, identity, config=engine),
-            Presence.of(settings),
+            ChunkTable.of(settings, num_workers=1),
             settings,
             chunk_bytes=memory.block_bytes,
             chunk_tokens=offloading_spec.blocks_per_chunk
             * min(group.tokens_per_block for group in config.groups),
-            num_workers=1,
             emit_events=wants_events and config.enable_kv_cache_events,
             duties=duties_of(settings, self._shelf),
         )
