@@ -26,9 +26,9 @@ from vllm.v1.kv_offload.base import GPULoadStoreSpec, ReqContext, ScheduleEndCon
 from kvshelf import EngineConfig, Identity, Shelf, make_key
 from kvshelf.config import Settings
 from kvshelf.vllm.compat import KeyRun
+from kvshelf.vllm.scheduler.chunk_table import ChunkTable
 from kvshelf.vllm.scheduler.epochs import Epochs
 from kvshelf.vllm.scheduler.manager import KvshelfManager
-from kvshelf.vllm.scheduler.presence import Presence
 from kvshelf.vllm.specs import ChunkKeysSpec
 from kvshelf.vllm.worker.worker import KvshelfWorker
 
@@ -55,16 +55,15 @@ def settle(manager: KvshelfManager) -> None:
 
 
 def make_manager(directory: Path) -> KvshelfManager:
-    presence = Presence(
+    table = ChunkTable(
         hit_ttl_seconds=60, miss_ttl_seconds=60, failed_ttl_seconds=60, keys_max=10**6
     )
     return KvshelfManager(
         Shelf(directory, IDENTITY),
-        presence,
+        table,
         Settings(),
         chunk_bytes=1 << 25,
         chunk_tokens=256,
-        num_workers=1,
         emit_events=False,
     )
 

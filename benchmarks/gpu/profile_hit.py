@@ -46,18 +46,14 @@ def traced(owner: type, name: str) -> None:
 
 def tap_loads(worker_class: Any) -> None:
     """Remember the worker and the chunks of its last load, and how long each load took."""
-    submitted, finish = worker_class._submitted, worker_class._finish_load
-
-    def outer(self: Any, kind: Any, job_id: int, chunks: Any) -> Any:
-        if kind.name == "LOAD":
-            TAP["worker"], TAP["chunks"] = self, list(chunks)
-        return submitted(self, kind, job_id, chunks)
+    finish = worker_class._finish_load
 
     def outer_finish(self: Any, result: Any) -> Any:
+        TAP["worker"], TAP["chunks"] = self, list(self._transfers.loads[result.job_id])
         TAP["load"] = (result.payload_bytes, result.seconds)
         return finish(self, result)
 
-    worker_class._submitted, worker_class._finish_load = outer, outer_finish
+    worker_class._finish_load = outer_finish
 
 
 def thread_times() -> dict[str, tuple[float, float]]:

@@ -40,7 +40,7 @@ def count_quiesced(worker: Any) -> None:
     quiesce = KvshelfWorker.quiesce
 
     def noting(self: Any) -> None:
-        before = [len(self._loads), len(self._stores)]
+        before = [len(self._transfers.loads), len(self._transfers.stores)]
         start = time.perf_counter()
         if os.environ.get("SAFETY_UNGUARDED") != "1":  # 1: see what happens without it
             quiesce(self)

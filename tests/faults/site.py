@@ -26,8 +26,8 @@ from kvshelf.engine import EngineStats, JobResult, Phase
 from kvshelf.shelf import Shelf
 from kvshelf.testing import Blocks
 from kvshelf.testing.codec import bad_pieces, decode
+from kvshelf.vllm.scheduler.chunk_table import ChunkTable
 from kvshelf.vllm.scheduler.manager import KvshelfManager
-from kvshelf.vllm.scheduler.presence import Presence
 from kvshelf.vllm.specs import ChunkKeysSpec
 from kvshelf.vllm.worker.worker import KvshelfWorker
 
@@ -124,11 +124,12 @@ class Site:
         self.lookups = Watched(self.root, IDENTITY, config=config)
         self.manager = KvshelfManager(
             self.lookups,
-            Presence(hit_ttl_seconds=30, miss_ttl_seconds=30, failed_ttl_seconds=60, keys_max=1000),
+            ChunkTable(
+                hit_ttl_seconds=30, miss_ttl_seconds=30, failed_ttl_seconds=60, keys_max=1000
+            ),
             Settings(lookup_wait_seconds=config.lookup_timeout_seconds + 5),
             chunk_bytes=PER_CHUNK * sum(PAGE_BYTES),
             chunk_tokens=16,
-            num_workers=1,
             emit_events=False,
         )
         self.log = Lines()

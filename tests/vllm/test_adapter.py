@@ -29,8 +29,8 @@ from kvshelf.upkeep.evict import Limits  # noqa: E402
 from kvshelf.upkeep.evict.duty import EvictionDuty  # noqa: E402
 from kvshelf.vllm.compat import KeyRun  # noqa: E402
 from kvshelf.vllm.report import WorkerReport  # noqa: E402
+from kvshelf.vllm.scheduler.chunk_table import ChunkTable  # noqa: E402
 from kvshelf.vllm.scheduler.manager import KvshelfManager  # noqa: E402
-from kvshelf.vllm.scheduler.presence import Presence  # noqa: E402
 from kvshelf.vllm.specs import ChunkKeysSpec  # noqa: E402
 from kvshelf.vllm.worker.worker import KvshelfWorker, blocks_of  # noqa: E402
 
@@ -65,16 +65,15 @@ class Replica:
             for _ in range(self.groups)
         ]
         config = EngineConfig(io_threads=2, load_only_threads=1, lookup_threads=2)
-        self.presence = Presence(
+        self.table = ChunkTable(
             hit_ttl_seconds=30, miss_ttl_seconds=0.05, failed_ttl_seconds=60, keys_max=1000
         )
         self.manager = KvshelfManager(
             Shelf(self.root, IDENTITY, config=config),
-            self.presence,
+            self.table,
             SETTINGS,
             chunk_bytes=LAYERS * BLOCK_BYTES * PER_CHUNK,
             chunk_tokens=16,
-            num_workers=1,
             emit_events=True,
             duties=()
             if self.limits is None
@@ -235,7 +234,7 @@ def test_a_damaged_chunk_is_recomputed_missed_and_healed(
     assert two.load([A, B], there) == set(there)
     assert two.lookup(A, B) == [LookupResult.MISS, LookupResult.HIT]
     assert two.manager.prepare_store([A, B], CONTEXT).keys_to_store == [A]
-    two.presence.not_stored(A)
+    two.table.dropped(A)
     assert two.store([A], there[:4]) == [A]
     assert two.manager.lookup(A, CONTEXT) is LookupResult.HIT
     assert f"'{metrics.HEALED_CHUNKS}': 1" in str(two.manager.get_stats().reduce())
@@ -357,7 +356,7 @@ def test_a_prefix_that_somebody_removed_is_stored_by_one_request(
     one.store(keys, list(range(32)))
     for each in keys:
         one.path(each).unlink()
-    one.presence.answers.clear()  # their time is over
+    one.table.expire(float("inf"))  # their time is over
     one.manager.prefetch([run_of(*keys)])
     assert one.lookup(keys[0]) == [LookupResult.MISS]
     assert one.store(keys, list(range(32))) == keys

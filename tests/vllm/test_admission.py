@@ -13,7 +13,7 @@ from kvshelf.vllm.scheduler.admission import (
     Verdict,
     spread,
 )
-from kvshelf.vllm.scheduler.pace import Pace
+from kvshelf.vllm.scheduler.step_clock import StepClock
 
 CHUNK_TOKENS = 100
 MB = 10**6
@@ -143,15 +143,15 @@ def test_spread_takes_keys_from_everywhere() -> None:
 
 
 def test_a_step_lasts_from_its_scheduling_or_the_end_of_the_one_before() -> None:
-    pace = Pace(steps_max=2, tells_all=False)
-    assert pace.ends(0.0, has_news=False) is None
-    pace.begins(100, 1.0)
-    pace.begins(50, 1.5)  # scheduled ahead
-    assert pace.ends(3.0, has_news=False) == (100, 2.0)
-    assert pace.ends(4.0, has_news=True) == (50, 1.0)
+    clock = StepClock(steps_max=2, tells_all=False)
+    assert clock.ends(0.0, has_news=False) is None
+    clock.begins(100, 1.0)
+    clock.begins(50, 1.5)  # scheduled ahead
+    assert clock.ends(3.0, has_news=False) == (100, 2.0)
+    assert clock.ends(4.0, has_news=True) == (50, 1.0)
     for tokens in range(5):
-        pace.begins(tokens, 5.0)  # ends that were never told
-    assert pace.ends(6.0, has_news=False) == (3, 1.0)
+        clock.begins(tokens, 5.0)  # ends that were never told
+    assert clock.ends(6.0, has_news=False) == (3, 1.0)
 
 
 @pytest.mark.parametrize("steps_max", [1, 2, 3, 5])
@@ -159,20 +159,20 @@ def test_a_step_lasts_from_its_scheduling_or_the_end_of_the_one_before() -> None
 def test_steps_without_tokens_do_not_shift_the_others(steps_max: int, tells_all: bool) -> None:
     """While a request waits for its load there are steps without tokens, of whose ends a single
     worker tells only those with news: a prefill must not get the time of a decoding step."""
-    made, pace = admission(), Pace(steps_max=steps_max, tells_all=tells_all)
+    made, clock = admission(), StepClock(steps_max=steps_max, tells_all=tells_all)
     now = 0.0
     under_way: list[tuple[int, float, bool]] = []
 
     def step(tokens: int, seconds: float, *, has_news: bool = False) -> None:
         nonlocal now
-        pace.begins(tokens, now)
+        clock.begins(tokens, now)
         under_way.append((tokens, seconds, has_news))
         if len(under_way) < steps_max:
             return
         tokens, seconds, has_news = under_way.pop(0)
         now += seconds
         if tokens or has_news or tells_all:
-            told = pace.ends(now, has_news=has_news)
+            told = clock.ends(now, has_news=has_news)
             if told is not None:
                 made.computed(*told)
 

@@ -89,7 +89,8 @@ def evict(replica: Replica, *keys: bytes) -> None:
 
 def long_ago(replica: Replica) -> None:
     """Whatever was published was so before any journal that is read now."""
-    replica.manager._publications.lately.clear()
+    for record in replica.table.records.values():
+        record.published_at = float("-inf")
 
 
 def read_once(replica: Replica) -> None:
@@ -179,11 +180,11 @@ def test_a_missed_journal_is_found_out_by_a_lookup(make: Callable[..., Replica])
     told = Told(one)
     told.step()
     one.path(A).unlink()
-    one.presence.answers.clear()  # as when the time of a hit is over
+    one.table.expire(float("inf"))  # as when the time of a hit is over
     assert one.lookup(A, B) == [LookupResult.MISS, LookupResult.HIT]
     told.step()
     assert told.events == [("+", A), ("+", B), ("-", A)]
-    one.presence.answers.clear()
+    one.table.expire(float("inf"))
     assert one.lookup(A) == [LookupResult.MISS]
     told.step()
     assert told.events[3:] == []  # it was said

@@ -13,7 +13,7 @@ pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm
 
 from kvshelf.errors import ConfigError  # noqa: E402
-from kvshelf.vllm import compat  # noqa: E402
+from kvshelf.vllm import compat, patches  # noqa: E402
 from kvshelf.vllm.identity import build_identity  # noqa: E402
 
 from .configs import kv_cache_config, vllm_config  # noqa: E402
@@ -107,8 +107,10 @@ def test_the_connector_sets_the_seed_where_vllm_would_draw_one(
     monkeypatch.setattr(compat, "kv_cache_utils", made)
     needed = fixed is None or algorithm == "xxhash"
     expected = compat.hash_seed(algorithm)
-    assert compat.fix_hash_seed(algorithm) == expected == ("0" if needed else fixed)
+    assert expected == ("0" if needed else fixed)
+    patches.fix_hash_seed(algorithm)
     assert os.environ.get("PYTHONHASHSEED") == ("0" if needed else None)
     assert compat.hash_seed(algorithm) == expected
     monkeypatch.setenv("PYTHONHASHSEED", "7")
-    assert compat.fix_hash_seed(algorithm) == compat.hash_seed(algorithm) == "7"
+    patches.fix_hash_seed(algorithm)
+    assert os.environ["PYTHONHASHSEED"] == compat.hash_seed(algorithm) == "7"

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -285,3 +290,40 @@ def test_adapters_of_ranks_are_told_apart_and_bounded(monkeypatch: pytest.Monkey
     monkeypatch.setattr(module, "NAMES_MAX", 1)
     assert adapters.of_request(1, "x", "/x") == adapter
     assert adapters.of_request(1, "y", "/y") is None
+
+
+def test_before_a_connector_is_made_nothing_changes_but_what_the_docs_name() -> None:
+    """Importing every module and registering the plugin, in a process of its own."""
+    env = {**os.environ, "VLLM_PLUGINS": ""}
+    script = Path(__file__).with_name("side_effects.py")
+    done = subprocess.run(
+        [sys.executable, str(script)], env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    changed = done.stdout.partition("changed:\n")[2].split()
+    assert changed == ["vllm.config.model.ModelConfig._apply_dict_overrides"]
+
+
+def test_the_docs_name_everything_that_is_wrapped() -> None:
+    patches.watch_engine()
+    patches.watch_worker()
+    patches.keep_overrides()
+    cores, worker = compat.engine_core_classes(), compat.worker_classes()[0]
+    classes = {
+        "EngineCore": cores,
+        "Scheduler": [compat.scheduler_class()],
+        "WorkerLoRAManager": [compat.lora_manager_class()],
+        "Worker": [worker],
+        "ModelConfig": [compat.model_config_class()],
+    }
+    wrapped = {
+        f"`{name}.{method}`"
+        for name, each in classes.items()
+        for cls in each
+        for method, value in vars(cls).items()
+        if hasattr(value, patches._MARK)
+    }
+    docs = (Path(__file__).parents[2] / "docs/operations.md").read_text()
+    section = docs.partition("## What kvshelf changes in vLLM")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`\w+\.\w+`", section))
+    assert wrapped <= named and named - wrapped <= {"`Worker.discard`"}  # since 0.30

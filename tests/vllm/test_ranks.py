@@ -17,32 +17,32 @@ from kvshelf.engine import Phase  # noqa: E402
 from kvshelf.vllm.faultlog import FaultLog  # noqa: E402
 from kvshelf.vllm.report import WorkerReport  # noqa: E402
 from kvshelf.vllm.scheduler import manager as manager_module  # noqa: E402
-from kvshelf.vllm.scheduler import publications  # noqa: E402
+from kvshelf.vllm.scheduler.chunk_table import ChunkTable  # noqa: E402
 from kvshelf.vllm.scheduler.manager import KvshelfManager  # noqa: E402
-from kvshelf.vllm.scheduler.presence import Presence  # noqa: E402
 from kvshelf.vllm.worker.outcomes import Outcomes  # noqa: E402
 
-from .test_adapter import CONTEXT, IDENTITY, SETTINGS, key  # noqa: E402
+from .test_adapter import CONTEXT, IDENTITY, SETTINGS, STEP_END, key  # noqa: E402
 
 A, B = key(1), key(2)
 FIRST, SECOND = 1 << 0, 1 << 1
 
 
 @pytest.fixture
-def presence() -> Presence:
-    return Presence(hit_ttl_seconds=9, miss_ttl_seconds=0, failed_ttl_seconds=9, keys_max=9)
+def table() -> ChunkTable:
+    """Of two ranks."""
+    return ChunkTable(
+        hit_ttl_seconds=9, miss_ttl_seconds=0, failed_ttl_seconds=9, keys_max=9, num_workers=2
+    )
 
 
 @pytest.fixture
-def manager(tmp_path: Path, presence: Presence) -> Iterator[KvshelfManager]:
-    """Of two ranks."""
+def manager(tmp_path: Path, table: ChunkTable) -> Iterator[KvshelfManager]:
     made = KvshelfManager(
         Shelf(tmp_path, IDENTITY, world_size=2),
-        presence,
+        table,
         SETTINGS,
         chunk_bytes=1,
         chunk_tokens=16,
-        num_workers=2,
         emit_events=True,
     )
     yield made
@@ -50,17 +50,17 @@ def manager(tmp_path: Path, presence: Presence) -> Iterator[KvshelfManager]:
 
 
 def test_a_chunk_that_one_rank_lacks_is_not_served(
-    manager: KvshelfManager, presence: Presence
+    manager: KvshelfManager, table: ChunkTable
 ) -> None:
     manager.prepare_store([A], CONTEXT)
     manager.absorb(WorkerReport(published={A: FIRST}))
     assert list(manager.take_events()) == []
-    assert presence.answers.get(A) is None
+    assert table.answer(A) is None
     manager.absorb(WorkerReport(published={A: SECOND}))
     assert [list(e.keys) for e in manager.take_events()] == [[A]]
 
 
-def test_a_rank_that_says_it_twice_is_not_two(manager: KvshelfManager, presence: Presence) -> None:
+def test_a_rank_that_says_it_twice_is_not_two(manager: KvshelfManager, table: ChunkTable) -> None:
     """The second rank dropped it, so it is stored anew: the first had it, and still has."""
     manager.prepare_store([A], CONTEXT)
     manager.absorb(WorkerReport(not_stored={A}))
@@ -68,7 +68,7 @@ def test_a_rank_that_says_it_twice_is_not_two(manager: KvshelfManager, presence:
     for _ in range(2):
         manager.absorb(WorkerReport(published={A: FIRST}))
         assert list(manager.take_events()) == []
-        assert presence.answers.get(A) is None
+        assert table.answer(A) is None
     manager.absorb(WorkerReport(published={A: SECOND}))
     assert [list(e.keys) for e in manager.take_events()] == [[A]]
 
@@ -81,17 +81,15 @@ def test_reports_of_ranks_are_joined(manager: KvshelfManager) -> None:
 
 
 def test_what_never_comes_is_not_remembered_for_ever(
-    manager: KvshelfManager, monkeypatch: pytest.MonkeyPatch
+    manager: KvshelfManager, table: ChunkTable
 ) -> None:
     """Chunks that one rank never publishes, and chunks that failed to load and nobody stores."""
-    monkeypatch.setattr(publications, "PUBLISHING_KEYS_MAX", 4)
-    monkeypatch.setattr(publications, "TO_HEAL_KEYS_MAX", 6)
-    keys = [key(i) for i in range(10)]
-    manager.absorb(WorkerReport(published=dict.fromkeys(keys, FIRST)))
-    for each in keys:
+    keys = [key(i) for i in range(20)]
+    manager.absorb(WorkerReport(published=dict.fromkeys(keys[:10], FIRST)))
+    for each in keys[10:]:
         manager.absorb(WorkerReport(failed={each}))
-    assert list(manager._publications.publishing) == keys[-4:]
-    assert list(manager._publications.to_heal) == keys[-6:]
+    manager.on_schedule_end(STEP_END)
+    assert list(table.records) == keys[-9:]
 
 
 def test_workers_of_another_namespace_are_an_error_and_store_nothing(

@@ -25,6 +25,7 @@ from kvshelf.vllm.compat import KeyRun  # noqa: E402
 from kvshelf.vllm.faultlog import FaultLog  # noqa: E402
 from kvshelf.vllm.report import WorkerReport  # noqa: E402
 from kvshelf.vllm.scheduler.breaker import State  # noqa: E402
+from kvshelf.vllm.scheduler.chunk_table import Answer  # noqa: E402
 from kvshelf.vllm.scheduler.manager import logger  # noqa: E402
 from kvshelf.vllm.tier import tier_settings  # noqa: E402
 from kvshelf.vllm.worker.outcomes import Outcomes  # noqa: E402
@@ -109,9 +110,8 @@ def test_no_more_of_a_prefix_is_asked_for_than_can_be_of_use(pair: Pair) -> None
     pair.manager.prefetch([KeyRun(prefix, 16, is_prefix=True), KeyRun(window, 16, is_prefix=False)])
     assert len(pair.bad.runs) == asked[0] and pair.good.runs[asked[1] :] == [(3,)]
     pair.step()
-    answers = pair.manager._answers
     known = {*pair.a[:3], *pair.a[10:13]}
-    assert {key for key in (*prefix, *window) if key in answers} == known
+    assert {key for key in (*prefix, *window) if pair.manager._table.answer(key)} == known
 
 
 def test_only_the_good_root_is_written_to(pair: Pair) -> None:
@@ -272,8 +272,8 @@ def test_every_root_has_a_duty_and_only_its_own_chunks_can_go(
         RemovedWriter(made.roots[1], "e" * 16).append(folder, [made.a[0], made.b[0]])
         RemovedWriter(made.roots[0], "f" * 16).append(folder, [made.a[1]])
         gone = {made.a[1], made.b[0]}
-        answers = made.manager._answers
-        until(lambda: all(answers.get(k) is not answers[made.a[0]] for k in gone), made.step)
+        table = made.manager._table
+        until(lambda: all(table.answer(k) is not Answer.HIT for k in gone), made.step)
         assert made.ask(made.a[0]) == [HIT]
         shown = ""
 

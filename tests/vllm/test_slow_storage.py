@@ -25,8 +25,8 @@ from kvshelf.testing.memory_engine import MemoryEngine
 from kvshelf.vllm.compat import KeyRun
 from kvshelf.vllm.report import WorkerReport
 from kvshelf.vllm.scheduler.breaker import State
+from kvshelf.vllm.scheduler.chunk_table import ChunkTable
 from kvshelf.vllm.scheduler.manager import KvshelfManager
-from kvshelf.vllm.scheduler.presence import Presence
 
 STEP_END = ScheduleEndContext(new_req_ids=(), preempted_req_ids=())
 HIT, MISS, RETRY = LookupResult.HIT, LookupResult.MISS, LookupResult.RETRY
@@ -89,17 +89,16 @@ class Scheduler:
     def __init__(self, root: Path | list[Path], **settings: Any) -> None:
         shelf = Shelf(root, Identity({"model": "m"}), engine=Storage)
         self.storage: Any = shelf._engines[0]
-        presence = Presence(
+        table = ChunkTable(
             hit_ttl_seconds=30, miss_ttl_seconds=0.05, failed_ttl_seconds=60, keys_max=1000
         )
         given = {"lookup_wait_seconds": 0.05, "breaker_retry_seconds": RETRY_SECONDS, **settings}
         self.manager = KvshelfManager(
             shelf,
-            presence,
+            table,
             Settings(**given),
             chunk_bytes=1_000_000,
             chunk_tokens=16,
-            num_workers=1,
             emit_events=False,
         )
 
@@ -252,7 +251,7 @@ def test_keys_behind_a_missing_one_are_not_asked_for(scheduler: Scheduler) -> No
     # What the lookup left out is unknown, not absent.
     scheduler.storage.answer(FileStatus.CANCELLED)
     scheduler.step()
-    assert key(1) not in scheduler.manager._answers
+    assert scheduler.manager._table.answer(key(1)) is None
 
 
 def test_a_first_hit_waits_for_a_measurement_and_is_loaded(scheduler: Scheduler) -> None:

@@ -5,8 +5,6 @@ No other module may ask for vLLM's version or look for an attribute that only so
 
 from __future__ import annotations
 
-import copy
-import functools
 import logging
 import os
 from collections.abc import Callable, Collection, Sequence
@@ -80,33 +78,20 @@ def can_recover(num_groups: int) -> bool:
     return num_groups == 1 or TransferResults is not None
 
 
+def draws_hash_seed(algorithm: str) -> bool:
+    """Whether vLLM starts block hashes at random unless PYTHONHASHSEED is set: 0.26 with every
+    hash, later versions with those that are not collision resistant."""
+    return algorithm.startswith("xxhash") or not hasattr(kv_cache_utils, "DEFAULT_NONE_HASH_SEED")
+
+
 def hash_seed(algorithm: str) -> str:
-    """The seed of all block hashes, as it is once ``fix_hash_seed`` was called. Changes nothing."""
+    """The seed of all block hashes, as it is once ``patches.fix_hash_seed`` was called."""
     seed = os.environ.get("PYTHONHASHSEED")
     if seed is not None:
         return seed
-    fixed: str | None = getattr(kv_cache_utils, "DEFAULT_NONE_HASH_SEED", None)
-    if fixed is not None and not algorithm.startswith("xxhash"):
-        return fixed
-    return DEFAULT_HASH_SEED
-
-
-def fix_hash_seed(algorithm: str) -> str:
-    """Make block hashes the same in every process, and return the seed they start from.
-
-    vLLM derives all block hashes from a root hash. 0.26 draws it at random unless PYTHONHASHSEED
-    is set; later versions do so only for hashes that are not collision resistant. Two engines with
-    different roots share nothing, so where vLLM would draw one, PYTHONHASHSEED is set for this
-    process; a value that the user set is left alone. Must run before ``init_none_hash``, which the
-    engine calls after it made the connector (v1/engine/core.py).
-    """
-    seed = hash_seed(algorithm)
-    is_drawn = algorithm.startswith("xxhash") or not hasattr(
-        kv_cache_utils, "DEFAULT_NONE_HASH_SEED"
-    )
-    if is_drawn:
-        os.environ.setdefault("PYTHONHASHSEED", seed)
-    return seed
+    if draws_hash_seed(algorithm):
+        return DEFAULT_HASH_SEED
+    return str(kv_cache_utils.DEFAULT_NONE_HASH_SEED)
 
 
 def environment_names() -> frozenset[str]:
@@ -143,23 +128,6 @@ def untouched_hf_config(model: Any) -> Any:
     if nested:
         model._apply_dict_overrides(config, nested)
     return config
-
-
-def detach_overrides(model_class: Any) -> None:
-    """Make vLLM's ModelConfig put copies of the user's dicts into a model's configuration.
-
-    It puts the dicts themselves there, so a model that writes to its configuration changes the
-    user's overrides too, and ``untouched_hf_config`` would apply them. May be called again.
-    """
-    apply = model_class._apply_dict_overrides
-    if hasattr(apply, "__wrapped__"):
-        return
-
-    @functools.wraps(apply)
-    def apply_copies(self: Any, config: Any, overrides: dict[str, Any]) -> None:
-        apply(self, config, copy.deepcopy(overrides))
-
-    model_class._apply_dict_overrides = apply_copies
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,6 +334,13 @@ def flat_connectors(connector: Any) -> list[Any]:
     return (
         [connector] if children is None else [c for each in children for c in flat_connectors(each)]
     )
+
+
+def model_config_class() -> Any:
+    """vLLM's ModelConfig."""
+    from vllm.config import ModelConfig  # noqa: PLC0415 - while a plugin is registered only
+
+    return ModelConfig
 
 
 def engine_core_classes() -> list[Any]:

@@ -27,13 +27,13 @@ from kvshelf.vllm.report import KvshelfWorkerMetadata
 from kvshelf.vllm.scheduler.engine_weights import EngineWeights
 from kvshelf.vllm.scheduler.epochs import Epochs
 from kvshelf.vllm.scheduler.manager import KvshelfManager
-from kvshelf.vllm.scheduler.pace import Pace
 from kvshelf.vllm.scheduler.requests import (
     ADAPTER_UNKNOWN,
     OTHER_CONNECTOR,
     Hashing,
     reason_to_leave_alone,
 )
+from kvshelf.vllm.scheduler.step_clock import StepClock
 from kvshelf.vllm.spec import IDENTITY_KEY
 from kvshelf.vllm.worker.pages import PAGES_KEY, page_kinds
 from kvshelf.vllm.worker.worker import KvshelfWorker, blocks_of
@@ -70,7 +70,7 @@ class KvshelfConnector(OffloadingConnector):
             settle_chunk(vllm_config, kv_cache_config, tell=tell)
             salt = extra.get("identity_salt", "")
             extra[IDENTITY_KEY] = build_identity(vllm_config, kv_cache_config, salt)
-            compat.fix_hash_seed(str(vllm_config.cache_config.prefix_caching_hash_algo))
+            patches.fix_hash_seed(str(vllm_config.cache_config.prefix_caching_hash_algo))
             extra[PAGES_KEY] = page_kinds(vllm_config, kv_cache_config)
         super().__init__(vllm_config, role, kv_cache_config)
         if self._guarded and role is KVConnectorRole.SCHEDULER:
@@ -83,7 +83,7 @@ class KvshelfConnector(OffloadingConnector):
         self.weights: EngineWeights | None = None
         if self._guarded:
             self._watch_weights(role, names_weights=weights_are_known(vllm_config))
-        self._pace = Pace(
+        self._step_clock = StepClock(
             steps_max=vllm_config.max_concurrent_batches,
             tells_all=vllm_config.parallel_config.world_size > 1,
         )
@@ -229,7 +229,7 @@ class KvshelfConnector(OffloadingConnector):
         if self.weights is not None and scheduler_output.total_num_scheduled_tokens:
             self.weights.epochs.computes()
         if self._ours:
-            self._pace.begins(scheduler_output.total_num_scheduled_tokens, time.monotonic())
+            self._step_clock.begins(scheduler_output.total_num_scheduled_tokens, time.monotonic())
         if self._guarded:
             guards.note_copied(self.connector_scheduler, scheduler_output)
             scheduler_output = guards.without_reloads(self.connector_scheduler, scheduler_output)
@@ -299,7 +299,7 @@ class KvshelfConnector(OffloadingConnector):
             has_news, self.has_news = self.has_news, None
             if has_news is None:
                 has_news = not connector_output.is_empty()
-            step = self._pace.ends(time.monotonic(), has_news=has_news)
+            step = self._step_clock.ends(time.monotonic(), has_news=has_news)
             if step is not None:
                 self._manager.admission.computed(*step)
         if self._ours and isinstance(meta, KvshelfWorkerMetadata):

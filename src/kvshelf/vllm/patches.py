@@ -1,7 +1,7 @@
-"""What kvshelf changes in vLLM's classes, all of it: calls that say when weights may have changed.
+"""What kvshelf changes in vLLM, all of it. docs/operations.md has the same list.
 
-Applied by the first connector of ours in a process, never by importing or registering; each once.
-Every wrapper calls what it wraps with the same arguments and returns or raises the same.
+By a configuration that asks for kvshelf: its connector calls ``watch_engine`` or ``watch_worker``,
+and ``fix_hash_seed``. Each once in a process, never by importing.
 
 | class, method | in the process of | why |
 |---|---|---|
@@ -11,11 +11,24 @@ Every wrapper calls what it wraps with the same arguments and returns or raises 
 | Scheduler.reset_prefix_cache | scheduler | only after it succeeded do loads and stores go on |
 | WorkerLoRAManager._load_adapter | worker | an adapter is known by its content |
 | Worker.sleep, discard, wake_up | worker | unmapped memory is neither copied nor read |
+| PYTHONHASHSEED in os.environ | scheduler, worker | block hashes start from one seed everywhere |
+
+By registering the plugin, configured or not: ``keep_overrides``. vLLM makes its ModelConfig before
+any process knows which connector it will make, and a forked worker registers no plugin of its own.
+
+| class, method | in the process of | why |
+|---|---|---|
+| ModelConfig._apply_dict_overrides | all | a model's writes must not reach the user's overrides |
+
+Every wrapper calls what it wraps with the same arguments (``_apply_dict_overrides``: with equal
+ones) and returns or raises the same.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
+import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -47,6 +60,27 @@ def watch_worker() -> None:
         _wrap(cls, "sleep", _sleep)
         _wrap(cls, "discard", _discard)
         _wrap(cls, "wake_up", _wake_up)
+
+
+def fix_hash_seed(algorithm: str) -> None:
+    """Make block hashes the same in every process.
+
+    vLLM derives all block hashes from a root hash. Two engines with different roots share nothing,
+    so where vLLM would draw one at random, PYTHONHASHSEED is set for this process; a value that the
+    user set is left alone. Must run before ``init_none_hash``, which the engine calls after it made
+    the connector (v1/engine/core.py), and after the identity is built, which refuses weak hashes.
+    """
+    if compat.draws_hash_seed(algorithm):
+        os.environ.setdefault("PYTHONHASHSEED", compat.hash_seed(algorithm))
+
+
+def keep_overrides() -> None:
+    """Make vLLM's ModelConfig put copies of the user's dicts into a model's configuration.
+
+    It puts the dicts themselves there, so a model that writes to its configuration changes the
+    user's overrides too, and ``compat.untouched_hf_config`` would apply them. May be called again.
+    """
+    _wrap(compat.model_config_class(), "_apply_dict_overrides", _apply_copies)
 
 
 def _wrap(cls: Any, name: str, wrapper: Callable[..., Any]) -> None:
@@ -136,6 +170,10 @@ def _reset_prefix_cache(
     finally:
         for weights in _weights_of(scheduler):
             weights.after_reset(succeeded=succeeded, with_connectors=reset_connector)
+
+
+def _apply_copies(wrapped: Callable[..., Any], model: Any, config: Any, overrides: Any) -> Any:
+    return wrapped(model, config, copy.deepcopy(overrides))
 
 
 def _load_adapter(wrapped: Callable[..., Any], manager: Any, *args: Any, **kwargs: Any) -> Any:

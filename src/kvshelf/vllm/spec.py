@@ -23,9 +23,9 @@ from kvshelf.engine import EngineConfig, GroupMemory, Pages
 from kvshelf.errors import ConfigError
 from kvshelf.shelf import Shelf
 from kvshelf.vllm import compat
+from kvshelf.vllm.scheduler.chunk_table import ChunkTable
 from kvshelf.vllm.scheduler.eviction import duties_of
 from kvshelf.vllm.scheduler.manager import KvshelfManager
-from kvshelf.vllm.scheduler.presence import Presence
 from kvshelf.vllm.stats import metric_definitions
 from kvshelf.vllm.worker.auditor import Auditor
 from kvshelf.vllm.worker.auditor import make as make_auditor
@@ -90,11 +90,10 @@ class SharedStorageOffloadingSpec(OffloadingSpec):
             logger.info("%s", quick_line(Path(root)))
         return KvshelfManager(
             shelf,
-            Presence.of(settings),
+            ChunkTable.of(settings, self.config.parallel.world_size),
             settings,
             chunk_bytes=self._chunk_bytes(),
             chunk_tokens=self._chunk_tokens(),
-            num_workers=self.config.parallel.world_size,
             emit_events=self.config.enable_kv_cache_events,
             duties=duties_of(settings, shelf),
         )

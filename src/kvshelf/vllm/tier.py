@@ -33,14 +33,13 @@ from kvshelf.errors import ConfigError
 from kvshelf.shelf import Chunk, Shelf
 from kvshelf.vllm import compat
 from kvshelf.vllm.adapters import Adapter
-from kvshelf.vllm.faultlog import FaultLog
+from kvshelf.vllm.scheduler.chunk_table import ChunkTable
 from kvshelf.vllm.scheduler.epochs import Epochs
 from kvshelf.vllm.scheduler.eviction import duties_of
 from kvshelf.vllm.scheduler.manager import KvshelfManager
-from kvshelf.vllm.scheduler.presence import Presence
 from kvshelf.vllm.spec import IDENTITY_KEY
 from kvshelf.vllm.stats import metric_definitions
-from kvshelf.vllm.worker.outcomes import Outcomes
+from kvshelf.vllm.worker.transfers import Transfers
 
 logger = compat.logger_of(__name__)
 
@@ -100,9 +99,8 @@ class KvshelfTier(SecondaryTierManager):
             settings.load_timeout_seconds,
             settings.max_write_queued_seconds + settings.store_timeout_seconds,
         )
-        # Under way in the shelf: vLLM's keys, and those of the chunk files.
-        self._jobs: dict[int, tuple[tuple[bytes, ...], tuple[bytes, ...]]] = {}
-        self._part_refused: set[int] = set()  # jobs of which some chunks are not even tried
+        # Under way in the shelf: vLLM's keys, and whether some of the job's are not even tried.
+        self._jobs: dict[int, tuple[tuple[bytes, ...], bool]] = {}
         self._done: list[TierResult] = []  # ended at submission
         ids = compat.group_ids(config)
         # Rows are pinned until a store is finished, so it writes straight from them.
@@ -113,16 +111,14 @@ class KvshelfTier(SecondaryTierManager):
             group_ids=ids,
             config=replace(engine, write_behind=False, lookup_threads=1),
         )
-        self._faults = FaultLog(logger)
-        self._outcomes = Outcomes(self._faults, self._shelf)
+        self._transfers = Transfers(self._shelf, logger)
         self._manager = KvshelfManager(
             Shelf(settings.roots, identity, config=engine),
-            Presence.of(settings),
+            ChunkTable.of(settings, num_workers=1),
             settings,
             chunk_bytes=memory.block_bytes,
             chunk_tokens=offloading_spec.blocks_per_chunk
             * min(group.tokens_per_block for group in config.groups),
-            num_workers=1,
             emit_events=wants_events and config.enable_kv_cache_events,
             duties=duties_of(settings, self._shelf),
         )
@@ -161,29 +157,23 @@ class KvshelfTier(SecondaryTierManager):
         ]
         # What is neither wanted nor there was refused, say because its root is suspended.
         is_refused = not there.union(keys) >= set(job_metadata.keys)
-        if not chunks:  # without any, vLLM would take all of the job's bytes for written
-            self._done.append(compat.tier_result(job_id, ok=not is_refused, moved_bytes=0))
-        elif not self._submitted(JobKind.STORE, job_id, keys, chunks):
-            for chunk in chunks:
-                self._outcomes.store_outcome(chunk.key, FileStatus.DROPPED, 0)
-            self._done.append(compat.tier_result(job_id, ok=False, moved_bytes=0))
-        elif is_refused:
-            self._part_refused.add(job_id)
+        if self._transfers.store(job_id, chunks):
+            self._jobs[job_id] = keys, is_refused
+            return
+        # Without a number, vLLM would take all of the job's bytes for written.
+        ok = not chunks and not is_refused
+        self._done.append(compat.tier_result(job_id, ok=ok, moved_bytes=0))
 
     @override
     def submit_load(self, job_metadata: Any) -> None:
         job_id, rows = job_metadata.job_id, compat.tier_rows(job_metadata)
         keys = tuple(job_metadata.keys)
-        if not keys:
-            self._done.append(compat.tier_result(job_id, ok=True, moved_bytes=0))
-            return
-        names = self._manager.prepare_load(keys, job_metadata.req_context).keys
+        names = self._manager.prepare_load(keys, job_metadata.req_context).keys if keys else ()
         chunks = [Chunk(name, rows[i : i + 1]) for i, name in enumerate(names)]
-        if self._submitted(JobKind.LOAD, job_id, keys, chunks):
-            self._outcomes.load_begins(job_id)
-            return
-        self._outcomes.load_refused(names)
-        self._done.append(compat.tier_result(job_id, ok=False, moved_bytes=0))
+        if self._transfers.load(job_id, chunks):
+            self._jobs[job_id] = keys, False
+        else:
+            self._done.append(compat.tier_result(job_id, ok=not keys, moved_bytes=0))
 
     @override
     def get_finished_jobs(self) -> Iterable[TierResult]:
@@ -193,7 +183,7 @@ class KvshelfTier(SecondaryTierManager):
             for result in self._shelf.poll()
             if result.phase is Phase.FINISHED
         ]
-        report = self._outcomes.take(self._shelf.stats())
+        report = self._transfers.take_report()
         if report is not None:
             self._manager.absorb(report)
         return results
@@ -230,8 +220,7 @@ class KvshelfTier(SecondaryTierManager):
 
     @override
     def shutdown(self) -> None:
-        self._shelf.drain(self._close_timeout_seconds)
-        self._shelf.close(timeout_seconds=1.0)
+        self._transfers.close(self._close_timeout_seconds)
         self._manager.shutdown()
 
     @classmethod
@@ -244,32 +233,14 @@ class KvshelfTier(SecondaryTierManager):
     def get_stats(self) -> Any:
         return self._manager.get_stats()
 
-    def _submitted(
-        self, kind: JobKind, job_id: int, keys: tuple[bytes, ...], chunks: list[Chunk]
-    ) -> bool:
-        """Submit; an engine that refuses is a fault like any other, not a crash of vLLM."""
-        submit = self._shelf.submit_store if kind is JobKind.STORE else self._shelf.submit_load
-        try:
-            submit(job_id, chunks)
-        except Exception as error:
-            self._faults.fault(f"submit {kind.value}", f"{type(error).__name__}: {error}")
-            return False
-        self._jobs[job_id] = keys, tuple(chunk.key for chunk in chunks)
-        return True
-
     def _finished(self, result: JobResult) -> TierResult:
-        keys, names = self._jobs.pop(result.job_id)
-        if result.kind is JobKind.LOAD:
-            self._outcomes.load_ended(names, result)
-        else:
-            self._outcomes.store_ended(names, result)
+        keys, is_refused = self._jobs.pop(result.job_id)
+        self._transfers.ended(result)
         pairs = zip(keys, result.statuses, strict=True)
         good = [key for key, status in pairs if status is FileStatus.OK]
-        is_whole = result.job_id not in self._part_refused
-        self._part_refused.discard(result.job_id)
         return compat.tier_result(
             result.job_id,
-            ok=is_whole and len(good) == len(keys),
+            ok=not is_refused and len(good) == len(keys),
             loaded=good if result.kind is JobKind.LOAD else (),
             seconds=result.seconds,
             moved_bytes=result.payload_bytes,

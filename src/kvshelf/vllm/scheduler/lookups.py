@@ -1,6 +1,6 @@
 """Questions to the shelf that are under way: asked in batches, answered by polling.
 
-    wanted, prefetch -> Shelf -> fetch -> Presence, Breakers, Stats
+    wanted, prefetch -> Shelf -> fetch -> ChunkTable, Breakers, Stats
 
 Each root is asked by itself, so that nobody waits for one that does not answer.
 
@@ -10,7 +10,7 @@ Scheduler's thread only; nothing here waits for storage.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from kvshelf import metrics
@@ -19,8 +19,8 @@ from kvshelf.vllm.compat import KeyRun
 from kvshelf.vllm.faultlog import FaultLog
 from kvshelf.vllm.scheduler.breaker import State
 from kvshelf.vllm.scheduler.breakers import Breakers
+from kvshelf.vllm.scheduler.chunk_table import ChunkTable
 from kvshelf.vllm.scheduler.masked import MaskedShelf
-from kvshelf.vllm.scheduler.presence import Answer, Presence
 from kvshelf.vllm.stats import StatsSink
 
 # Where lookups are usually answered sooner than this, the first question of a step waits for them
@@ -44,22 +44,10 @@ class _Asked:
     is_late: bool = False
 
 
-def _unknown_before_a_miss(keys: Sequence[bytes], answers: dict[bytes, Answer]) -> list[bytes]:
-    unknown = []
-    for key in keys:
-        answer = answers.get(key)
-        if answer is None:
-            unknown.append(key)
-        elif answer is Answer.MISS:
-            break
-    return unknown
-
-
 class Lookups:
     """
     Args:
-        gone: told of a key that was thought to be stored and is not there.
-        published: key -> when it was lately published by this engine, by ``time.monotonic``.
+        evicted: told of a key that was thought to be stored and is not there.
         wait_seconds: how long a request waits for an answer. After that its keys count as absent
             for now, and the answer, when it comes, serves the next request.
     """
@@ -67,25 +55,21 @@ class Lookups:
     def __init__(
         self,
         shelf: MaskedShelf,
-        presence: Presence,
+        table: ChunkTable,
         stats: StatsSink,
         breakers: Breakers,
         faults: FaultLog,
         *,
-        gone: Callable[[bytes], None],
-        published: Mapping[bytes, float],
+        evicted: Callable[[bytes], None],
         wait_seconds: float,
     ) -> None:
         self._shelf = shelf
-        self._presence = presence
+        self._table = table
         self._stats = stats
         self._reading = breakers.reading
         self._faults = faults
-        self._gone = gone
-        self._published = published
+        self._evicted = evicted
         self._wait_seconds = wait_seconds
-        # Asked for at the end of the step; marked PENDING by whoever appends to it.
-        self.wanted: list[bytes] = []
         self._in_flight: dict[int, _Asked] = {}
         self._probes: dict[int, ProbeDone] = {}
         self._next_job_id = 0
@@ -97,23 +81,17 @@ class Lookups:
 
         Those after a key that is known to be missing are not worth asking for, nor looking at.
         """
-        answers = self._presence.answers
         prefixes: list[bytes] = []
         lengths: list[int] = []
         others: list[bytes] = []
         for run in runs:
+            asked = self._table.ask(run.keys, is_prefix=run.is_prefix)
             if not run.is_prefix:
-                others += [key for key in run.keys if key not in answers]
-                continue
-            asked = run.keys
-            if not answers.keys().isdisjoint(asked):  # a new prompt of 4,096 keys skips the loop
-                asked = _unknown_before_a_miss(asked, answers)
-            if asked:
+                others += asked
+            elif asked:
                 prefixes += asked
                 lengths.append(len(asked))
         if prefixes or others:
-            self._presence.pending(prefixes)
-            self._presence.pending(others)
             self._submit((*prefixes, *others), lengths)
 
     def fetch(self) -> None:
@@ -135,10 +113,8 @@ class Lookups:
                 self._probes.pop(result.job_id)(result)
 
     def end_step(self, now: float) -> None:
-        if self.wanted:
-            keys = tuple(self.wanted)
-            self.wanted.clear()  # the same list: the manager appends to it
-            self._submit(keys, ())
+        if self._table.wanted:
+            self._submit(self._table.take_wanted(), ())
         if self._in_flight or self._probes:
             self.fetch()
             self._give_up_waiting(now)
@@ -168,9 +144,6 @@ class Lookups:
         self._probes[job_id] = done
         return True
 
-    def forget(self) -> None:
-        self.wanted.clear()
-
     def _submit(self, keys: tuple[bytes, ...], runs: Sequence[int]) -> None:
         now = time.monotonic()
         for share in self._shelf.shares(keys, runs):
@@ -180,7 +153,7 @@ class Lookups:
             except Exception as error:  # whatever it is, it must not end vLLM's scheduler
                 self._faults.fault("submit lookup", f"{type(error).__name__}: {error}")
                 for key in share.keys:
-                    self._presence.unanswered(key, now)
+                    self._table.unanswered(key, now)
                 self._stats.count(metrics.LOOKUPS, "error", by=len(share.keys))
                 continue
             self._in_flight[job_id] = _Asked(share.root, share.keys, now)
@@ -192,14 +165,14 @@ class Lookups:
             if not asked.is_late:
                 asked.is_late = True
                 for key in asked.keys:
-                    self._presence.unanswered(key, now)
+                    self._table.unanswered(key, now)
                 self._reading[asked.root].fault("lookup: too late", now)
 
     def _apply(self, asked: _Asked, result: JobResult) -> None:
         now, root = time.monotonic(), asked.root
         if now - asked.since > STALE_SECONDS:
             for key in asked.keys:
-                self._presence.unknown(key)
+                self._table.stale(key)
             return
         self._usual_seconds[root] += (result.seconds - self._usual_seconds[root]) / 8
         counts = self._learn(asked, result, now)
@@ -217,21 +190,19 @@ class Lookups:
             self._reading[root].success(now)
 
     def _learn(self, asked: _Asked, result: JobResult, now: float) -> dict[str, int]:
-        """Each answer to Presence; how many there are of each kind."""
-        presence, counts = self._presence, dict.fromkeys(metrics.LOOKUP_RESULTS, 0)
+        """Each answer to the table; how many there are of each kind."""
+        table, counts = self._table, dict.fromkeys(metrics.LOOKUP_RESULTS, 0)
         for key, status in zip(asked.keys, result.statuses, strict=True):
             if status is FileStatus.OK:
-                presence.found(key, now)
+                table.found(key, now)
                 counts["hit"] += 1
             elif status is FileStatus.NOT_FOUND:
                 counts["miss"] += 1
-                if self._published.get(key, float("-inf")) >= asked.since:
-                    continue  # looked for before it was there
-                if presence.missed(key, now):
-                    self._gone(key)
+                if table.missed(key, now, asked.since):
+                    self._evicted(key)
             elif status is FileStatus.CANCELLED:
-                presence.unasked(key)
+                table.unasked(key)
             else:
-                presence.unanswered(key, now)
+                table.unanswered(key, now)
                 counts["timeout" if status is FileStatus.TIMED_OUT else "error"] += 1
         return counts

@@ -1,14 +1,14 @@
 """The scheduler's side: which chunks the shelf has, which a request loads and which it stores.
 
 Everything here runs on the scheduler's thread and must never wait: answers come from
-``Presence``; questions that it cannot answer are collected during a step, sent to the native
+``ChunkTable``; questions that it cannot answer are collected during a step, sent to the native
 lookup threads at its end, and answered RETRY meanwhile. No file-system call is made here.
 
-    lookup -> Presence -> HIT, MISS
-                       -> unknown: Lookups -> Shelf -> poll -> Presence
+    lookup -> ChunkTable -> HIT, MISS
+                         -> unknown: Lookups -> Shelf -> poll -> ChunkTable
     a hit  -> Admission -> load it, compute it, or measure the storage first
     faults -> Breakers -> a root that does not answer is left alone
-    used, stored -> Touches; stored, gone -> Events; evicted by anybody -> Eviction -> Presence
+    used, stored -> Touches; stored, evicted -> Events; evicted by a replica -> ChunkTable
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ from kvshelf.vllm.report import WorkerReport
 from kvshelf.vllm.scheduler.admission import Admission
 from kvshelf.vllm.scheduler.audit import Audits
 from kvshelf.vllm.scheduler.breakers import Breakers
+from kvshelf.vllm.scheduler.chunk_table import Answer, ChunkTable
+from kvshelf.vllm.scheduler.earlier_stores import EarlierStores
 from kvshelf.vllm.scheduler.epochs import Epochs
 from kvshelf.vllm.scheduler.events import Events
 from kvshelf.vllm.scheduler.eviction import Eviction
 from kvshelf.vllm.scheduler.lookups import Lookups
 from kvshelf.vllm.scheduler.masked import MaskedShelf, RequestKeys
 from kvshelf.vllm.scheduler.measuring import Measuring
-from kvshelf.vllm.scheduler.presence import Answer, Presence
-from kvshelf.vllm.scheduler.publications import Publications
 from kvshelf.vllm.scheduler.requests import LeftAlone
 from kvshelf.vllm.scheduler.touches import Touches
 from kvshelf.vllm.specs import ChunkKeysSpec, nothing_to_store
@@ -73,11 +73,10 @@ class KvshelfManager(OffloadingManager):
 
     Args:
         shelf: without block memory; used for lookups and touches only. Closed by ``shutdown``.
-        presence: what is known about keys.
+        table: what is known of chunks.
         settings: the user's.
         chunk_bytes: bytes of a chunk's files, all ranks'; groups' mean.
         chunk_tokens: tokens of a chunk.
-        num_workers: how many ranks must have a chunk before it counts as published.
         emit_events: whether vLLM publishes KV events.
         duties: eviction in the background, one a root; none: this engine does not hear of any.
     """
@@ -85,21 +84,20 @@ class KvshelfManager(OffloadingManager):
     def __init__(
         self,
         shelf: Shelf,
-        presence: Presence,
+        table: ChunkTable,
         settings: Settings,
         *,
         chunk_bytes: int,
         chunk_tokens: int,
-        num_workers: int,
         emit_events: bool,
         duties: Sequence[EvictionDuty] = (),
     ) -> None:
         self._shelf = masked_shelf = MaskedShelf(shelf)
-        self._presence = presence
-        self._answers = presence.answers  # the hot path's own reference
+        self._table = table
+        # The hot path's own references.
+        self._records, self._asked, self._wanted = table.records, table.asked, table.wanted
         self._retry_seconds = settings.breaker_retry_seconds
-        self._num_workers = num_workers
-        self._publications = Publications(num_workers)
+        self._earlier_stores = EarlierStores()
         self._evicted: deque[tuple[int, bytes]] = deque()  # (root, key) to be forgotten
         self._stats = StatsSink()
         self._faults = FaultLog(logger)
@@ -107,22 +105,20 @@ class KvshelfManager(OffloadingManager):
         self._events = Events(are_wanted=emit_events)
         self._touches = Touches(
             masked_shelf,
+            table,
             self._faults,
             chunk_tokens=chunk_tokens,
             interval_seconds=settings.touch_interval_seconds,
-            keys_max=settings.presence_keys_max,
         )
         self._lookups = Lookups(
             masked_shelf,
-            presence,
+            table,
             self._stats,
             self._breakers,
             self._faults,
-            gone=self._events.gone,
-            published=self._publications.lately,
+            evicted=self._events.evicted,
             wait_seconds=settings.lookup_wait_seconds,
         )
-        self._wanted = self._lookups.wanted  # likewise
         self.admission = Admission(
             min_hit_tokens=settings.min_hit_tokens,
             compare=settings.admission == "auto",
@@ -174,17 +170,21 @@ class KvshelfManager(OffloadingManager):
             key = masked(key, self._scanned)
             if self._shut == self._all_roots or self._shelf.root_of(key) in self._shut:
                 return _ABSENT
-        answer = self._answers.get(key)
+        record = self._records.get(key)
+        if record is None:  # as ``ChunkTable.ask`` does
+            self._records[key] = self._asked
+            self._wanted.append(key)
+            return _LATER
+        answer = record.answer
         if answer is _PENDING:
             self._lookups.fetch()
-            answer = self._answers.get(key, _PENDING)
+            answer = self._table.answer(key) or _PENDING
         if answer is _HIT:
             return _FOUND
         if answer is _MISS:
             return _ABSENT
         if answer is None:
-            self._answers[key] = _PENDING
-            self._wanted.append(key)
+            self._wanted += self._table.ask((key,))
         return _LATER
 
     def prefetch(self, runs: Iterable[compat.KeyRun], req_id: str = "") -> None:
@@ -237,7 +237,7 @@ class KvshelfManager(OffloadingManager):
         if not self._epochs.may_store(req_id):
             self._stats.count(metrics.STORE_OUTCOMES, "weights", by=len(keys))
             return nothing_to_store()
-        mask, is_stored = self._keys.mask_of(req_id), self._presence.is_stored
+        mask, is_stored = self._keys.mask_of(req_id), self._table.is_stored
         ours = masked_all(list(keys), mask)
         wanted = [] if self._is_split else [key for key in ours if not is_stored(key)]
         if len(wanted) < len(ours):
@@ -248,10 +248,9 @@ class KvshelfManager(OffloadingManager):
         if len(wanted) < unstored:
             self._stats.count(metrics.STORE_OUTCOMES, "breaker", by=unstored - len(wanted))
         if wanted:
-            self._touches.stores(wanted, self._keys.context_of(req_context))
-        for key in wanted:
-            self._presence.storing(key)
-            self._publications.begins(key)
+            times_ns = self._touches.stores(wanted, self._keys.context_of(req_context))
+            for key, touch_ns in zip(wanted, times_ns, strict=True):
+                self._table.storing(key, touch_ns)
         named = list(masked_all(wanted, mask))
         self._events.alias(wanted, named)
         named, audited = self.audits.offered(req_id, keys, named)
@@ -261,7 +260,7 @@ class KvshelfManager(OffloadingManager):
     def stored(self, keys: Collection[OffloadKey], req_context: ReqContext) -> set[OffloadKey]:
         """Of these keys of a request, those that need not be stored again."""
         pairs = zip(keys, self._keys.ours(list(keys), req_context.req_id), strict=True)
-        return {key for key, own in pairs if self._presence.is_stored(own)}
+        return {key for key, own in pairs if self._table.is_stored(own)}
 
     @override
     def on_new_request(self, req_context: ReqContext) -> RequestOffloadingContext:
@@ -288,15 +287,15 @@ class KvshelfManager(OffloadingManager):
         self._breakers.tend(now, self._lookups.ping)
 
     def _tidy(self, now: float) -> None:
-        """Forget what is over and what is gone, before it misleads a lookup."""
+        """Forget what is over and what was evicted, before it misleads a lookup."""
         self._last_step = now
         self._hear_of_evictions(now)
-        self._presence.expire(now)
+        self._table.expire(now)
 
     def absorb(self, report: WorkerReport) -> None:
         """Take in what the workers report, before vLLM hears of the finished jobs."""
         now = time.monotonic()
-        report = self._publications.of_this_epoch(report)
+        report = self._earlier_stores.without(report)
         report = report.renamed(self._shelf.names) if self._shelf.mask else report
         if not report.namespaces <= {self._shelf.folder}:
             self._is_split = True
@@ -307,29 +306,24 @@ class KvshelfManager(OffloadingManager):
                 self._shelf.folder,
             )
         for key in report.failed:
-            if self._presence.was_stored(key):
-                self._events.gone(key)
-            self._presence.failed(key, now)
-        self._publications.failed(report.failed)
+            if self._table.failed(key, now):
+                self._events.evicted(key)
         for key in report.unread:
-            self._presence.unread(key, now, self._retry_seconds)
+            self._table.unread(key, now, self._retry_seconds)
         for chunks, loaded, busy_seconds in report.loads:
-            share = 1 / self._num_workers
+            share = 1 / self._table.num_workers
             self.admission.load_ends(chunks * share, loaded * share, busy_seconds * share, now)
         self._breakers.told(report.outcomes, now)
         self._eviction.hear_no_room(report.no_room)
-        self._touches.not_stored(report.not_stored)
         for key in report.not_stored:
-            self._presence.not_stored(key)
-            self._publications.begins(key)
-        published = self._publications.published(report.published)
-        for key in published:
-            self._presence.found(key, now)
+            self._table.dropped(key)
+        published = self._table.published(report.published, now)
+        for key in published.keys:
             self._events.stored(key)
-        if healed := self._publications.healed(published):
-            self._stats.count(metrics.HEALED_CHUNKS, by=healed)
-        self._touches.stored(published)
-        self._publications.note(published, now)
+        if published.healed:
+            self._stats.count(metrics.HEALED_CHUNKS, by=published.healed)
+        if published.touches:
+            self._touches.touch(list(published.touches), list(published.touches.values()))
         self._stats.absorb(report)
         self.audits.told(report, self._shelf.folder)
 
@@ -349,19 +343,16 @@ class KvshelfManager(OffloadingManager):
 
     def _turn(self) -> None:
         """Other weights: other chunks."""
-        self._publications.turns(self._shelf.names(self._presence.storing_keys()))
+        self._earlier_stores.add(self._shelf.names(self._table.storing_keys()))
         if self._shelf.mask != self._epochs.mask:
             self._stats.count(metrics.WEIGHT_EPOCHS)
         self._shelf.mask = self._epochs.mask
         self._forget()
 
     def _forget(self) -> None:
-        self._presence.forget()
-        self._lookups.forget()
-        self._publications.forget()
+        self._table.forget()
         self._evicted.clear()
         self._events.forget()
-        self._touches.forget()
 
     @override
     def get_stats(self) -> Any:
@@ -384,14 +375,7 @@ class KvshelfManager(OffloadingManager):
         for _ in range(min(len(self._evicted), EVICTED_KEYS_A_STEP)):
             root, name = self._evicted.popleft()
             key = masked(name, self._shelf.mask)
-            if self._shelf.root_of(key) != root or self._presence.is_storing(key):
-                continue  # what is being stored was gone before, and soon is there again
-            if key not in self._publications.lately:
-                if key in self._answers or self._presence.was_stored(key):
-                    self._presence.missed(key, now)
-                self._events.gone(key)
-            elif self._answers.get(key) is not _PENDING:
-                # It went before we stored it, or after: ask.
-                self._presence.pending((key,))
-                self._wanted.append(key)
-        self._publications.expire(now)
+            if self._shelf.root_of(key) != root:
+                continue
+            if self._table.evicted(key, now, tells=self._events.are_wanted):
+                self._events.evicted(key)

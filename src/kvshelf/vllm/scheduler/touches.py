@@ -6,20 +6,20 @@ removes tails first. The step is 1 ms, or that of the file system's times where 
 (1 s on MooseFS, 2 s on VFAT): else a second's chunks would have no order.
 
     prepare_load, prepare_store -> Touches -> Shelf.touch_at (background threads)
-    published                   -> Touches
+    published                   -> ChunkTable -> Touches
 """
 
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from kvshelf.vllm import compat
 from kvshelf.vllm.bounded import drop_oldest
 from kvshelf.vllm.faultlog import FaultLog
+from kvshelf.vllm.scheduler.chunk_table import ChunkTable
 from kvshelf.vllm.scheduler.masked import MaskedShelf
 
 _STEP_NS = 1_000_000
@@ -49,65 +49,58 @@ class Touches:
     Args:
         chunk_tokens: tokens of a chunk.
         interval_seconds: a chunk is not touched again sooner, unless something is stored behind it.
-        keys_max: keys whose last touch is remembered.
     """
 
     def __init__(
         self,
         shelf: MaskedShelf,
+        table: ChunkTable,
         faults: FaultLog,
         *,
         chunk_tokens: int,
         interval_seconds: float,
-        keys_max: int,
     ) -> None:
         self._shelf = shelf
+        self._table = table
         self._faults = faults
         self._chunk_tokens = chunk_tokens
         self._interval_seconds = interval_seconds
-        self._keys_max = keys_max
         self._requests: dict[str, _Request] = {}
-        self._times_ns: dict[bytes, int] = {}  # of chunks that are being stored
-        # When this engine last touched a chunk: hot ones cost no system call.
-        self._touched: OrderedDict[bytes, float] = OrderedDict()
 
     def used(self, keys: Sequence[bytes], context: Any) -> None:
         """These chunks of a request, on the shelf already, are used."""
         request = self._of(context)
         if request.held is None:
-            self._touch(keys, self._times(request, keys, context), always=True)
+            self.touch(keys, self._times(request, keys, context))
             return
         request.held.update(dict.fromkeys(keys))
-        now = time.monotonic()
-        due = [key for key in keys if self._is_due(key, now)]
+        # Hot ones cost no system call.
+        due = self._table.due(keys, time.monotonic(), self._interval_seconds)
         if due:
-            self._touch(due, self._times(request, due, context), always=False)
+            self.touch(due, self._times(request, due, context), always=False)
 
-    def stores(self, keys: Sequence[bytes], context: Any) -> None:
-        """These chunks of a request are being stored: what it used is in front of them."""
+    def stores(self, keys: Sequence[bytes], context: Any) -> list[int]:
+        """These chunks of a request are being stored: what it used is in front of them.
+
+        Returns:
+            the times of use, in ns, that they are to get once they are published.
+        """
         request = self._of(context)
         if request.held:
             held = list(request.held)
-            self._touch(held, self._times(request, held, context), always=True)
+            self.touch(held, self._times(request, held, context))
         request.held = None
-        self._times_ns.update(zip(keys, self._times(request, keys, context), strict=True))
+        return self._times(request, keys, context)
 
-    def stored(self, keys: Iterable[bytes]) -> None:
-        """These are on the shelf, with the time at which they were written."""
-        known = [key for key in keys if key in self._times_ns]
-        if known:
-            self._touch(known, [self._times_ns.pop(key) for key in known], always=True)
-
-    def not_stored(self, keys: Iterable[bytes]) -> None:
-        for key in keys:
-            self._times_ns.pop(key, None)
+    def touch(self, keys: Sequence[bytes], times_ns: Sequence[int], *, always: bool = True) -> None:
+        """Give chunks their times of use; ``always``: also to those touched a moment ago."""
+        try:
+            self._shelf.touch_at(keys, times_ns, always=always)
+        except Exception as error:  # only the order of eviction suffers
+            self._faults.fault("touch", f"{type(error).__name__}: {error}")
 
     def finished(self, req_id: str) -> None:
         self._requests.pop(req_id, None)
-
-    def forget(self) -> None:
-        self._times_ns.clear()
-        self._touched.clear()
 
     @property
     def _step_ns(self) -> int:
@@ -131,18 +124,3 @@ class Touches:
         base, per_token = request.base_ns + step, step / self._chunk_tokens
         # After 1970, however wrong the clock is.
         return [max(1, base - int(end * per_token)) for end in ends]
-
-    def _is_due(self, key: bytes, now: float) -> bool:
-        if now - self._touched.get(key, float("-inf")) < self._interval_seconds:
-            return False
-        self._touched[key] = now
-        self._touched.move_to_end(key)
-        if len(self._touched) > self._keys_max:
-            self._touched.popitem(last=False)
-        return True
-
-    def _touch(self, keys: Sequence[bytes], times_ns: Sequence[int], *, always: bool) -> None:
-        try:
-            self._shelf.touch_at(keys, times_ns, always=always)
-        except Exception as error:  # only the order of eviction suffers
-            self._faults.fault("touch", f"{type(error).__name__}: {error}")

@@ -21,13 +21,12 @@ from vllm.v1.kv_offload.base import (
 
 from kvshelf.disk.keys import group_of
 from kvshelf.engine import FileStatus, JobKind, JobResult, Phase
-from kvshelf.shelf import Chunk, Shelf
+from kvshelf.shelf import Shelf
 from kvshelf.vllm import compat
-from kvshelf.vllm.faultlog import FaultLog
 from kvshelf.vllm.report import WorkerReport
 from kvshelf.vllm.specs import ChunkKeysSpec, ChunkPlan, audited_keys, plan_chunks
 from kvshelf.vllm.worker.auditor import Auditor
-from kvshelf.vllm.worker.outcomes import Outcomes
+from kvshelf.vllm.worker.transfers import Transfers
 from kvshelf.vllm.worker.worker_weights import WorkerWeights
 
 logger = compat.logger_of(__name__)
@@ -74,16 +73,12 @@ class KvshelfWorker(OffloadingWorker):
         self._auditor = auditor
         self._group_ids = tuple(group_ids)
         self._blocks_per_chunk = blocks_per_chunk
-        self._current_stream = current_stream
         self._load_timeout_seconds = load_timeout_seconds
         self._close_timeout_seconds = close_timeout_seconds
-        self._stores: dict[int, ChunkPlan] = {}
-        self._loads: dict[int, ChunkPlan] = {}
         self._done: list[TransferResult] = []  # jobs that ended at submission
         self._failed_loads: list[FailedLoad] = []
         self._doomed: set[int] = set()  # loads of KV that may come from other weights
-        self._faults = FaultLog(logger)
-        self._outcomes = Outcomes(self._faults, shelf)
+        self._transfers = Transfers(shelf, logger, current_stream)
         self.weights = WorkerWeights(shelf.rank)
 
     @override
@@ -94,13 +89,10 @@ class KvshelfWorker(OffloadingWorker):
         is_known = self._knows_weights(dst_spec)
         if self._auditor is not None:
             plan = self._auditor.take(job_id, plan, audited_keys(dst_spec), is_known=is_known)
-        for key in plan.unmapped:
-            self._outcomes.store_outcome(key, FileStatus.DROPPED, 0)
-        if is_known and plan.chunks and self._submitted(JobKind.STORE, job_id, plan.chunks):
-            self._stores[job_id] = plan
-        else:
-            for chunk in plan.chunks:
-                self._outcomes.store_outcome(chunk.key, FileStatus.DROPPED, 0)
+        self._transfers.drop(plan.unmapped)
+        if not is_known:
+            self._transfers.drop(chunk.key for chunk in plan.chunks)
+        if not is_known or not self._transfers.store(job_id, plan.chunks):
             self._done.append(TransferResult(job_id, True))
         return True
 
@@ -115,14 +107,11 @@ class KvshelfWorker(OffloadingWorker):
         plan = self._plan(src_spec, dst_spec, is_store=False)
         if plan.unmapped:
             # Which blocks those keys would have filled is unknown, so none of the job's is trusted.
-            plan = ChunkPlan(unmapped=[*plan.unmapped, *(chunk.key for chunk in plan.chunks)])
-        if plan.chunks and self._submitted(JobKind.LOAD, job_id, plan.chunks):
-            self._loads[job_id] = plan
-            self._outcomes.load_begins(job_id)
+            keys = [*plan.unmapped, *(chunk.key for chunk in plan.chunks)]
+            self._transfers.outcomes.load_refused(keys)
+        elif self._transfers.load(job_id, plan.chunks):
             return True
-        keys = [*plan.unmapped, *(chunk.key for chunk in plan.chunks)]
-        self._outcomes.load_refused(keys)
-        if keys:
+        if plan.unmapped or plan.chunks:
             self._failed_loads.append(
                 FailedLoad(job_id, frozenset(int(block) for block in dst_spec.block_ids))
             )
@@ -142,17 +131,17 @@ class KvshelfWorker(OffloadingWorker):
                     TransferResult(result.job_id, True, result.payload_bytes, result.seconds)
                 )
             else:
-                self._finish_store(result)
+                self._transfers.ended(result)
         if self._auditor is not None:
-            self._auditor.tell(self._outcomes)
+            self._auditor.tell(self._transfers.outcomes)
             results = self._auditor.gate(results)
         return results
 
     @override
     def wait(self, job_ids: set[int]) -> None:
         """Let go of these jobs' blocks: stores not yet taken are dropped, loads are waited for."""
-        stores = [job for job in job_ids if job in self._stores]
-        loads = [job for job in job_ids if job in self._loads]
+        stores = [job for job in job_ids if job in self._transfers.stores]
+        loads = [job for job in job_ids if job in self._transfers.loads]
         if self._auditor is not None:
             self._auditor.settle(job_ids)
         if stores:
@@ -163,15 +152,15 @@ class KvshelfWorker(OffloadingWorker):
     def give_up(self) -> None:
         """The weights may change: what is being loaded is to be computed, and what is to be stored
         and still lies in the KV cache is dropped. The weights are watched again once read."""
-        self._doomed.update(self._loads)
+        self._doomed.update(self._transfers.loads)
         self.weights.watch_no_more()
-        if self._stores:
-            self._shelf.release(list(self._stores))
+        if self._transfers.stores:
+            self._shelf.release(list(self._transfers.stores))
 
     def quiesce(self) -> None:
         """Touch the KV cache no more: its memory is about to go."""
         self.give_up()
-        self.wait({*self._stores, *self._loads})
+        self.wait({*self._transfers.stores, *self._transfers.loads})
         if self._auditor is not None:
             self._auditor.settle()
 
@@ -179,9 +168,7 @@ class KvshelfWorker(OffloadingWorker):
     def shutdown(self) -> None:
         if self._auditor is not None:
             self._auditor.close(timeout_seconds=1.0)
-        if not self._shelf.drain(self._close_timeout_seconds):
-            self._faults.fault("shutdown", "stores not yet written are given up")
-        self._shelf.close(timeout_seconds=1.0)
+        self._transfers.close(self._close_timeout_seconds)
 
     def take_failed_loads(self) -> list[FailedLoad]:
         """Load jobs that ended with failed chunks since the last call."""
@@ -190,7 +177,7 @@ class KvshelfWorker(OffloadingWorker):
 
     def take_report(self) -> WorkerReport | None:
         """What happened since the last call, or None if nothing did."""
-        return self._outcomes.take(self._shelf.stats())
+        return self._transfers.take_report()
 
     def _knows_weights(self, spec: LoadStoreSpec) -> bool:
         """Whether what was computed comes from the weights that the scheduler knows of."""
@@ -199,13 +186,13 @@ class KvshelfWorker(OffloadingWorker):
             return False
         if self.weights.has(spec.adapter):
             return True
-        self._outcomes.saw_changes(of_adapters=True)
+        self._transfers.outcomes.saw_changes(of_adapters=True)
         return False
 
     def _look_at_weights(self) -> bool:
         if not self.weights.have_changed():
             return True
-        self._outcomes.saw_changes(of_weights=True)
+        self._transfers.outcomes.saw_changes(of_weights=True)
         self.give_up()
         return False
 
@@ -219,36 +206,21 @@ class KvshelfWorker(OffloadingWorker):
             is_store=is_store,
         )
 
-    def _submitted(self, kind: JobKind, job_id: int, chunks: Sequence[Chunk]) -> bool:
-        """Submit; an engine that refuses is a fault like any other, not a crash of vLLM."""
-        submit = self._shelf.submit_store if kind is JobKind.STORE else self._shelf.submit_load
-        try:
-            submit(job_id, chunks, self._current_stream())
-        except Exception as error:
-            self._faults.fault(f"submit {kind.value}", f"{type(error).__name__}: {error}")
-            return False
-        return True
-
     def _finish_load(self, result: JobResult) -> TransferResult:
-        plan = self._loads.pop(result.job_id)
+        chunks = self._transfers.ended(result)
         is_doomed = result.job_id in self._doomed
         self._doomed.discard(result.job_id)
         failed_groups: set[int] = set()
         bad_blocks: set[int] = set()
-        for chunk, status in zip(plan.chunks, result.statuses, strict=True):
+        for chunk, status in zip(chunks, result.statuses, strict=True):
             group = group_of(chunk.key)
             if status is not FileStatus.OK:
                 failed_groups.add(group)
             if is_doomed or group in failed_groups:
                 bad_blocks.update(map(int, chunk.block_ids))
-        self._outcomes.load_ended([chunk.key for chunk in plan.chunks], result)
         if bad_blocks:
             self._failed_loads.append(FailedLoad(result.job_id, frozenset(bad_blocks)))
         return TransferResult(result.job_id, True, result.payload_bytes, result.seconds)
-
-    def _finish_store(self, result: JobResult) -> None:
-        plan = self._stores.pop(result.job_id)
-        self._outcomes.store_ended([chunk.key for chunk in plan.chunks], result)
 
 
 def blocks_of(failed: Iterable[FailedLoad]) -> set[int]:

@@ -1,11 +1,11 @@
-"""How fast the engine computes, as seen from its scheduler. Pure; the caller gives the time."""
+"""When steps begin and end, which says how fast the engine computes. Pure: time is given."""
 
 from __future__ import annotations
 
 from collections import deque
 
 
-class Pace:
+class StepClock:
     """Steps that are under way. A step lasts from its scheduling, or from the end of the one
     before it if that was later (vLLM schedules ahead), to its end. Scheduler's thread only.
 
