@@ -29,7 +29,7 @@ def test_a_first_scan_of_many_steps_removes_no_more_than_is_needed(
     sampled = False
     report = evictor.step(step_seconds)
     while report.state in (State.SCANNING, State.EVICTING):
-        sampled = sampled or bool(report.removed and not evictor._known)
+        sampled = sampled or bool(report.removed and not evictor.phase.is_known)
         assert report.shelf.files < 5000
         report = evictor.step(step_seconds)
     assert sampled or step_seconds == 1.0
@@ -156,7 +156,7 @@ def test_a_lease_that_was_lost_leaves_nothing_under_way(tmp_path: Path) -> None:
         shelf.add(1000 + i)
     limits = Limits(shelf_bytes=190 * CHUNK_BYTES, low_percent=50)
     evictor = Evictor(tmp_path, limits, files_per_second=2000)
-    while not evictor._evicting:
+    while not evictor.phase.is_evicting:
         evictor.step(0.02)
     evictor.leave()
     for chunk in shelf.chunks[:20]:
