@@ -79,6 +79,7 @@ class NewsBox:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._unfreed: frozenset[str] = frozenset()
+        self._usage: Mapping[str, Amount] | None = None  # of the last report
         self._pass_since: float | None = None
         self._lock = threading.Lock()
         self._news = News()
@@ -159,8 +160,7 @@ class NewsBox:
             name = errno.errorcode.get(number, "other")
             text = str(report.held) if number in report.held.by_errno else os.strerror(number)
             self._add_fault(Fault("evict", name, text, times))
-        shown = with_own_series(report.usage, kept=self._news.shelf_bytes)
-        shelf_bytes = {folder: amount.bytes for folder, amount in shown.items()}
+        shelf_bytes = self._shelf_bytes(report)
         vain = report.unfreed.keys() - self._unfreed
         self._unfreed = frozenset(report.unfreed)
         with self._lock:
@@ -178,6 +178,14 @@ class NewsBox:
             if known != (news.shelf_bytes, news.held_chunks) or report.removed or ended is not None:
                 news.shelf_bytes, news.held_chunks = known
                 self.has_news = True
+
+    def _shelf_bytes(self, report: Report) -> Mapping[str, int]:
+        """By namespace that has a series. Chosen anew when an evictor has looked again."""
+        if report.usage is not self._usage or not self._news.shelf_bytes:
+            self._usage = report.usage
+            shown = with_own_series(report.usage, kept=self._news.shelf_bytes)
+            return {folder: amount.bytes for folder, amount in shown.items()}
+        return self._news.shelf_bytes
 
     def _pass_ended(self, report: Report) -> float | None:
         """Seconds that the pass took which has ended with this step, if one has."""
