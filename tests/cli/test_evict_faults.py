@@ -173,8 +173,8 @@ def test_faults_are_counted_by_their_name_and_waiting_is_healthy() -> None:
     for _ in range(2):
         exposition.add(Report(State.IDLE, volume, faults={errno.EIO: 3, 9999: 1}))
     text = exposition.text()
-    assert 'kvshelf:evict_faults_total{errno="EIO"} 6\n' in text
-    assert 'kvshelf:evict_faults_total{errno="9999"} 2\n' in text
+    assert 'kvshelf:evict_faults_total{errno="EIO"} 6.0\n' in text
+    assert 'kvshelf:evict_faults_total{errno="9999"} 2.0\n' in text
     exposition._last_step -= 100
     assert not exposition.healthy()
     exposition.waits()  # it is another's turn

@@ -15,6 +15,8 @@ import pytest
 from kvshelf.cli.main import main
 from kvshelf.cli.scrape import ScrapeError, parse, scrape
 from kvshelf.disk.root import open_root
+from kvshelf.upkeep.evict import Amount, Report, State, Volume
+from kvshelf.upkeep.evict.exposition import Exposition
 
 
 class Server:
@@ -128,6 +130,37 @@ def test_buckets_of_a_histogram_are_not_summed() -> None:
     text = "".join(f'kvshelf:load_seconds_bucket{{le="{le}"}} 5\n' for le in ("0.1", "1", "+Inf"))
     text += "kvshelf:load_seconds_count 5\nkvshelf:load_seconds_sum 0.2\n"
     assert parse(text) == {"kvshelf:load_seconds_count": 5, "kvshelf:load_seconds_sum": 0.2}
+
+
+def test_lines_that_are_no_samples_are_left_out() -> None:
+    """As of a page that is cut off, or not all of which is meant for Prometheus."""
+    wrong = (
+        "kvshelf:",
+        "kvshelf:a",
+        "kvshelf:a{",
+        'kvshelf:a{b="c',
+        'kvshelf:a{b="c"}',
+        "kvshelf:a x",
+    )
+    wrong += (
+        'kvshelf:a{result="hit",\t="b"} 1 :2',
+        f"kvshelf:a {'9' * 400}",
+        "# kvshelf:a 1",
+        "<p>",
+    )
+    text = 'kvshelf:b{result="hit",a="x} y\\""} 2 1700000000000\n'
+    assert parse("\n".join([*wrong, text, *wrong])) == {"kvshelf:b/hit": 2}
+
+
+def test_what_the_evictor_serves_can_be_read() -> None:
+    exposition = Exposition()
+    usage = {"m-0123456789ab": Amount(3, 10**13 + 7), "n-0123456789ab": Amount(1, 1)}
+    exposition.add(Report(State.STUCK, Volume(5, 9), usage=usage, faults={5: 3}, spared=2))
+    found = parse(exposition.text())
+    assert found["kvshelf:shelf_bytes"] == 10**13 + 8 and found["kvshelf:shelf_chunks"] == 4
+    assert found["kvshelf:evict_faults_total"] == 3 and found["kvshelf:evict_state"] == 3
+    assert found["kvshelf:evict_spared_chunks_total"] == 2
+    assert found["kvshelf:volume_total_bytes"] == 9
 
 
 @pytest.mark.parametrize("seconds", ["1e18", "inf", "nan", "0"])

@@ -34,7 +34,17 @@ def test_every_public_thing_is_documented() -> None:
         assert name == "ChunkKey" or getattr(kvshelf, name).__doc__
 
 
-@pytest.mark.parametrize("module", ["kvshelf", "kvshelf.cli.main"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "kvshelf",
+        "kvshelf.cli.main",
+        "kvshelf.cli.cmd_ls",
+        "kvshelf.cli.cmd_evict",
+        "kvshelf.cli.cmd_top",
+        "kvshelf.upkeep.evict.duty",
+    ],
+)
 def test_neither_vllm_nor_torch_is_imported(module: str) -> None:
     loaded = run(f"import sys, {module}; print(*sys.modules)").split()
     heavy = {"anycrc", "torch", "vllm", "transformers", "prometheus_client", "kvshelf.vllm"}

@@ -34,10 +34,15 @@ MOUNTS = {
     "quirkfs, 1 s": SECOND,
     "quirkfs, 2 s": 2 * SECOND,
     "ext4": 1,
+    "ext4, strictatime": 1,
     "ext4 -I 128": SECOND,
 }
-# Kinds on loop devices, with the arguments of mkfs.
-MAKE = {"ext4": ("ext4", ()), "ext4 -I 128": ("ext4", ("-I", "128"))}
+# ext4 on loop devices: arguments of mkfs, and options of the mount.
+MAKE = {
+    "ext4": ((), "relatime"),
+    "ext4, strictatime": ((), "strictatime"),
+    "ext4 -I 128": (("-I", "128"), "relatime"),
+}
 
 
 class Request:
@@ -55,8 +60,8 @@ class Request:
 def mount(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Path, int]]:
     step_ns = MOUNTS[request.param]
     if request.param in MAKE:
-        kind, arguments = MAKE[request.param]
-        with loop_mount(tmp_path, kind, 64, mkfs=arguments) as folder:
+        arguments, options = MAKE[request.param]
+        with loop_mount(tmp_path, "ext4", 64, mkfs=arguments, options=options) as folder:
             yield folder, step_ns
     else:
         with quirk_mount(tmp_path, time_step_ns=step_ns) as mounted:
@@ -96,9 +101,19 @@ def test_what_is_kept_of_a_prompt_can_be_loaded(
         for each in files:
             for file in each:
                 file.read_bytes()
+        if step_ns == 1:
+            # Why access times do not count: by them the ends of prompts are the youngest.
+            flat = [file for each in files for file in each]
+            flat.sort(key=lambda file: file.stat().st_atime_ns)
+            kept = set(flat[-prompts * KEPT :])
+            assert _loadable([[file in kept for file in each] for each in files[:1]]) == 0
     limits = Limits(shelf_bytes=prompts * KEPT * size, low_percent=100)
     settle(Evictor(path / "shelf", limits))
     there = [[file.exists() for file in each] for each in files]
-    loadable = sum((*each, False).index(False) for each in there)
     assert sum(map(sum, there)) == prompts * KEPT
-    assert loadable >= 0.98 * prompts * KEPT, [sum(each) for each in there]
+    assert _loadable(there) >= 0.98 * prompts * KEPT, [sum(each) for each in there]
+
+
+def _loadable(there: list[list[bool]]) -> int:
+    """Chunks of prompts without a gap before them."""
+    return sum((*each, False).index(False) for each in there)

@@ -107,10 +107,10 @@ def test_what_is_not_yet_forgotten_does_not_grow(make: Callable[..., Replica]) -
     manager = one.manager
     (duty,) = manager._eviction._duties
     for step in range(7):
-        with duty._lock:  # as if so many were evicted since the step before
+        with duty._box._lock:  # as if so many were evicted since the step before
             gone = {i.to_bytes(36, "big"): None for i in range(step * 8000, step * 8000 + 8000)}
-            duty._news.gone.update(gone)
-            duty.has_news = True
+            duty._box._news.gone.update(gone)
+            duty._box.has_news = True
         manager.on_schedule_end(STEP_END)
     assert len(manager._evicted) <= 8000
 

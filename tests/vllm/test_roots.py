@@ -19,8 +19,9 @@ from kvshelf.engine import EngineConfig, FileStatus, JobKind, JobResult, Phase  
 from kvshelf.shelf import Shelf  # noqa: E402
 from kvshelf.upkeep.evict import Limits  # noqa: E402
 from kvshelf.upkeep.evict import duty as duty_module  # noqa: E402
-from kvshelf.upkeep.evict.duty import EvictionDuty, News  # noqa: E402
+from kvshelf.upkeep.evict.duty import EvictionDuty  # noqa: E402
 from kvshelf.upkeep.evict.journal import RemovedWriter  # noqa: E402
+from kvshelf.upkeep.evict.news import News  # noqa: E402
 from kvshelf.vllm.compat import KeyRun  # noqa: E402
 from kvshelf.vllm.faultlog import FaultLog  # noqa: E402
 from kvshelf.vllm.report import WorkerReport  # noqa: E402

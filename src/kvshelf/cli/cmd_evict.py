@@ -8,9 +8,7 @@ import os
 import re
 import signal
 import sys
-import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,11 +25,10 @@ from kvshelf.cli.common import (
 )
 from kvshelf.cli.evict_options import OPTIONS, add_arguments, limits_of
 from kvshelf.cli.evict_report import as_json
-from kvshelf.disk.threads import start
 from kvshelf.errors import KvshelfError
 
 if TYPE_CHECKING:
-    from kvshelf.upkeep.evict import Evictor, OnRemoved, Report
+    from kvshelf.upkeep.evict import Evictor, Limits, Report
 
 __all__ = ["DESCRIPTION", "HELP", "add_arguments", "run"]
 
@@ -52,46 +49,52 @@ REPEAT_SECONDS = 60.0
 
 
 def run(options: argparse.Namespace) -> Exit:
-    from kvshelf.upkeep.evict import Evictor  # noqa: PLC0415 - other commands do without the extension
-
     root = existing_shelf(options.root) if options.dry_run else prepared_shelf(options.root)
-    limits = limits_of(options, root)
+    return _Command(options, root, limits_of(options, root)).run()
 
-    def make(on_removed: OnRemoved) -> Evictor:
+
+class _Command:
+    """Runs an engine's duty, and says what it hears of it (``duty.Listener``).
+
+    The duty has a thread of its own, so that a signal is obeyed while a step hangs in the storage.
+    """
+
+    def __init__(self, options: argparse.Namespace, root: Path, limits: Limits) -> None:
+        # Other commands do without the extension.
+        from kvshelf.upkeep.evict.duty import EvictionDuty  # noqa: PLC0415
+
+        self._options = options
+        self._once = options.once or options.dry_run
+        self._root = root
+        self._duty = EvictionDuty(
+            root,
+            None,
+            limits=limits,
+            lease_seconds=options.lease_seconds,
+            evictor=self._evictor,
+            listener=self,
+            by_turns=not self._once,
+            interval_seconds=options.interval,
+        )
+        self._status = Exit.FINE
+        self._failure: CommandError | BrokenPipeError | None = None
+        self._said: dict[str, float] = {}
+        self._sum: Report | None = None
+        self._exposition: Any = None
+
+    def _evictor(self, root: Path, limits: Limits, **more: Any) -> Evictor:
+        from kvshelf.upkeep.evict import Evictor  # noqa: PLC0415
+
+        options = self._options
         return Evictor(
             root,
             limits,
             files_per_second=options.rate,
             threads=options.threads,
             dry_run=options.dry_run,
-            on_removed=on_removed,
             settle_seconds=options.settle_seconds,
+            **more,
         )
-
-    return _Command(options, root, make).run()
-
-
-class _Command:
-    """Steps in a thread, so that a signal is obeyed while a step hangs in the storage."""
-
-    def __init__(
-        self, options: argparse.Namespace, root: Path, make: Callable[[OnRemoved], Evictor]
-    ) -> None:
-        self._options = options
-        self._once = options.once or options.dry_run
-        self._root = root
-        from kvshelf.upkeep.evict.turn import Turn  # noqa: PLC0415
-
-        self._make = make
-        self._turn = Turn(root, lease_seconds=options.lease_seconds, on_fault=self._fault)
-        self._stop = threading.Event()
-        self._ended = threading.Event()
-        self._evictor: Evictor | None = None
-        self._status = Exit.FINE
-        self._failure: CommandError | BrokenPipeError | None = None
-        self._said: dict[str, float] = {}
-        self._sum: Report | None = None
-        self._exposition: Any = None
 
     def run(self) -> Exit:
         server = self._serve()
@@ -100,17 +103,14 @@ class _Command:
         def stop(number: int, frame: object) -> None:
             del frame
             received.append(number)
-            self._stop.set()
-            if self._evictor is not None:
-                self._evictor.stop()
+            self._duty.stop()
 
         before = {number: signal.signal(number, stop) for number in (signal.SIGINT, *end_signals())}
-        worker = threading.Thread(target=self._work, name="kvs-evictor", daemon=True)
-        start(worker)
         try:
-            while not self._ended.wait(0.2) and not received:
+            self._duty.start()
+            while not self._duty.ended(0.2) and not received:
                 pass
-            if not self._ended.wait(STOP_SECONDS):
+            if not self._duty.ended(STOP_SECONDS):
                 print("kvshelf: the storage hangs: ended without it", file=sys.stderr, flush=True)
                 os._exit(Exit.INTERRUPTED)
         finally:
@@ -134,65 +134,49 @@ class _Command:
             port = self._options.metrics_port
             raise CommandError(Exit.USAGE, f"--metrics-port {port}: {error}") from error
 
-    def _work(self) -> None:
+    def begins(self) -> None:
+        """A step says more."""
+
+    def waits(self, reason: str) -> None:
+        if self._exposition is not None:
+            self._exposition.waits(reason)
+
+    def reported(self, report: Report) -> None:
         try:
-            self._loop()
-        except (CommandError, BrokenPipeError) as error:
-            self._failure = error
-        except BaseException as error:  # the main thread must hear of it
-            self._failure = CommandError(Exit.FINDINGS, f"{type(error).__name__}: {error}")
-        finally:
-            if not self._once:
-                self._turn.leave()
-            self._ended.set()
+            if self._take(report) and self._once:
+                self._duty.stop()
+        except BrokenPipeError as error:
+            self._end(error)
+
+    def stands_back(self, *, can_remove: bool) -> None:
+        if not can_remove:
+            text = f"{self._root}: nothing can be removed: left the lease to another"
+            self._say(text, repeat=False)
+
+    def noted(self, cause: str, text: str) -> None:
+        del cause
+        self._say(text, repeat=False)
+
+    def failed(self, part: str, error: Exception) -> None:
+        is_mistake = not isinstance(error, (OSError, KvshelfError))
+        if part == "evict" and is_mistake:
+            self._end(CommandError(Exit.FINDINGS, f"{type(error).__name__}: {error}"))
+        elif part == "evict" and self._once:
+            self._end(CommandError(status_of(error), f"{self._root}: {error}"))
+        else:
+            self._fault(part, error)
+
+    def _end(self, failure: CommandError | BrokenPipeError) -> None:
+        self._failure = failure
+        self._duty.stop()
 
     def _fault(self, what: str, error: Exception) -> None:
-        from kvshelf.upkeep.evict.mends import mend_of  # noqa: PLC0415
+        from kvshelf.upkeep.evict.mends import with_mend  # noqa: PLC0415
 
         if self._exposition is not None:
             self._exposition.fault(error)
-        mend = mend_of(error, self._root)
-        mend = f"; {mend}" if mend else ""
+        mend = with_mend(error, self._root).removeprefix(str(error))
         self._say(f"{self._root}: {what}: {error}; trying again{mend}", repeat=False)
-
-    def _waits(self) -> None:
-        """It is another's turn, or nobody's, because the lease cannot be used."""
-        if self._exposition is not None and not self._turn.stands_back:
-            error = self._turn.failure
-            self._exposition.waits("" if error is None else f"the lease cannot be used: {error}")
-        self._stop.wait(self._options.interval)
-
-    def _loop(self) -> None:
-        while not self._stop.is_set():
-            if not self._once and not self._turn.is_ours():
-                self._waits()
-                continue
-            try:
-                if self._evictor is None:
-                    self._evictor = self._make(self._turn.removed)
-                if not self._once and self._turn.is_room_wanted():
-                    self._say(f"{self._root}: stores fail for lack of room: evicting", repeat=False)
-                    self._evictor.wants_room()
-                report = self._evictor.step()
-            except (OSError, KvshelfError) as error:
-                if self._once:
-                    raise CommandError(status_of(error), f"{self._root}: {error}") from error
-                self._fault("evict", error)
-                self._evictor = None
-                self._turn.stand_back()
-                continue
-            if self._take(report) and self._once:
-                return
-            self._hand_over(report)
-            self._stop.wait(report.wait_seconds(self._options.interval))
-
-    def _hand_over(self, report: Report) -> None:
-        """Another evictor may be able to do what this one cannot."""
-        if self._once or not report.gives_way:
-            self._turn.succeeded()
-            return
-        self._say(f"{self._root}: nothing can be removed: left the lease to another", repeat=False)
-        self._turn.stand_back()
 
     def _take(self, report: Report) -> bool:
         """Add a step to what is told; True if the shelf is at rest."""

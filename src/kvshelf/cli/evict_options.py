@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvshelf.cli.common import CommandError, Exit, asked, safe
-from kvshelf.disk.volume import volume_of
+from kvshelf.cli.common import CommandError, Exit, safe
+from kvshelf.cli.evict_volume import counted_volume
 from kvshelf.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -134,10 +134,7 @@ def _kept(options: argparse.Namespace, limits: Limits, root: Path) -> Limits:
     """Without the default limits that this volume does not count; an error if it is a given one."""
     from kvshelf.upkeep.evict.effect import unkept  # noqa: PLC0415
 
-    try:
-        volume = asked(str(root), lambda: volume_of(root))
-    except OSError as error:
-        raise CommandError(Exit.NO_SHELF, f"{safe(str(root))}: {error.strerror}") from error
+    volume = counted_volume(root, limits)
     for name, reason in unkept(limits, volume).items():
         option, percent = OPTIONS[name], getattr(limits, name)
         text = f"{option} {percent:g}: limits nothing on {safe(str(root))}: {reason}"

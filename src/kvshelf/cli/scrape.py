@@ -1,10 +1,9 @@
-"""Counters of a vLLM server's /metrics page, summed over its labels but one. Standard library."""
+"""Counters of a vLLM server's /metrics page, summed over its labels but one."""
 
 from __future__ import annotations
 
 import http.client
 import math
-import re
 import time
 import urllib.error
 import urllib.request
@@ -12,9 +11,6 @@ import urllib.request
 _TIMEOUT_SECONDS = 2.0
 _BYTES_MAX = 16 << 20
 _REASON_CHARS_MAX = 200
-# One sample of the text format (prometheus.io/docs/instrumenting/exposition_formats).
-_SAMPLE = re.compile(r"(kvshelf:\w+)(?:\{(.*)\})? ([^ ]+)(?: -?\d+)?")
-_RESULT = re.compile(r'result="(\w+)"')
 
 
 class ScrapeError(Exception):
@@ -68,19 +64,24 @@ def parse(page: str) -> dict[str, float]:
     each counts what those below it have counted."""
     found: dict[str, float] = {}
     for line in page.splitlines():
-        match = _SAMPLE.fullmatch(line)
-        if match is None:
-            continue
-        name, labels, text = match.groups()
-        if name.endswith("_bucket"):
-            continue
-        result = _RESULT.search(labels or "")
-        if result:
-            name = f"{name}/{result[1]}"
-        try:
-            value = found.get(name, 0.0) + float(text)
-        except ValueError:
-            continue
-        if math.isfinite(value):  # JSON has no other numbers
-            found[name] = value
+        for name, labels, number in _samples(line) if line.startswith("kvshelf:") else ():
+            if name.endswith("_bucket"):
+                continue
+            result = labels.get("result")
+            key = f"{name}/{result}" if result else name
+            value = found.get(key, 0.0) + number
+            if math.isfinite(value):  # JSON has no other numbers
+                found[key] = value
     return found
+
+
+def _samples(line: str) -> list[tuple[str, dict[str, str], float]]:
+    """Name, labels and value of a line's sample; nothing if it has none."""
+    from prometheus_client.parser import text_string_to_metric_families  # noqa: PLC0415 - heavy
+
+    try:
+        families = list(text_string_to_metric_families(line))
+        samples = [sample for family in families for sample in family.samples]
+        return [(each.name, each.labels, float(each.value)) for each in samples]
+    except (ValueError, IndexError, OverflowError):
+        return []

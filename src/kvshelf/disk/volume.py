@@ -29,6 +29,8 @@ _FICTION_BYTES, _FICTION_BYTES_OF_BOTH = 1 << 48, 1 << 39
 # JuiceFS without a capacity: 1 PiB, doubled when it is used. It may be a real total as well.
 _DOUBTFUL_BYTES = 1 << 50
 _UNIT_MAX = 1 << 32
+# Of a volume that never counts, and of one that does not count yet: CephFS just after mounting.
+ZERO_OF_ZERO = "statvfs says 0 of 0"
 _NAMES = (
     "f_bsize",
     "f_frsize",
@@ -199,7 +201,7 @@ def _unit(fragment: int, block: int) -> int:
 
 def _judge(total: int, free: int, available: int, *, unit: int) -> _Count:
     if total == 0 and free == 0:
-        return _Count(0, 0, "statvfs says 0 of 0")
+        return _Count(0, 0, ZERO_OF_ZERO)
     if not unit:
         return _Count(0, 0, "statvfs says that a block has 0 bytes")
     if total in _ALL_ONES or total * unit >= _UNLIMITED:

@@ -19,9 +19,12 @@ from kvshelf.disk.root import open_root
 from kvshelf.errors import NotAShelfError
 from kvshelf.upkeep.evict import Amount, Limits, Report, State, Volume
 from kvshelf.upkeep.evict import duty as duty_module
+from kvshelf.upkeep.evict import news as news_module
 from kvshelf.upkeep.evict import turn as turn_module
-from kvshelf.upkeep.evict.duty import EvictionDuty, News
+from kvshelf.upkeep.evict.duty import EvictionDuty
 from kvshelf.upkeep.evict.limits import Need
+from kvshelf.upkeep.evict.news import News
+from kvshelf.upkeep.evict.report import Held
 from tests.upkeep.evict.shelves import ShelfMaker
 
 FOLDER = Identity({"model": "tiny"}).folder
@@ -205,6 +208,46 @@ def test_who_can_remove_nothing_that_is_to_go_leaves_it_to_another(root: Path) -
         Heard(bad).until(lambda news: not news.is_holder)
 
 
+def test_what_is_held_is_told_while_another_is_left_to_try(root: Path) -> None:
+    need = Need(Amount(5, 5 * CHUNK_BYTES), "shelf_bytes")
+    held = Held(Amount(5, 5 * CHUNK_BYTES), {1: 5})
+    stuck = Report(State.STUCK, Volume(0, 1), needs=(need,), held=held)
+    with duties(root, evictor=Steps(lambda: stuck)) as (duty,):
+        heard = Heard(duty)
+        heard.until(lambda news: news.held_chunks == 5 and not news.is_holder)
+        woken = time.monotonic() + 10 * duty_module.WAKE_SECONDS
+        heard.until(lambda _: time.monotonic() > woken)
+        assert duty._turn.stands_back and duty.take().held_chunks == 5
+
+
+def test_who_loses_the_lease_or_fails_leaves_nothing_under_way(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turn_module, "STAND_BACK_SECONDS", 0.1)
+    made: list[Steps] = []
+    left: list[Steps] = []
+
+    class Leaves(Steps):
+        def leave(self) -> None:
+            left.append(self)
+
+    def step() -> Report:
+        if len(made) == 1:
+            raise OSError(116, "stale")
+        return Report(State.EVICTING, Volume(0, 1), faults={13: 1})
+
+    def make(*_: Any, **__: Any) -> Steps:
+        made.append(Leaves(step))
+        return made[-1]
+
+    with duties(root, evictor=make):
+        deadline = time.monotonic() + 20
+        while len(left) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert len(made) == 2 and set(left) == {made[1]}  # what failed is made anew
+
+
 def test_what_must_stay_is_no_reason_to_leave_the_lease(root: Path) -> None:
     steps: list[int] = []
 
@@ -306,11 +349,11 @@ def test_its_thread_has_a_low_priority(root: Path) -> None:
 
 
 def test_what_waits_for_the_owner_is_bounded(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(duty_module, "KEYS_MAX", 5)
+    monkeypatch.setattr(news_module, "KEYS_MAX", 5)
     with duties(root) as (duty,):
         add_chunks(root, 40)
         deadline = time.monotonic() + 30
-        while duty._news.dropped < 16:
+        while duty._box._news.dropped < 16:
             assert time.monotonic() < deadline
             time.sleep(0.01)
         assert len(duty.take().gone) == 5

@@ -11,6 +11,7 @@ import pytest
 
 from kvshelf.upkeep.evict import Evictor, Limits, State
 from kvshelf.upkeep.evict.limits import Volume
+from kvshelf.upkeep.evict.refresh import Sampling
 from kvshelf.upkeep.evict.watch import RootWatch
 from tests.upkeep.evict.shelves import CHUNK_BYTES, ShelfMaker, settle
 
@@ -29,8 +30,9 @@ def test_a_first_scan_of_many_steps_removes_no_more_than_is_needed(
     sampled = False
     report = evictor.step(step_seconds)
     while report.state in (State.SCANNING, State.EVICTING):
-        sampled = sampled or bool(report.removed and not evictor._known)
-        assert report.shelf.files < 5000
+        sampled = sampled or bool(report.removed and not evictor.phase.is_known)
+        if evictor._sweep.coverage() >= Sampling.COVERAGE:  # of a smaller sample nothing is removed
+            assert report.shelf.files < 5000
         report = evictor.step(step_seconds)
     assert sampled or step_seconds == 1.0
     left = len(list(tmp_path.rglob("*.kv")))
@@ -156,7 +158,7 @@ def test_a_lease_that_was_lost_leaves_nothing_under_way(tmp_path: Path) -> None:
         shelf.add(1000 + i)
     limits = Limits(shelf_bytes=190 * CHUNK_BYTES, low_percent=50)
     evictor = Evictor(tmp_path, limits, files_per_second=2000)
-    while not evictor._evicting:
+    while not evictor.phase.is_evicting:
         evictor.step(0.02)
     evictor.leave()
     for chunk in shelf.chunks[:20]:

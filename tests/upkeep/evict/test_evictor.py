@@ -167,7 +167,7 @@ def test_a_long_first_scan_does_not_hold_up_removal(
     report = evictor.step(seconds_max=0.1)
     while not report.removed:
         report = evictor.step(seconds_max=0.1)
-    assert not evictor._known
+    assert not evictor.phase.is_known
     report = settle(evictor)
     assert report.state is State.IDLE and report.shelf.files == 1000
     # A sample of a hundred chunks is off by a few percent of all.

@@ -43,7 +43,7 @@ def test_a_lease_that_cannot_be_used_for_a_minute_is_unhealthy(clock: list[float
         clock[0] += 1
         assert exposition.healthy() == (clock[0] < 1060)
     assert "Read-only" in exposition.health()
-    assert 'kvshelf:evict_faults_total{errno="EROFS"} 62\n' in exposition.text()
+    assert 'kvshelf:evict_faults_total{errno="EROFS"} 62.0\n' in exposition.text()
     exposition.waits()  # another holds it
     assert exposition.healthy()
 

@@ -155,7 +155,9 @@ def test_a_first_look_that_may_sample_ends_though_nothing_can_go(
     flag("+i", oldest(shelf, 300))
     evictor = Evictor(shelf.root, to_keep(10), files_per_second=1000)
     report = settle(evictor, seconds=60)
-    assert evictor._known and report.state is State.STUCK and report.held.amount.files == 300
+    assert (
+        evictor.phase.is_known and report.state is State.STUCK and report.held.amount.files == 300
+    )
 
 
 def test_a_read_only_file_system_is_said_to_be_one(mount: Path) -> None:

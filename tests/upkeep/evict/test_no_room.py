@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from kvshelf.cli import evict_volume
 from kvshelf.cli.main import main
 from kvshelf.upkeep.evict import Evictor, Limits, Report, State
 from tests.harness.loop_mount import loop_mount
@@ -186,14 +187,19 @@ def test_ceph_that_counts_no_free_inodes_keeps_its_shelf(
 
 @pytest.mark.parametrize("arguments", [(), ("--volume-percent", "80")])
 def test_a_limit_by_percent_of_nothing_is_wrong_usage(
-    tmp_path: Path, arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(evict_volume, "COUNT_SECONDS", 1.0)
     nothing = dict.fromkeys(("f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree"), 0)
     with quirk_mount(tmp_path, statvfs=nothing) as mount:
         shelf = fill(mount.path, 20)
         assert main(["evict", str(mount.path), "--once", *arguments]) == 2
         said = capsys.readouterr().err
         assert "--volume-percent" in said and "0 of 0" in said and "--shelf-limit" in said
+        assert said.count("waits 1 s at most") == 1
         size = str(10 * CHUNK)
         assert main(["evict", str(mount.path), "--once", "--shelf-limit", size]) == 0
         assert len(shelf.gone()) >= 10

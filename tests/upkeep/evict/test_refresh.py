@@ -45,6 +45,18 @@ def test_looks_take_a_share_of_the_time(
     assert times.is_due(100.0, use, is_urgent)
 
 
+def test_one_expensive_look_does_not_make_the_next_one_late() -> None:
+    """What others remove from the file system hides its growth: no look is urgent then."""
+    times = after_a_look(0.01)
+    times.begin(BEFORE)
+    times.end(200.0, 1.0, is_done=True)  # a second evictor has removed from every folder
+    assert times.is_due(200.51, AFTER, is_urgent=False)
+    times.begin(BEFORE)
+    times.end(300.0, 1.0, is_done=True)  # what is always expensive takes its share of the time
+    assert not times.is_due(308.9, AFTER, is_urgent=False)
+    assert times.is_due(309.1, AFTER, is_urgent=False)
+
+
 def test_a_look_in_parts_costs_their_sum_and_counts_from_its_beginning() -> None:
     times = RefreshTimes()
     times.begin(BEFORE)

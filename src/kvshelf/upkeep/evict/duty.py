@@ -1,8 +1,8 @@
-"""Eviction as a background duty of an engine: whichever replica holds the lease does it.
+"""The one loop that evicts: in a thread of an engine, or of ``kvshelf evict``.
 
-    thread:  Turn -> Evictor.step -> journal         (the holder)
-             journal -> keys that are gone           (every replica)
-    owner:   take() -> News
+    thread:  Turn -> Evictor.step -> journal         (the holder of the lease)
+             journal -> keys that are gone           (every engine)
+    owner:   a Listener hears of every step, or takes News
 
 The thread makes all the file-system calls and may hang in one; its owner never waits for it.
 """
@@ -10,87 +10,32 @@ The thread makes all the file-system calls and may hang in one; its owner never 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from kvshelf.disk.clock import FileClock, Reading
+from kvshelf.disk.clock import FileClock
 from kvshelf.disk.threads import start
 from kvshelf.disk.volume import volume_of
-from kvshelf.errors import NotAShelfError
 from kvshelf.upkeep.evict.effect import unkept
 from kvshelf.upkeep.evict.evictor import Evictor, OnRemoved
 from kvshelf.upkeep.evict.journal import RemovedReader
 from kvshelf.upkeep.evict.lease import Lease
-from kvshelf.upkeep.evict.limits import Amount, Limits
-from kvshelf.upkeep.evict.mends import with_mend
-from kvshelf.upkeep.evict.report import Report, State, no_effect_text
-from kvshelf.upkeep.evict.series import with_own_series
+from kvshelf.upkeep.evict.limits import Limits
+from kvshelf.upkeep.evict.news import News, NewsBox
+from kvshelf.upkeep.evict.report import Report
 from kvshelf.upkeep.evict.turn import Turn
 
 # Limits are looked at so often, and the journal too.
 WAKE_SECONDS = 1.0
 # Between two steps the lease is looked at. The holder trusts it for two thirds of its time.
 STEP_SECONDS = 0.5
-# Keys that wait for the owner; more are forgotten, and found out by lookups.
-KEYS_MAX = 65_536
-# Faults that wait for the owner.
-FAULTS_MAX = 100
 # So long chunks may lie in a folder that eviction does not know: two calls each time.
 RENEW_SECONDS = 10.0
 _NICE = 10
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """What failed: "clock", "lease", "evict" or "journal"; the errno's name or "other"; times."""
-
-    part: str
-    errno: str
-    text: str
-    times: int = 1
-
-
-@dataclass(slots=True)
-class News:
-    """What happened since the owner last asked.
-
-    Attributes:
-        is_holder: whether this replica holds the lease.
-        removed_files, removed_bytes: that this replica evicted.
-        gone: keys of this replica's namespace that somebody evicted.
-        dropped: keys that were not kept for the owner.
-        shelf_bytes: of all chunks by namespace, as the holder knows them; empty for others. Of 100
-            namespaces and ``series.OTHER``.
-        held_chunks: chunk files that this replica could not remove when it last tried.
-        leftovers: files of dead writers that this replica removed.
-        room_requests: how often this replica asked for room, because its stores failed.
-        no_effect: limits for which chunks went and made no room, since the last call.
-        notes: log lines: a cause and a text.
-        clock: of the root's file system, if it was measured.
-        pass_seconds: from crossing a limit to being within it again, of the last pass; None: none
-            ended.
-    """
-
-    is_holder: bool = False
-    removed_files: int = 0
-    removed_bytes: int = 0
-    gone: dict[bytes, None] = field(default_factory=dict)
-    dropped: int = 0
-    shelf_bytes: Mapping[str, int] = field(default_factory=dict)
-    leftovers: Amount = field(default_factory=Amount)
-    room_requests: int = 0
-    no_effect: list[str] = field(default_factory=list)
-    notes: list[tuple[str, str]] = field(default_factory=list)
-    held_chunks: int = 0
-    clock: Reading | None = None
-    pass_seconds: float | None = None
-    faults: list[Fault] = field(default_factory=list)
 
 
 class Steps(Protocol):
@@ -102,24 +47,51 @@ class Steps(Protocol):
     def leave(self) -> None: ...
 
 
+class Listener(Protocol):
+    """Hears what a duty does, in its thread."""
+
+    def begins(self) -> None:
+        """It is this process's turn: a step follows."""
+
+    def waits(self, reason: str) -> None:
+        """It is another's turn, or nobody's for this reason."""
+
+    def reported(self, report: Report) -> None:
+        """A step has ended."""
+
+    def stands_back(self, *, can_remove: bool) -> None:
+        """This process left the lease to another: a step failed, or it can remove nothing."""
+
+    def failed(self, part: str, error: Exception) -> None:
+        """A part of the work failed, and is tried again."""
+
+    def noted(self, cause: str, text: str) -> None:
+        """Something that a log should have."""
+
+
 class EvictionDuty:
     """One thread that evicts while this process holds the lease, and reads what others evict.
 
     Args:
         root: the shelf.
-        folder: the namespace whose removed keys are wanted.
+        folder: the namespace of an engine, which wants its removed keys and the file system's
+            clock; None for an owner that wants neither.
         limits: what the shelf may take; without any, only the journal is read.
         lease_seconds: see ``Lease``.
-        evictor: makes it; called when the lease is first held.
+        evictor: makes it; called when the lease is first held, and after a step that failed.
         renew: makes the namespace again if it is gone; called now and then.
+        listener: hears of all; None: ``take`` tells.
+        by_turns: whether the lease counts; else every step is this process's.
+        interval_seconds: limits are looked at so often; None: ``WAKE_SECONDS``.
 
-    Threads: ``take``, ``has_news`` and ``close`` are for one owner, and never wait for storage.
+    Threads: ``take``, ``has_news``, ``ended`` and ``close`` are for one owner, and never wait for
+    storage; ``stop`` may be called from any thread, and by the listener.
     """
 
     def __init__(
         self,
         root: str | os.PathLike[str],
-        folder: str,
+        folder: str | None,
         *,
         limits: Limits,
         lease_seconds: float,
@@ -128,31 +100,34 @@ class EvictionDuty:
         evictor: Callable[..., Steps] = Evictor,
         lease: Lease | None = None,
         renew: Callable[[], None] = lambda: None,
+        listener: Listener | None = None,
+        by_turns: bool = True,
+        interval_seconds: float | None = None,
     ) -> None:
         self._root = Path(root)
+        self._box = NewsBox(self._root)
+        self._listener: Listener = listener or self._box
         self._renew = renew
         self._renewed_at = time.monotonic()
         self._limits = limits
+        self._by_turns = by_turns
+        self._interval_seconds = interval_seconds
         self._turn = Turn(
             root,
             lease_seconds=lease_seconds,
-            on_fault=self._fault,
+            on_fault=self._listener.failed,
             dir_mode=dir_mode,
             file_mode=file_mode,
             lease=lease,
         )
+        self._is_holder = False
         self._clock = FileClock(root, file_mode=file_mode)
         self._step_seconds = min(STEP_SECONDS, lease_seconds / 10)
         self._make_evictor = evictor
         self._evictor: Steps | None = None
-        self._reader = RemovedReader(root, folder)
+        self._reader = RemovedReader(root, folder) if folder is not None else None
         self._wants_room = False  # set by the owner, taken by the thread
-        self._unfreed: frozenset[str] = frozenset()
-        self._wait_seconds = WAKE_SECONDS  # before the thread looks again
-        self._pass_since: float | None = None
-        self._lock = threading.Lock()  # never held across a system call
-        self._news = News()
-        self.has_news = False
+        self._wait_seconds = 0.0  # before the thread looks again
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="kvshelf-evict", daemon=True)
 
@@ -163,14 +138,14 @@ class EvictionDuty:
         """
         start(self._thread)
 
+    @property
+    def has_news(self) -> bool:
+        """Whether ``take`` has something to tell."""
+        return self._box.has_news
+
     def take(self) -> News:
-        """What happened since the last call."""
-        with self._lock:
-            news, self.has_news = self._news, False
-            self._news = News(
-                news.is_holder, shelf_bytes=news.shelf_bytes, held_chunks=news.held_chunks
-            )
-        return news
+        """What happened since the last call, if there is no other listener."""
+        return self._box.take()
 
     def want_room(self) -> None:
         """A store of this replica failed for lack of room: whoever evicts is to make some."""
@@ -183,26 +158,31 @@ class EvictionDuty:
         if evictor is not None:
             evictor.stop()
 
+    def ended(self, timeout_seconds: float) -> bool:
+        """Wait for the thread; whether it has ended."""
+        if self._thread.ident is not None:
+            self._thread.join(timeout_seconds)
+        return not self._thread.is_alive()
+
     def close(self, timeout_seconds: float) -> bool:
         """End the thread, which leaves the lease; False if the storage does not let it go.
 
         It is then left behind, and ends when it comes back.
         """
         self.stop()
-        if self._thread.ident is not None:
-            self._thread.join(timeout_seconds)
-        return not self._thread.is_alive()
+        return self.ended(timeout_seconds)
 
     def _run(self) -> None:
         with contextlib.suppress(OSError, AttributeError):
             # Of this thread alone, on Linux: setpriority(2), "C library/kernel differences".
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
-        self._guarded("journal", self._read)  # from now on
-        self._guarded("clock", self._read_clock)
-        self._guarded("limits", self._judge)
+        if self._reader is not None:
+            self._guarded("journal", self._read)  # from now on
+            self._guarded("limits", self._judge)
         while not self._stop.wait(self._wait_seconds):
-            self._wait_seconds = WAKE_SECONDS
-            self._guarded("clock", self._read_clock)
+            self._wait_seconds = self._interval()
+            if self._reader is not None:
+                self._guarded("clock", self._read_clock)
             if time.monotonic() - self._renewed_at > RENEW_SECONDS:
                 self._renewed_at = time.monotonic()
                 self._guarded("namespace", self._renew)  # first: eviction needs its marker
@@ -210,14 +190,15 @@ class EvictionDuty:
             self._guarded("journal", self._read)
         self._turn.leave()
 
+    def _interval(self) -> float:
+        return WAKE_SECONDS if self._interval_seconds is None else self._interval_seconds
+
     def _read_clock(self) -> None:
         """Measured again when that is due; what cannot be measured is a fault, each time."""
         problem, before = self._clock.problem, self._clock.reading
         reading = self._clock.read()
         if reading is not before:
-            with self._lock:
-                self._news.clock = reading
-                self.has_news = True
+            self._box.measured(reading)
         if self._clock.problem is not None and self._clock.problem is not problem:
             raise self._clock.problem
 
@@ -225,20 +206,7 @@ class EvictionDuty:
         try:
             work()
         except Exception as error:  # whatever it is, an engine goes on without eviction
-            self._fault(part, error)
-
-    def _fault(self, part: str, error: Exception) -> None:
-        number = error.errno if isinstance(error, OSError) else None
-        name = errno.errorcode.get(number or 0, "other")
-        self._add_fault(
-            Fault(part, name, f"{type(error).__name__}: {with_mend(error, self._root)}")
-        )
-
-    def _add_fault(self, fault: Fault) -> None:
-        with self._lock:
-            if len(self._news.faults) < FAULTS_MAX:
-                self._news.faults.append(fault)
-            self.has_news = True
+            self._listener.failed(part, error)
 
     def _judge(self) -> None:
         """Tell of limits that nobody can keep on this volume."""
@@ -251,34 +219,21 @@ class EvictionDuty:
         elif volume.doubt and self._limits.shelf_bytes is None:
             reason = f"evict_percent may limit nothing on {self._root}: {volume.doubt}"
         if reason:
-            self._note("limits", f"{reason}; set evict_shelf_gb")
-
-    def _note(self, cause: str, text: str) -> None:
-        with self._lock:
-            if len(self._news.notes) < FAULTS_MAX:
-                self._news.notes.append((cause, text))
-            self.has_news = True
+            self._listener.noted("limits", f"{reason}; set evict_shelf_gb")
 
     def _ask_for_room(self) -> bool:
         """Pass on that a store failed for lack of room; True: it is for this replica's evictor."""
         if not self._wants_room:
             return False
         self._wants_room = False
-        with self._lock:
-            self._news.room_requests += 1
-            self.has_news = True
-            is_holder = self._news.is_holder
+        self._box.wanted_room()
         # Where nobody can be told, this replica may be the one that a full disk lets evict.
-        return is_holder or not self._turn.ask_for_room()
+        return self._is_holder or not self._turn.ask_for_room()
 
     def _evict(self) -> None:
         """One step, if it is ours to do."""
         wants_room = self._ask_for_room()
-        if not self._limits:
-            return
-        is_holder = self._turn.is_ours()
-        self._holds(is_holder)
-        if not is_holder:
+        if not self._limits or not self._is_ours():
             return
         try:
             if self._evictor is None:
@@ -286,78 +241,51 @@ class EvictionDuty:
                 self._evictor = self._make_evictor(
                     self._root, self._limits, on_removed=told, clock=self._clock
                 )
-            if self._turn.is_room_wanted() or wants_room:
-                self._note("room", f"{self._root}: stores fail for lack of room: evicting")
+                if self._stop.is_set():  # by an owner that did not see it
+                    return
+            if (self._by_turns and self._turn.is_room_wanted()) or wants_room:
+                text = f"{self._root}: stores fail for lack of room: evicting"
+                self._listener.noted("room", text)
                 self._evictor.wants_room()
             report = self._evictor.step(self._step_seconds)
-        except Exception as error:
-            if isinstance(error, NotAShelfError):
-                self._evictor = None  # what lies there later may be a shelf, as after a remount
-            self._stand_back()
+        except Exception:
+            self._evictor = None  # what lies there later may be another shelf, as after a remount
+            self._stand_back(can_remove=True)
             raise
-        self._tell(report)
+        self._listener.reported(report)
         if report.gives_way:
-            self._stand_back()
+            self._stand_back(can_remove=False)
         else:
             self._turn.succeeded()
-            self._wait_seconds = report.wait_seconds(WAKE_SECONDS)
+            self._wait_seconds = report.wait_seconds(self._interval())
 
-    def _holds(self, is_holder: bool, *, keep_held: bool = False) -> None:
-        if is_holder == self._news.is_holder and (is_holder or not self._news.held_chunks):
-            return
-        self._pass_since = None
-        if not is_holder and self._evictor is not None:
+    def _is_ours(self) -> bool:
+        if not self._by_turns:
+            return True
+        was_back = self._turn.stands_back
+        is_holder = self._turn.is_ours()
+        if is_holder:
+            self._listener.begins()
+        elif not was_back:
+            failure = self._turn.failure
+            self._listener.waits("" if failure is None else f"the lease cannot be used: {failure}")
+        self._holds(is_holder)
+        return is_holder
+
+    def _holds(self, is_holder: bool) -> None:
+        if self._is_holder and not is_holder and self._evictor is not None:
             self._evictor.leave()
-        with self._lock:
-            self._news.is_holder, self._news.shelf_bytes = is_holder, {}
-            if not keep_held:
-                self._news.held_chunks = 0
-            self.has_news = True
+        self._is_holder = is_holder
 
-    def _stand_back(self) -> None:
+    def _stand_back(self, *, can_remove: bool) -> None:
         """Leave it to another for a while, who may be allowed or able to do it."""
-        self._holds(False, keep_held=True)  # until another removes them, or this one tries again
+        if not self._by_turns:
+            return
+        self._listener.stands_back(can_remove=can_remove)
+        self._holds(False)
         self._turn.stand_back()
 
     def _read(self) -> None:
-        keys = self._reader.read()
-        if not keys:
-            return
-        with self._lock:
-            gone = self._news.gone
-            room = max(0, KEYS_MAX - len(gone))
-            gone.update(dict.fromkeys(keys[:room]))
-            self._news.dropped += max(0, len(keys) - room)
-            self.has_news = True
-
-    def _tell(self, report: Report) -> None:
-        now = time.monotonic()
-        ended = None
-        if report.state is State.EVICTING:
-            self._pass_since = self._pass_since or now - report.seconds
-        elif self._pass_since is not None or report.removed:
-            ended = now - (self._pass_since or now - report.seconds)
-            self._pass_since = None
-        for number, times in report.faults.items():
-            name = errno.errorcode.get(number, "other")
-            text = str(report.held) if number in report.held.by_errno else os.strerror(number)
-            self._add_fault(Fault("evict", name, text, times))
-        shown = with_own_series(report.usage, kept=self._news.shelf_bytes)
-        shelf_bytes = {folder: amount.bytes for folder, amount in shown.items()}
-        vain = report.unfreed.keys() - self._unfreed
-        self._unfreed = frozenset(report.unfreed)
-        with self._lock:
-            news = self._news
-            for reason in vain:
-                text = f"{self._root}: {no_effect_text(reason, report.unfreed[reason])}"
-                news.notes.append((f"eviction makes no room ({reason})", text))
-                news.no_effect.append(reason)
-            news.leftovers += report.leftovers
-            self.has_news |= bool(vain or report.leftovers)
-            news.removed_files += report.removed.files
-            news.removed_bytes += report.removed.bytes
-            news.pass_seconds = ended if ended is not None else news.pass_seconds
-            known = shelf_bytes, report.held.amount.files
-            if known != (news.shelf_bytes, news.held_chunks) or report.removed or ended is not None:
-                news.shelf_bytes, news.held_chunks = known
-                self.has_news = True
+        keys = self._reader.read() if self._reader is not None else ()
+        if keys:
+            self._box.evicted(keys)

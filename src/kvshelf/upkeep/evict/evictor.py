@@ -6,23 +6,23 @@ import os
 import threading
 import time
 from collections.abc import Callable, Container, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from kvshelf.disk.clock import FileClock
 from kvshelf.disk.keys import ChunkKey
-from kvshelf.disk.volume import Volume
 from kvshelf.upkeep.evict.cut import EffectiveAge, choose_cuts
 from kvshelf.upkeep.evict.demand import REASON as DEMAND
-from kvshelf.upkeep.evict.demand import Demand
-from kvshelf.upkeep.evict.effect import SETTLE_SECONDS_MAX, Effects
+from kvshelf.upkeep.evict.effect import SETTLE_SECONDS_MAX
 from kvshelf.upkeep.evict.leftovers import Leftovers
-from kvshelf.upkeep.evict.limits import Amount, Limits, Need, may_exceed, needs, total
+from kvshelf.upkeep.evict.limits import Amount, Limits, Need, may_exceed
 from kvshelf.upkeep.evict.native import Names, Sweep
+from kvshelf.upkeep.evict.phase import Event, Phase
 from kvshelf.upkeep.evict.policy import effective_age
 from kvshelf.upkeep.evict.refresh import SECONDS_MAX, RefreshTimes, Sampling, Use
 from kvshelf.upkeep.evict.report import Report, State, StepLog
+from kvshelf.upkeep.evict.round import Round
 from kvshelf.upkeep.evict.spaces import Spaces
+from kvshelf.upkeep.evict.wanted import Wanted
 from kvshelf.upkeep.evict.watch import RootWatch
 
 OnRemoved = Callable[[str, int, Sequence[ChunkKey]], None]
@@ -87,27 +87,23 @@ class Evictor:
         self._sweep = Sweep(self._root, threads=threads, files_per_second=files_per_second)
         self._spaces = Spaces(self._root, self._watch.clock)
         self._stop = threading.Event()
-        self._effects = Effects(settle_seconds)
-        self._demand = Demand()
+        self._needs = Wanted(
+            self._watch, self._sweep, settle_seconds=settle_seconds, dry_run=dry_run
+        )
         self._leftovers = Leftovers(self._root, dry_run=dry_run)
-        self._settling = False  # nothing goes until the volume shows what went
         self._sampling = Sampling()
-        self._known = False  # all folders were scanned once
-        self._scan_all = True  # all are to be scanned
-        self._evicting = False
+        self._phase = Phase.LEARNING
+        self._scan_all = True  # all folders are to be scanned, whatever the phase
         self._evicting_since = 0.0
-        self._fresh = False  # the histogram was made since the limit was exceeded
-        self._future = False  # chunks used ahead of the file system's clock are candidates
-        self._round: Need | None = None
-        self._round_removed = Amount()
-        self._round_refused = 0
-        self._round_held = Amount()  # when it began
+        self._round: Round | None = None
         self._release_at = 0.0  # what is held is tried again from then on
-        self._cut_age: float | None = None
         self._refresh_times = RefreshTimes()
         self._stuck_until: dict[str | None, float] = {}  # by namespace, as needs are
-        self._removed = Amount()  # in all
-        self._dry: dict[str | None, Amount] = {}  # what went in a dry run, by namespace
+
+    @property
+    def phase(self) -> Phase:
+        """What it knows, and how far it goes."""
+        return self._phase
 
     def step(self, seconds_max: float = 1.0) -> Report:
         """Look once; scan and remove for about so long if there is reason to.
@@ -128,7 +124,7 @@ class Evictor:
         while left > 0 and not self._stop.is_set():
             state = self._advance(log, left)
             left = begin + seconds_max - time.monotonic()
-            if state not in (State.SCANNING, State.EVICTING) or self._settling:
+            if state not in (State.SCANNING, State.EVICTING) or log.is_settling:
                 break
         if self._stop.is_set():
             state = State.STOPPED
@@ -148,13 +144,12 @@ class Evictor:
 
     def wants_room(self) -> None:
         """Stores fail for lack of room though no limit may be exceeded: some chunks go."""
-        self._demand.asked(time.monotonic(), total(self._usage()))
+        self._needs.asked(self._usage())
 
     def leave(self) -> None:
         """Another evicts from now on. When it is this one's turn again nothing is under way."""
-        self._effects.forget()
-        self._demand.forget()
-        self._evicting = False
+        self._needs.forget()
+        self._phase = self._phase.after(Event.LEFT)
         self._round = None
         self._refresh_times.now()
 
@@ -165,27 +160,27 @@ class Evictor:
     def _advance(self, log: StepLog, left: float) -> State:
         """One piece of work: a part of a scan or of a removal."""
         now = time.monotonic()
-        self._settling = False
+        log.is_settling = False
         scanning = self._learn(log, left) if self._round is None else None
         if scanning is not None:
             return scanning
         wanted = self._wanted()
         if not wanted:
             self._release_held(now)
-            self._evicting = self._fresh = self._future = False
+            self._phase = self._phase.after(Event.WITHIN)
             self._round = None
             self._stuck_until.clear()
-            return self._rest()
+            return self._rest(log)
         stuck = {folder for folder, until in self._stuck_until.items() if now < until}
         if stuck:
             wanted = self._wanted(stuck)
         wanted = [need for need in wanted if need.amount]
         if not wanted:
             self._round = None  # what is known must be renewed meanwhile
-            self._demand.forget()
+            self._needs.give_up()
             return State.STUCK
-        if not self._evicting:
-            self._evicting, self._evicting_since = True, now
+        if not self._phase.is_evicting:
+            self._phase, self._evicting_since = self._phase.after(Event.EXCEEDED), now
             self._refresh_times.now()  # what others have removed meanwhile counts
         elif wanted[0].reason in _OF_VOLUME and self._leftovers.is_due:
             self._clean(log, left)
@@ -193,15 +188,13 @@ class Evictor:
             self._evict(wanted[0], log, left)
         return State.EVICTING
 
-    def _rest(self) -> State:
+    def _rest(self, log: StepLog) -> State:
         """No limit is exceeded, if the volume will show what went and nobody has written since."""
-        if not self._dry_run and self._known:
-            if needs(self._limits, self._watch.volume(), self._usage()):
-                self._settling = True
-                return State.EVICTING
-            self._effects.forget()
-        if not self._known:
+        if not self._phase.is_known:
             return State.SCANNING
+        if not self._needs.is_settled(self._limits, self._usage()):
+            log.is_settling = True
+            return State.EVICTING
         is_blind = self._sweep.unseen() or self._spaces.unread
         return State.BLIND if is_blind else State.IDLE
 
@@ -212,15 +205,7 @@ class Evictor:
         log.leftovers += removed
         log.faults.update(+self._leftovers.faults)
         self._leftovers.faults.clear()
-        self._count(removed, before)
-
-    def _count(self, removed: Amount, before: Volume) -> None:
-        """Files were removed: the volume must show it."""
-        if self._dry_run or not removed:
-            return
-        now = time.monotonic()
-        self._effects.removed(now, removed, before, self._watch.volume())
-        self._demand.removed(now, removed)
+        self._needs.removed(removed, before)
 
     def _learn(self, log: StepLog, left: float) -> State | None:
         """Scan, if something is not known that must be before a limit is looked at."""
@@ -229,14 +214,14 @@ class Evictor:
             self._sweep.set_namespaces(self._spaces.list())
             work = log.add(self._sweep.scan(all_folders=True, seconds_max=left))
             if work.finished:
-                self._scan_all, self._known, self._fresh = False, True, True
-            elif self._known:
+                self._scan_all, self._phase = False, self._phase.after(Event.SCAN_ENDED)
+            elif self._phase.is_known:
                 return State.EVICTING
             elif not self._sampling.is_due(now, self._sweep.coverage):
                 return State.SCANNING
         elif self._refresh_is_due(now):
             done = self._refresh(log, left)
-            if not done and self._evicting and now < self._evicting_since + SECONDS_MAX:
+            if not done and self._phase.is_evicting and now < self._evicting_since + SECONDS_MAX:
                 return State.EVICTING
         return None
 
@@ -263,56 +248,46 @@ class Evictor:
         return may_exceed(self._limits, usage, grown) and not may_exceed(self._limits, usage, 0)
 
     def _evict(self, need: Need, log: StepLog, left: float) -> None:
-        if not self._dry_run:
-            shelf = total(self._usage())
-            amount = self._effects.limited(need.reason, need.amount, time.monotonic(), shelf)
-            need = replace(need, amount=amount)
+        need = self._needs.allowed(need, self._usage())
         if not need.amount:
-            self._settling = True
+            log.is_settling = True
             self._round = None
             return
-        if self._round is None or self._round.folder != need.folder:
-            self._begin_round(need)
+        if self._round is None or self._round.need.folder != need.folder:
+            self._round = self._begin_round(need)
+        round_ = self._round
         before = self._watch.volume()
         work = log.add(self._sweep.remove(need.amount, left))
-        self._count(work.removed, before)
-        self._round_removed += work.removed
-        self._round_refused += work.refused
+        self._needs.removed_chunks(need, work.removed, before)
+        round_.add(work)
+        log.cut_age_seconds = round_.cut_age_seconds
         if work.refused:
             self._release_at = time.monotonic() + HELD_SECONDS
-        self._removed += work.removed
         log.removed += work.removed
-        if self._dry_run:
-            self._dry[need.folder] = self._dry.get(need.folder, Amount()) + work.removed
         self._tell(work.names)
-        if not work.finished:
-            return
-        planned, self._round = self._round, None
-        assert planned is not None
-        if not self._known:
-            # Samples scatter. Down to the low mark once; then only if the limit seems exceeded.
-            self._evicting = False
-            self._sampling.used(time.monotonic(), has_helped=bool(self._round_removed))
+        if work.finished:
+            self._round = None
+            self._end_round(round_)
+
+    def _end_round(self, ended: Round) -> None:
+        if not self._phase.is_known:
+            self._phase = self._phase.after(Event.SAMPLE_USED)
+            self._sampling.used(time.monotonic(), has_helped=bool(ended.removed))
         self._refresh_times.now()  # others may have removed where this walk had been before
-        held = self._sweep.held().amount - self._round_held
-        if 2 * (self._round_removed.bytes + held.bytes) > planned.amount.bytes:
+        if ended.is_kept(self._sweep.held().amount):
             return
-        # The histogram promised more than there was: chunks were used since, or others removed.
-        if not self._fresh or self._sweep.counts_what_is_gone():
+        if not self._phase.is_fresh or self._sweep.counts_what_is_gone():
             self._scan_all = True
-        elif self._round_removed or self._round_refused:
-            return
-        elif not self._future:
-            self._future = True
-        else:
-            self._stuck_until[planned.folder] = time.monotonic() + _STUCK_SECONDS
-            self._fresh = self._future = False
+        elif not ended.removed and not ended.refused:
+            if self._phase is Phase.AHEAD:
+                self._stuck_until[ended.need.folder] = time.monotonic() + _STUCK_SECONDS
+            self._phase = self._phase.after(Event.FRUITLESS)
 
     def _release_held(self, now: float) -> None:
         if now >= self._release_at and not self._scan_all:
             self._sweep.release_held()
 
-    def _begin_round(self, need: Need) -> None:
+    def _begin_round(self, need: Need) -> Round:
         self._release_held(time.monotonic())
         now_ns = self._watch.now_ns()
         cuts = choose_cuts(
@@ -321,16 +296,14 @@ class Evictor:
             self._policy,
             now_ns=now_ns,
             folder=need.folder,
-            future_seconds=_FUTURE_SECONDS if self._future else 0.0,
+            future_seconds=_FUTURE_SECONDS if self._phase is Phase.AHEAD else 0.0,
         )
-        latest = int(cuts[:, :, 1].max(initial=0))
-        self._cut_age = 1e-9 * (now_ns - latest) if latest > 0 else None
         self._sweep.begin_removal(
             cuts, dry_run=self._dry_run, report_names=self._on_removed is not None
         )
-        self._round = need
-        self._round_removed, self._round_refused = Amount(), 0
-        self._round_held = self._sweep.held().amount
+        latest = int(cuts[:, :, 1].max(initial=0))
+        cut_age = 1e-9 * (now_ns - latest) if latest > 0 else None
+        return Round(need, cut_age, self._sweep.held().amount)
 
     def _tell(self, batches: Sequence[Names]) -> None:
         if self._on_removed is None or self._dry_run:
@@ -340,54 +313,31 @@ class Evictor:
 
     def _wanted(self, stuck: Container[str | None] = ()) -> list[Need]:
         """What must go, by what is known now."""
-        if self._round is not None and not self._known:
+        if self._round is not None and not self._phase.is_known:
             # The sample ended when the removal began: what it said holds for this round.
-            left = replace(self._round, amount=self._round.amount - self._round_removed)
-            return [left] if left.amount else []
-        usage, volume, held = self._usage(), self._volume(), self._effects.held()
-        wanted = needs(self._limits, volume, usage, self._evicting, stuck=stuck, held=held)
-        asked = self._demand.need()
-        # A limit that is exceeded says itself how much may go: the floor holds.
-        if asked is not None and None not in stuck and not wanted:
-            wanted = [asked]
-        if not self._dry_run:
-            return wanted
-        gone = self._dry
-        wanted = [replace(n, amount=n.amount - gone.get(n.folder, Amount())) for n in wanted]
-        return [need for need in wanted if need.amount]
+            return self._round.left()
+        return self._needs.needs(self._limits, self._usage(), self._phase, stuck)
 
     def _usage(self) -> dict[str, Amount]:
-        return self._sweep.usage() if self._known else self._sweep.sampled_usage()
-
-    def _volume(self) -> Volume:
-        """The file system, less what is gone from the shelf and statvfs does not yet tell."""
-        now = time.monotonic()
-        volume = self._watch.volume()
-        self._effects.saw(now, volume)
-        shelf = self._sweep.total() if self._known else None
-        return self._effects.less_unshown(now, volume, shelf, self._removed)
+        return self._sweep.usage() if self._phase.is_known else self._sweep.sampled_usage()
 
     def _report(self, state: State, log: StepLog, seconds: float) -> Report:
         (count, examples), mine = self._sweep.foreign(), self._spaces.foreign
-        wanted = tuple(self._wanted()) if self._known else ()
-        held = self._effects.held() if wanted else {}
-        unfreed = {need.reason: held[need.reason] for need in wanted if need.reason in held}
-        if self._demand.is_vain(time.monotonic()):
-            unfreed[DEMAND] = 0
+        wanted = tuple(self._wanted()) if self._phase.is_known else ()
         return Report(
             state=state,
             volume=self._watch.volume(),
             usage=self._usage(),
             needs=wanted,
-            is_settling=self._settling,
-            unfreed=unfreed,
+            is_settling=log.is_settling,
+            unfreed=self._needs.unfreed(wanted),
             leftovers=log.leftovers,
-            room_requests=self._demand.requests,
+            room_requests=self._needs.requests,
             removed=log.removed,
-            cut_age_seconds=self._cut_age if log.removed else None,
+            cut_age_seconds=log.cut_age_seconds if log.removed else None,
             looked_at=log.looked_at,
             spared=log.spared,
-            is_urgent=self._known and self._is_urgent(self._watch.use()),
+            is_urgent=self._phase.is_known and self._is_urgent(self._watch.use()),
             foreign=count + len(mine),
             foreign_examples=(*mine[:8], *examples),
             unread=self._spaces.unread,

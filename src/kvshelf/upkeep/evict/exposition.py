@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
@@ -27,7 +28,7 @@ _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.ENOPROTOOPT, errno.EI
 
 
 class Exposition:
-    """Sums up reports, and writes them in Prometheus's text format. Thread-safe."""
+    """Sums up reports, as a collector of prometheus_client. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -43,7 +44,7 @@ class Exposition:
             requests = report.room_requests - (self._report.room_requests if self._report else 0)
             self._counters[metrics.ROOM_REQUESTS, ""] += max(0, requests)
             for limit in report.unfreed.keys() - (self._report.unfreed if self._report else {}):
-                self._counters[metrics.EVICT_NO_EFFECT, f'{{limit="{limit}"}}'] += 1
+                self._counters[metrics.EVICT_NO_EFFECT, limit] += 1
             self._report = report
             self._last_step = time.monotonic()
             is_refused = errno.EROFS in report.faults and not report.removed
@@ -55,7 +56,7 @@ class Exposition:
             self._counters[metrics.EVICT_SPARED, ""] += report.spared
             for number, times in report.faults.items():
                 name = errno.errorcode.get(number, str(number))
-                self._counters[metrics.EVICT_FAULTS, f'{{errno="{name}"}}'] += times
+                self._counters[metrics.EVICT_FAULTS, name] += times
 
     def waits(self, reason: str = "") -> None:
         """Nothing is done: another evicts, and all is well, or nobody can for this reason."""
@@ -68,7 +69,7 @@ class Exposition:
         number = error.errno if isinstance(error, OSError) else None
         name = errno.errorcode.get(number or 0, "other")
         with self._lock:
-            self._counters[metrics.EVICT_FAULTS, f'{{errno="{name}"}}'] += 1
+            self._counters[metrics.EVICT_FAULTS, name] += 1
             self._last_error = str(error)
 
     def health(self) -> str:
@@ -95,30 +96,40 @@ class Exposition:
 
     def text(self) -> str:
         """All metrics. Prometheus's names have a colon here as on vLLM's own page."""
+        from prometheus_client.exposition import generate_latest  # noqa: PLC0415 - heavy
+
+        return str(generate_latest(self).decode())
+
+    def collect(self) -> Iterator[Any]:
+        """The metrics, as prometheus_client asks for them."""
         with self._lock:
             values: dict[str, list[tuple[str, float]]] = {}
-            for (name, labels), value in self._counters.items():
-                values.setdefault(name, []).append((labels, value))
+            for (name, label), value in self._counters.items():
+                values.setdefault(name, []).append((label, value))
             if self._report is not None:
                 values.update(_gauges(self._report))
-        lines = []
         for metric in metrics.EVICT_METRICS:
-            counter = metric.kind is metrics.Kind.COUNTER
-            shown = f"{metric.name}_total" if counter else metric.name
-            lines.append(f"# HELP {shown} {metric.help}")
-            lines.append(f"# TYPE {shown} {metric.kind.value}")
-            lines += [f"{shown}{labels} {value}" for labels, value in values.get(metric.name, ())]
-        return "\n".join(lines) + "\n"
+            yield _family(metric, values.get(metric.name, ()))
+
+
+def _family(metric: metrics.Metric, values: Iterable[tuple[str, float]]) -> Any:
+    """Values by the metric's one label; by "" if it has none."""
+    from prometheus_client import core  # noqa: PLC0415
+
+    is_counter = metric.kind is metrics.Kind.COUNTER
+    kind = core.CounterMetricFamily if is_counter else core.GaugeMetricFamily
+    family = kind(metric.name, metric.help, labels=metric.labels)
+    for label, value in values:
+        family.add_metric([label] if metric.labels else [], value)
+    return family
 
 
 def _gauges(report: Report) -> dict[str, list[tuple[str, float]]]:
-    # Folders' names are safe in quotes: kvshelf.disk.layout.is_namespace_folder.
     shown = with_own_series(report.usage)
-    spaces = [(f'{{namespace="{name}"}}', amount) for name, amount in shown.items()]
     volume = report.volume
     found: dict[str, list[tuple[str, float]]] = {
-        metrics.SHELF_CHUNKS: [(labels, amount.files) for labels, amount in spaces],
-        metrics.SHELF_BYTES: [(labels, amount.bytes) for labels, amount in spaces],
+        metrics.SHELF_CHUNKS: [(name, amount.files) for name, amount in shown.items()],
+        metrics.SHELF_BYTES: [(name, amount.bytes) for name, amount in shown.items()],
         metrics.EVICT_HELD: [("", report.held.amount.files)],
         metrics.SHELF_FOREIGN: [("", report.foreign)],
         metrics.EVICT_STATE: [("", _STATES.index(report.state))] if report.state in _STATES else [],

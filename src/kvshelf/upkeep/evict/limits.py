@@ -6,9 +6,10 @@ A limit is the high mark: when the shelf is above it, chunks go until it is at i
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Container, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from kvshelf.disk.volume import Volume
 from kvshelf.errors import ConfigError
@@ -33,8 +34,21 @@ class Amount:
         return self.files > 0 or self.bytes > 0
 
 
+class Usage(dict[str, Amount]):
+    """What is on a shelf, by namespace. Not changed once it is made: it is added up once."""
+
+    @functools.cached_property
+    def total(self) -> Amount:
+        return _sum(self)
+
+
 def total(usage: Mapping[str, Amount]) -> Amount:
-    """Of all namespaces. A shelf may have 10,000: it makes no object a namespace."""
+    """Of all namespaces."""
+    return usage.total if isinstance(usage, Usage) else _sum(usage)
+
+
+def _sum(usage: Mapping[str, Amount]) -> Amount:
+    """A shelf may have 10,000 namespaces: it makes no object a namespace."""
     amounts = usage.values()
     return Amount(sum(each.files for each in amounts), sum(each.bytes for each in amounts))
 
@@ -131,16 +145,14 @@ def needs(
             short.
     """
     found = []
-    left = dict(usage)
     for folder, amount in usage.items() if limits.limits_namespaces else ():
         limit = limits.of_namespace(folder)
         over = _over(amount.bytes, limit, limits.low_percent, evicting)
         if over and folder not in stuck:
             found.append(Need(Amount(0, over), "namespace_bytes", folder))
-            left[folder] = replace(amount, bytes=amount.bytes - over)
     # What goes for a namespace's limit helps the shelf's; its files are not known before.
     gone = sum(need.amount.bytes for need in found)
-    shelf = total(left)
+    shelf = total(usage) - Amount(0, gone)
     wanted = list(_of_shelf(limits, volume, shelf, gone, evicting))
     if wanted and None not in stuck:
         found.append(_largest(limits, volume, shelf, wanted, held))

@@ -19,7 +19,7 @@ from kvshelf.disk.keys import ChunkKey, make_key
 from kvshelf.disk.layout import CHUNK_SUFFIX
 from kvshelf.disk.threads import NO_THREAD
 from kvshelf.errors import ResourceError
-from kvshelf.upkeep.evict.limits import Amount, total
+from kvshelf.upkeep.evict.limits import Amount, Usage
 from kvshelf.upkeep.evict.report import Held
 
 NEVER_NS = -(2**63)  # before any time
@@ -134,8 +134,7 @@ class Sweep:
             JUNK_PREFIXES,
             JUNK_SUFFIXES,
         )
-        self._usage: dict[str, Amount] | None = None  # as of the last call that changed it
-        self._total = Amount()
+        self._usage: Usage | None = None  # as of the last call that changed it
 
     def set_namespaces(self, folders: Sequence[str]) -> None:
         """Say which folders of the root are namespaces; others are not looked into."""
@@ -181,21 +180,19 @@ class Sweep:
         """From now on every call returns within 100 ms, unless the storage hangs."""
         self._sweep.stop()
 
-    def usage(self) -> dict[str, Amount]:
+    def usage(self) -> Usage:
         """What is known to be on the shelf, by namespace. Made once between two walks."""
         if self._usage is None:
-            self._usage = {
-                folder: Amount(files, bytes_)
+            self._usage = Usage(
+                (folder, Amount(files, bytes_))
                 for folder, listed, files, bytes_, _ in self._sweep.namespaces()
                 if listed
-            }
-            self._total = total(self._usage)
+            )
         return self._usage
 
     def total(self) -> Amount:
         """What is known to be on the shelf."""
-        self.usage()
-        return self._total
+        return self.usage().total
 
     def newest_use_ns(self) -> int:
         """Of all chunks in the histogram; 0 without any."""

@@ -35,11 +35,12 @@ class Use:
 
 
 class RefreshTimes:
-    """What the last look cost, and so when the next is due.
+    """What the last looks cost, and so when the next is due.
 
     A look costs what has changed since the one before: nothing, or all that a second evictor has
-    removed from every folder. So a dear look says little of the next one, and does not keep an
-    evictor from seeing that a limit is exceeded.
+    removed from every folder. One expensive look says little of the next one, so the cheaper of the
+    last two counts. Growth alone cannot tell that the next is urgent: what others remove from the
+    file system hides it.
 
     Threads: one.
     """
@@ -47,7 +48,8 @@ class RefreshTimes:
     def __init__(self) -> None:
         self._at = -math.inf
         self._use = Use()  # of the file system then
-        self._cost_seconds = 0.0
+        self._cost_seconds = math.inf  # of the last look
+        self._cheaper_seconds = 0.0  # of the last two
         self._seconds = 0.0  # that the one under way has taken so far
         self._use_before = Use()
 
@@ -65,7 +67,7 @@ class RefreshTimes:
         """
         changed_share = URGENT_SHARE if is_urgent else BUSY_SHARE
         share = QUIET_SHARE if use == self._use and use.is_told else changed_share
-        pause = min(self._cost_seconds * (1 / share - 1), SECONDS_MAX)
+        pause = min(self._cheaper_seconds * (1 / share - 1), SECONDS_MAX)
         return now >= self._at + max(pause, SECONDS_MIN)
 
     def grown_bytes(self, use: Use, mean_bytes: float) -> int:
@@ -90,6 +92,7 @@ class RefreshTimes:
         self._seconds += seconds
         if is_done:
             self._at, self._use = now, self._use_before
+            self._cheaper_seconds = min(self._cost_seconds, self._seconds)
             self._cost_seconds, self._seconds = self._seconds, 0.0
 
 

@@ -165,6 +165,8 @@ class StepLog:
         self.looked_at = 0
         self.spared = 0
         self.faults: Counter[int] = Counter()
+        self.cut_age_seconds: float | None = None
+        self.is_settling = False
 
     def add(self, work: Work) -> Work:
         self.looked_at += work.files

@@ -17,7 +17,8 @@ from kvshelf import metrics
 from kvshelf.config import Settings
 from kvshelf.shelf import Shelf
 from kvshelf.upkeep.evict import Limits
-from kvshelf.upkeep.evict.duty import EvictionDuty, News
+from kvshelf.upkeep.evict.duty import EvictionDuty
+from kvshelf.upkeep.evict.news import News
 from kvshelf.vllm.faultlog import FaultLog
 from kvshelf.vllm.report import NoRoom
 from kvshelf.vllm.scheduler.masked import MaskedShelf
@@ -52,7 +53,7 @@ def duties_of(settings: Settings, shelf: Shelf) -> list[EvictionDuty]:
     ]
 
 
-class Eviction:
+class EvictionNews:
     """Takes the duties' news on the scheduler's thread. Without a duty there is none.
 
     Args:

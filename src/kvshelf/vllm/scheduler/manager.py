@@ -8,7 +8,8 @@ lookup threads at its end, and answered RETRY meanwhile. No file-system call is 
                          -> unknown: Lookups -> Shelf -> poll -> ChunkTable
     a hit  -> Admission -> load it, compute it, or measure the storage first
     faults -> Breakers -> a root that does not answer is left alone
-    used, stored -> Touches; stored, evicted -> Events; evicted by a replica -> ChunkTable
+    used, stored -> Touches; stored, evicted -> Events; evicted by a replica -> EvictionNews
+                 -> ChunkTable
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from kvshelf.vllm.scheduler.chunk_table import Answer, ChunkTable
 from kvshelf.vllm.scheduler.earlier_stores import EarlierStores
 from kvshelf.vllm.scheduler.epochs import Epochs
 from kvshelf.vllm.scheduler.events import Events
-from kvshelf.vllm.scheduler.eviction import Eviction
+from kvshelf.vllm.scheduler.eviction import EvictionNews
 from kvshelf.vllm.scheduler.lookups import Lookups
 from kvshelf.vllm.scheduler.masked import MaskedShelf, RequestKeys
 from kvshelf.vllm.scheduler.measuring import Measuring
@@ -135,7 +136,7 @@ class KvshelfManager(OffloadingManager):
         self._all_roots = frozenset(range(len(shelf.roots)))
         self._shut: frozenset[int] = frozenset()  # roots closed to the request that looks up
         self._is_plain = True  # none is, and the request has no adapter
-        self._eviction = Eviction(duties, masked_shelf, self._stats, logger)
+        self._eviction = EvictionNews(duties, masked_shelf, self._stats, logger)
         self.audits = Audits(settings, self._stats, logger)
 
     def take_role(self, *, loads: bool, stores: bool) -> None:

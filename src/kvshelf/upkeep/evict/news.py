@@ -1,0 +1,199 @@
+"""What an engine hears of eviction: gathered by the duty's thread, taken by the scheduler's."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kvshelf.disk.clock import Reading
+from kvshelf.upkeep.evict.limits import Amount
+from kvshelf.upkeep.evict.mends import with_mend
+from kvshelf.upkeep.evict.report import Report, State, no_effect_text
+from kvshelf.upkeep.evict.series import with_own_series
+
+# Keys that wait for the owner; more are forgotten, and found out by lookups.
+KEYS_MAX = 65_536
+# Faults that wait for the owner.
+FAULTS_MAX = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What failed: "clock", "lease", "evict" or "journal"; the errno's name or "other"; times."""
+
+    part: str
+    errno: str
+    text: str
+    times: int = 1
+
+
+@dataclass(slots=True)
+class News:
+    """What happened since the owner last asked.
+
+    Attributes:
+        is_holder: whether this replica holds the lease.
+        removed_files, removed_bytes: that this replica evicted.
+        gone: keys of this replica's namespace that somebody evicted.
+        dropped: keys that were not kept for the owner.
+        shelf_bytes: of all chunks by namespace, as the holder knows them; empty for others. Of 100
+            namespaces and ``series.OTHER``.
+        held_chunks: chunk files that this replica could not remove when it last tried.
+        leftovers: files of dead writers that this replica removed.
+        room_requests: how often this replica asked for room, because its stores failed.
+        no_effect: limits for which chunks went and made no room, since the last call.
+        notes: log lines: a cause and a text.
+        clock: of the root's file system, if it was measured.
+        pass_seconds: from crossing a limit to being within it again, of the last pass; None: none
+            ended.
+    """
+
+    is_holder: bool = False
+    removed_files: int = 0
+    removed_bytes: int = 0
+    gone: dict[bytes, None] = field(default_factory=dict)
+    dropped: int = 0
+    shelf_bytes: Mapping[str, int] = field(default_factory=dict)
+    leftovers: Amount = field(default_factory=Amount)
+    room_requests: int = 0
+    no_effect: list[str] = field(default_factory=list)
+    notes: list[tuple[str, str]] = field(default_factory=list)
+    held_chunks: int = 0
+    clock: Reading | None = None
+    pass_seconds: float | None = None
+    faults: list[Fault] = field(default_factory=list)
+
+
+class NewsBox:
+    """Gathers ``News`` as a duty's ``Listener``.
+
+    Threads: ``take`` and ``has_news`` are for the owner, all else for the duty's thread. The lock
+    is never held across a system call.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._unfreed: frozenset[str] = frozenset()
+        self._usage: Mapping[str, Amount] | None = None  # of the last report
+        self._pass_since: float | None = None
+        self._lock = threading.Lock()
+        self._news = News()
+        self.has_news = False
+
+    def take(self) -> News:
+        """What happened since the last call."""
+        with self._lock:
+            news, self.has_news = self._news, False
+            self._news = News(
+                news.is_holder, shelf_bytes=news.shelf_bytes, held_chunks=news.held_chunks
+            )
+        return news
+
+    def begins(self) -> None:
+        self._holds(True)
+
+    def waits(self, reason: str) -> None:
+        del reason  # a fault of the lease is one already
+        self._holds(False)
+
+    def stands_back(self, *, can_remove: bool) -> None:
+        del can_remove  # a fault, or the report, has said so
+        self._holds(False, keep_held=True)  # until another removes them, or this one tries again
+
+    def _holds(self, is_holder: bool, *, keep_held: bool = False) -> None:
+        if is_holder == self._news.is_holder and (is_holder or not self._news.held_chunks):
+            return
+        self._pass_since = None
+        with self._lock:
+            self._news.is_holder, self._news.shelf_bytes = is_holder, {}
+            if not keep_held:
+                self._news.held_chunks = 0
+            self.has_news = True
+
+    def failed(self, part: str, error: Exception) -> None:
+        number = error.errno if isinstance(error, OSError) else None
+        name = errno.errorcode.get(number or 0, "other")
+        text = f"{type(error).__name__}: {with_mend(error, self._root)}"
+        self._add_fault(Fault(part, name, text))
+
+    def noted(self, cause: str, text: str) -> None:
+        with self._lock:
+            if len(self._news.notes) < FAULTS_MAX:
+                self._news.notes.append((cause, text))
+            self.has_news = True
+
+    def evicted(self, keys: Sequence[bytes]) -> None:
+        """Somebody evicted these of the owner's namespace."""
+        with self._lock:
+            gone = self._news.gone
+            room = max(0, KEYS_MAX - len(gone))
+            gone.update(dict.fromkeys(keys[:room]))
+            self._news.dropped += max(0, len(keys) - room)
+            self.has_news = True
+
+    def measured(self, clock: Reading | None) -> None:
+        """The file system's clock was measured."""
+        with self._lock:
+            self._news.clock = clock
+            self.has_news = True
+
+    def wanted_room(self) -> None:
+        """This replica's stores fail for lack of room."""
+        with self._lock:
+            self._news.room_requests += 1
+            self.has_news = True
+
+    def _add_fault(self, fault: Fault) -> None:
+        with self._lock:
+            if len(self._news.faults) < FAULTS_MAX:
+                self._news.faults.append(fault)
+            self.has_news = True
+
+    def reported(self, report: Report) -> None:
+        ended = self._pass_ended(report)
+        for number, times in report.faults.items():
+            name = errno.errorcode.get(number, "other")
+            text = str(report.held) if number in report.held.by_errno else os.strerror(number)
+            self._add_fault(Fault("evict", name, text, times))
+        shelf_bytes = self._shelf_bytes(report)
+        vain = report.unfreed.keys() - self._unfreed
+        self._unfreed = frozenset(report.unfreed)
+        with self._lock:
+            news = self._news
+            for reason in vain:
+                text = f"{self._root}: {no_effect_text(reason, report.unfreed[reason])}"
+                news.notes.append((f"eviction makes no room ({reason})", text))
+                news.no_effect.append(reason)
+            news.leftovers += report.leftovers
+            self.has_news |= bool(vain or report.leftovers)
+            news.removed_files += report.removed.files
+            news.removed_bytes += report.removed.bytes
+            news.pass_seconds = ended if ended is not None else news.pass_seconds
+            known = shelf_bytes, report.held.amount.files
+            if known != (news.shelf_bytes, news.held_chunks) or report.removed or ended is not None:
+                news.shelf_bytes, news.held_chunks = known
+                self.has_news = True
+
+    def _shelf_bytes(self, report: Report) -> Mapping[str, int]:
+        """By namespace that has a series. Chosen anew when an evictor has looked again."""
+        if report.usage is not self._usage or not self._news.shelf_bytes:
+            self._usage = report.usage
+            shown = with_own_series(report.usage, kept=self._news.shelf_bytes)
+            return {folder: amount.bytes for folder, amount in shown.items()}
+        return self._news.shelf_bytes
+
+    def _pass_ended(self, report: Report) -> float | None:
+        """Seconds that the pass took which has ended with this step, if one has."""
+        now = time.monotonic()
+        since = self._pass_since or now - report.seconds
+        if report.state is State.EVICTING:
+            self._pass_since = since
+            return None
+        is_pass = self._pass_since is not None or bool(report.removed)
+        self._pass_since = None
+        return now - since if is_pass else None
