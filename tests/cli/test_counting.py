@@ -22,6 +22,7 @@ from kvshelf.cli.scrape import parse
 from kvshelf.disk.namespace import Identity
 from kvshelf.disk.root import open_namespace, open_root
 from kvshelf.text import age_text, bytes_text
+from tests.cli.usage import refused
 from tests.upkeep.census.test_census import put
 
 BIG = Identity({"model": "org/big", "dtype": "bfloat16", "cache_dtype": "fp8"})
@@ -109,14 +110,14 @@ def test_without_time_it_is_an_estimate_that_says_so(
     root = open_root(tmp_path / "shelf")
     for number in range(50):
         put(root, BIG.folder, number)
-    assert main([command, str(root), "--seconds", "0"]) == 0
+    assert main([command, str(root), "--for", "0"]) == 0
     out = capsys.readouterr().out
     assert re.search(r"estimated from 1 of \d+ folders; with 95% confidence the total is ", out)
     assert "~" in out and "+-" in out
-    assert main([command, str(root), "--seconds", "0", "--exact"]) == 0
+    assert main([command, str(root), "--for", "0", "--exact"]) == 0
     out = capsys.readouterr().out
     assert "\nexact\n" in out and "~" not in out
-    assert main([command, str(root), "--seconds", "0", "--json"]) == 0
+    assert main([command, str(root), "--for", "0", "--json"]) == 0
     value = json.loads(capsys.readouterr().out)
     assert not value["exact"] and value["total"]["files"]["error"] > 0
 
@@ -128,8 +129,10 @@ def test_what_is_no_shelf_is_refused(
     assert main([command, str(tmp_path)]) == 10
     assert "no shelf" in capsys.readouterr().err
     root = open_root(tmp_path / "shelf")
-    assert main([command, str(root), "--seconds", "-1"]) == 2
-    assert "--seconds -1.0: must be" in capsys.readouterr().err
+    option = "--every" if command == "top" else "--for"
+    assert f"argument {option}: '-1': allowed is" in refused(
+        [command, str(root), option, "-1"], capsys
+    )
 
 
 def test_an_empty_shelf(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,7 +141,7 @@ def test_an_empty_shelf(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().out == f"no namespaces in {root}\n"
     assert main(["du", str(root)]) == 0
     assert "0 B" in capsys.readouterr().out
-    assert main(["top", str(root), "--once", "--seconds", "0.01"]) == 0
+    assert main(["top", str(root), "--once", "--every", "0.01"]) == 0
     assert "files    0\n" in capsys.readouterr().out
 
 
@@ -183,7 +186,7 @@ def metrics() -> Iterator[str]:
 
 
 def test_top_once(shelf: Path, metrics: str, capsys: pytest.CaptureFixture[str]) -> None:
-    line = ["top", str(shelf), "--once", "--seconds", "0.01", "--metrics", f"{metrics}/metrics"]
+    line = ["top", str(shelf), "--once", "--every", "0.01", "--metrics", f"{metrics}/metrics"]
     assert main(line) == 0
     out = capsys.readouterr().out
     for text in (
@@ -208,7 +211,7 @@ def test_a_server_that_does_not_answer_is_no_error(
     shelf: Path, path: str | None, metrics: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     url = f"{metrics}{path}" if path else "http://127.0.0.1:9/metrics"
-    line = ["top", str(shelf), "--once", "--seconds", "0.01", "--metrics", url]
+    line = ["top", str(shelf), "--once", "--every", "0.01", "--metrics", url]
     assert main(line) == 0
     assert re.search(r"hits     unknown: (Not Found|.*refused)", capsys.readouterr().out)
     assert main(["top", str(shelf), "--metrics", "file:///etc/passwd"]) == 2
@@ -216,7 +219,7 @@ def test_a_server_that_does_not_answer_is_no_error(
 
 def test_top_on_a_terminal_is_redrawn_and_ends_with_ctrl_c(shelf: Path) -> None:
     ours, theirs = pty.openpty()
-    line = [sys.executable, "-m", "kvshelf.cli", "top", str(shelf), "--seconds", "0.05"]
+    line = [sys.executable, "-m", "kvshelf.cli", "top", str(shelf), "--every", "0.05"]
     process = subprocess.Popen(
         line, stdin=theirs, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm"}
     )

@@ -79,20 +79,20 @@ def lines(name: str, root: Path, tmp_path: Path, url: str) -> list[list[str]]:
         prices = ["--gpu-hour-price", "2", "--gb-month-price", "0.1"]
         replay = ["--replay", str(tmp_path / "replay"), "--replay-requests", "20"]
         return [line, [*line, *prices, *replay]]
-    small = ["--size-mb", "4", "--chunk-mb", "2", "--threads", "1", "--rounds", "1"]
+    small = ["--size", "4MB", "--chunk-size", "2MB", "--threads", "1", "--rounds", "1"]
     (tmp_path / "bare").mkdir()
     calls = {
         "bench": [["bench", str(tmp_path / "bare"), *small]],
         "diff": [["namespaces", shelf, "--diff", "one", "two"]],
-        "doctor": [["doctor", str(tmp_path / "bare"), "--size-mb", "32"]],
+        "doctor": [["doctor", str(tmp_path / "bare"), "--size", "32MB"]],
         "du": [["du", shelf]],
         "evict": [["evict", shelf, "--shelf-limit", "1", "--dry-run"]],
         "ls": [["ls", shelf]],
         "namespaces": [["namespaces", shelf]],
         "scrub": [["scrub", shelf, "--dry-run"]],
         "top": [
-            ["top", shelf, "--once", "--seconds", "0.01", "--metrics", url],
-            ["top", shelf, "--once", "--seconds", "0.01", "--metrics", "http://127.0.0.1:9/"],
+            ["top", shelf, "--once", "--every", "0.01", "--metrics", url],
+            ["top", shelf, "--once", "--every", "0.01", "--metrics", "http://127.0.0.1:9/"],
         ],
         "why": [["doctor", shelf, "--why", "one", "two"]],
     }

@@ -21,6 +21,7 @@ from kvshelf.cli.common import (
     print_json,
     safe,
 )
+from kvshelf.cli.units import duration, size_in
 from kvshelf.config import Settings
 from kvshelf.disk.deadline import NoAnswerError, within
 from kvshelf.disk.namespace import diff
@@ -38,6 +39,7 @@ from kvshelf.doctor.site import check_directory, check_mount
 from kvshelf.doctor.trial import check_trial
 from kvshelf.doctor.why import explain
 from kvshelf.errors import ConfigError
+from kvshelf.text import bytes_text
 
 HELP = "check a mount and this host, and recommend settings"
 DESCRIPTION = """\
@@ -56,8 +58,6 @@ _MARKS = {
     Severity.WARNING: "warning",
     Severity.PROBLEM: "PROBLEM",
 }
-_SIZE_MB_MIN, _SIZE_MB_MAX = 32, 1 << 20
-_WAIT_SECONDS_MAX = 86_400
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,11 +65,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--why", nargs=2, metavar=("A", "B"), help="two namespaces that differ")
     parser.add_argument("--quick", action="store_true", help="measure no speed: a second or two")
     parser.add_argument(
-        "--size-mb", type=int, default=256, metavar="MB", help="moved, at least 32 (256)"
+        "--size",
+        type=size_in("32MB", "1TiB"),
+        default="256MB",
+        metavar="SIZE",
+        help="moved to measure speed, at least 32MB (default: %(default)s)",
     )
     parser.add_argument("--peer", action="store_true", help="measure with a second node")
     parser.add_argument(
-        "--wait-seconds", type=float, default=60.0, metavar="S", help="for the peer (60)"
+        "--wait",
+        type=duration("0s", "1d"),
+        default="60s",
+        metavar="DURATION",
+        help="for the peer (default: %(default)s)",
     )
     parser.add_argument(
         "--settings", metavar="JSON", help="kv_connector_extra_config to check, or @FILE"
@@ -79,7 +87,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Exit:
     if options.why:
         return _why(options)
-    _check_options(options)
     check_path(options.root)
     root = Path(options.root).absolute()
     findings = _first_look(root)
@@ -93,7 +100,7 @@ def run(options: argparse.Namespace) -> Exit:
             with ended_as_by_ctrl_c():
                 rows = _probe(options, root, findings, settings_given or Settings())
                 if options.peer:
-                    findings += _meet(root, options.wait_seconds)
+                    findings += _meet(root, options.wait)
         except OSError as error:
             findings.append(_failure(error, root))
     findings += check_host()
@@ -113,17 +120,6 @@ def run(options: argparse.Namespace) -> Exit:
         _print(findings, rows, settings)
     worst = max(finding.severity for finding in findings)
     return Exit.FINDINGS if worst >= Severity.WARNING else Exit.FINE
-
-
-def _check_options(options: argparse.Namespace) -> None:
-    for name, low, high in (
-        ("size-mb", _SIZE_MB_MIN, _SIZE_MB_MAX),
-        ("wait-seconds", 0, _WAIT_SECONDS_MAX),
-    ):
-        value = getattr(options, name.replace("-", "_"))
-        if not low <= value <= high:
-            message = f"--{name} {value}: allowed is a number from {low} to {high}"
-            raise CommandError(Exit.USAGE, message)
 
 
 def _failure(error: OSError, root: Path) -> Finding:
@@ -165,7 +161,7 @@ def _probe(
         if options.quick or _bad(findings):
             return []
         workload = Workload(
-            total_bytes=options.size_mb * 1_000_000,
+            total_bytes=options.size,
             chunk_bytes=8 << 20,
             threads=(1, 12, 32),
             rounds=2,
@@ -179,8 +175,8 @@ def _probe(
             missing = "needs more memory than there is"
         finally:
             progress("")
-    text = f"not measured: --size-mb {options.size_mb} {missing}"
-    findings.append(warning("speed", text, "free some, or give a smaller --size-mb"))
+    text = f"not measured: --size {bytes_text(options.size)} {missing}"
+    findings.append(warning("speed", text, "free some, or give a smaller --size"))
     return []
 
 
