@@ -11,8 +11,7 @@ import pytest
 from kvshelf.bench import Row
 from kvshelf.cli.cmd_bench import print_rows
 from kvshelf.cli.main import main
-from kvshelf.disk.namespace import Identity
-from kvshelf.disk.root import open_namespace, open_root
+from kvshelf.disk.root import open_root
 from tests.cli.usage import refused
 
 QUICK = ["--quick"]
@@ -105,21 +104,6 @@ def test_a_peer_that_does_not_come_is_said(
     _, report = run_json(capsys, "doctor", str(tmp_path), *QUICK, *peer)
     assert by_check(report)["peers"] == "note"
     assert [path.name for path in tmp_path.iterdir()] == ["kvshelf.json"]
-
-
-def test_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    open_root(tmp_path)
-    identities = [Identity({"model": name, "salt": name}) for name in ("a", "b")]
-    for identity in identities:
-        open_namespace(tmp_path, identity)
-    status, report = run_json(capsys, "doctor", str(tmp_path), "--why", "a-", "b-")
-    assert status == 1
-    assert [reason["field"] for reason in report["reasons"]] == ["model", "salt"]
-    assert main(["doctor", str(tmp_path), "--why", "a-", "b-"]) == 1
-    assert "identity_salt" in capsys.readouterr().out
-    assert main(["doctor", str(tmp_path), "--why", "a-", "a-"]) == 0
-    assert "They share" in capsys.readouterr().out
-    assert main(["doctor", str(tmp_path / "absent"), "--why", "a", "b"]) == 10
 
 
 def test_bench_measures_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -84,7 +84,7 @@ def test_cephs_free_inodes_are_not_counted(
         root = open_root(mount.path / "shelf")
         found = doctor(root, capsys)
         assert found["inodes"]["severity"] == "fine" and "not counted" in found["inodes"]["message"]
-        assert main(["du", str(root), "--json"]) == 0
+        assert main(["ls", str(root), "--json"]) == 0
         value = json.loads(capsys.readouterr().out)
         assert value["free_inodes"] is None and value["free_bytes"] > 0
 
@@ -100,8 +100,8 @@ def test_where_room_is_not_told_bench_measures(
         assert main([*line, "--only", "store", "--threads", "1"]) == 0
         root = open_root(mount.path / "shelf")
         capsys.readouterr()
-        for command in ("du", "top"):
-            line = [command, str(root), *(["--once", "--every", "0.1"] * (command == "top"))]
+        for command, *flags in (("ls", "--sizes"), ("top", "--once", "--every", "0.1")):
+            line = [command, str(root), *flags]
             assert main([*line, "--json"]) == 0
             out = capsys.readouterr().out
             value = json.loads(out.splitlines()[-1] if command == "top" else out)
@@ -121,7 +121,7 @@ def test_reserved_blocks_count_as_df_counts_them(
         assert f"{said} used" in doctor(root, capsys)["room"]["message"]
         assert main(["top", str(root), "--once", "--every", "0.1"]) == 0
         assert f"{said} used" in capsys.readouterr().out
-        assert main(["du", str(root)]) == 0
+        assert main(["ls", "--sizes", str(root)]) == 0
         assert f"{said} used" in capsys.readouterr().out
         assert main(["evict", str(root), "--once", "--json"]) == 0
         value = json.loads(capsys.readouterr().out)

@@ -27,7 +27,7 @@ FREE = {
     "diff": ["differences[].left", "differences[].right"],
     "doctor": ["rows[].more", "settings"],
     "evict": ["namespaces", "faults", "held.errnos"],
-    "namespaces": ["namespaces[].identity"],
+    "identities": ["namespaces[].identity"],
     "scrub": ["summary.findings"],
     "top": ["counters"],
 }
@@ -83,18 +83,16 @@ def lines(name: str, root: Path, tmp_path: Path, url: str) -> list[list[str]]:
     (tmp_path / "bare").mkdir()
     calls = {
         "bench": [["bench", str(tmp_path / "bare"), *small]],
-        "diff": [["namespaces", shelf, "--diff", "one", "two"]],
+        "diff": [["diff", shelf, "one", "two"]],
         "doctor": [["doctor", str(tmp_path / "bare"), "--size", "32MB"]],
-        "du": [["du", shelf]],
         "evict": [["evict", shelf, "--shelf-limit", "1", "--dry-run"]],
         "ls": [["ls", shelf]],
-        "namespaces": [["namespaces", shelf]],
+        "identities": [["ls", shelf, "--identities"]],
         "scrub": [["scrub", shelf, "--dry-run"]],
         "top": [
             ["top", shelf, "--once", "--every", "0.01", "--metrics", url],
             ["top", shelf, "--once", "--every", "0.01", "--metrics", "http://127.0.0.1:9/"],
         ],
-        "why": [["doctor", shelf, "--why", "one", "two"]],
     }
     return calls[name]
 

@@ -34,9 +34,9 @@ AS_USER += [f"--{each}-caps={KEEPS}" for each in ("inh", "ambient")] + [f"--boun
 ROOT = Path(__file__).parents[2]
 COMMANDS = {
     "ls": ["ls"],
-    "du": ["du"],
+    "sizes": ["ls", "--sizes"],
     "top": ["top", "--once"],
-    "namespaces": ["namespaces"],
+    "identities": ["ls", "--identities"],
     "evict --once": ["evict", "--once"],
     "evict --metrics-port": ["evict", "--metrics-port", "0"],
     "scrub": ["scrub"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -11,6 +12,13 @@ from kvshelf.cli.main import main, parser
 from kvshelf.cli.old import renamed
 from kvshelf.disk.root import open_root
 
+VERBS = [
+    ("du /s --json", "ls --sizes /s --json"),
+    ("namespaces /s", "ls --identities /s"),
+    ("namespaces /s --diff a b --json", "diff /s --json a b"),
+    ("namespaces --diff a b /s", "diff /s a b"),
+    ("doctor /s --why a b", "diff /s a b"),
+]
 CASES = [
     ("bench /s --size-mb 8", "bench /s --size=8MB"),
     ("bench /s --chunk-mb=2 --piece-mib 4", "bench /s --chunk-size=2MB --piece-size=4MiB"),
@@ -42,6 +50,20 @@ def test_an_old_option_is_read_and_its_new_name_said(old: str, new: str) -> None
     parser().parse_args(words)  # the new name exists
 
 
+@pytest.mark.parametrize(("old", "new"), VERBS)
+def test_an_old_command_is_read_and_its_new_name_said(old: str, new: str) -> None:
+    words, [said] = renamed(old.split())
+    assert words == new.split()
+    assert said.partition(": write kvshelf ")[2].split()[0] == words[0]
+    parser().parse_args(words)
+
+
+def test_an_old_command_may_have_an_old_option() -> None:
+    words, said = renamed(["du", "/s", "--seconds", "3"])
+    assert words == ["ls", "--sizes", "/s", "--for=3s"] and len(said) == 2
+    assert renamed(["namespaces", "/s", "--diff", "a"])[0] == ["diff", "/s", "a"]
+
+
 def test_todays_words_stay_as_they_are() -> None:
     for line in ([], ["--version"], ["ls", "/s", "--for", "2s"], ["evict", "/s", "--", "--rate"]):
         assert renamed(line) == (line, [])
@@ -49,7 +71,7 @@ def test_todays_words_stay_as_they_are() -> None:
 
 
 def test_help_has_no_old_name(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in {old.split()[0] for old, _ in CASES}:
+    for command in {new.split()[0] for _, new in VERBS + CASES}:
         with pytest.raises(SystemExit):
             parser().parse_args([command, "--help"])
     shown = capsys.readouterr().out
@@ -63,3 +85,7 @@ def test_what_a_user_sees(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main(["ls", root, "--seconds", "0"]) == 0
     out, err = capsys.readouterr()
     assert err == "kvshelf: --seconds is an old name: write --for=0s\n" and "no namespaces" in out
+    assert main(["namespaces", root, "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert err == "kvshelf: namespaces is an old name: write kvshelf ls --identities\n"
+    assert json.loads(out)["namespaces"] == []

@@ -10,22 +10,18 @@ from typing import Any
 
 from kvshelf.bench import Row, Scratch, Workload, measure, shortage
 from kvshelf.cli.cmd_bench import print_rows, progress
-from kvshelf.cli.cmd_namespaces import identity_of, select
 from kvshelf.cli.common import (
     ANSWER_SECONDS,
-    CommandError,
     Exit,
     check_path,
     ended_as_by_ctrl_c,
-    existing_shelf,
     print_json,
     safe,
 )
 from kvshelf.cli.units import duration, size_in
 from kvshelf.config import Settings
 from kvshelf.disk.deadline import NoAnswerError, within
-from kvshelf.disk.namespace import diff
-from kvshelf.disk.root import is_shelf, list_namespaces
+from kvshelf.disk.root import is_shelf
 from kvshelf.disk.volume import NO_ROOM
 from kvshelf.doctor.findings import Finding, Severity, fine, note, problem, warning
 from kvshelf.doctor.folders import check_folders
@@ -37,7 +33,6 @@ from kvshelf.doctor.room import check_room, check_write, no_room
 from kvshelf.doctor.semantics import check_semantics
 from kvshelf.doctor.site import check_directory, check_mount
 from kvshelf.doctor.trial import check_trial
-from kvshelf.doctor.why import explain
 from kvshelf.errors import ConfigError
 from kvshelf.text import bytes_text
 
@@ -48,9 +43,8 @@ touch and sync files, can a chunk be stored and loaded, how fast is it, what is 
 host, are the settings right. Writes into a folder of its own, which is removed. Ends
 with settings to paste.
 
---why A B  explains why two replicas do not share: A and B are namespaces of the shelf.
---peer     waits for the same command on another node and measures how soon one finds
-           what the other stored.
+--peer waits for the same command on another node and measures how soon one finds what
+the other stored. Why two replicas do not share: kvshelf diff.
 """
 _MARKS = {
     Severity.FINE: "ok",
@@ -62,7 +56,6 @@ _MARKS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("root", metavar="ROOT", help="the shelf's directory")
-    parser.add_argument("--why", nargs=2, metavar=("A", "B"), help="two namespaces that differ")
     parser.add_argument("--quick", action="store_true", help="measure no speed: a second or two")
     parser.add_argument(
         "--size",
@@ -85,8 +78,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> Exit:
-    if options.why:
-        return _why(options)
     check_path(options.root)
     root = Path(options.root).absolute()
     findings = _first_look(root)
@@ -232,44 +223,3 @@ def _print(findings: Sequence[Finding], rows: Sequence[Row], settings: Any) -> N
     else:
         print("Settings for --kv-transfer-config:")
         print(json.dumps(settings))
-
-
-def _why(options: argparse.Namespace) -> Exit:
-    root = existing_shelf(options.root)
-    try:
-        entries = list_namespaces(root)
-    except OSError as error:
-        raise CommandError(Exit.NO_SHELF, f"{options.root}: {error.strerror}") from error
-    left, right = (select(entries, name) for name in options.why)
-    reasons = explain(diff(identity_of(left), identity_of(right)))
-    if options.json:
-        print_json(
-            {
-                "left": left.folder,
-                "right": right.folder,
-                "reasons": [
-                    {
-                        "field": reason.difference.field,
-                        "left": str(reason.difference.left),
-                        "right": str(reason.difference.right),
-                        "meaning": reason.meaning,
-                        "remedy": reason.remedy,
-                    }
-                    for reason in reasons
-                ],
-            }
-        )
-        return Exit.FINDINGS if reasons else Exit.FINE
-    if not reasons:
-        print("They share: their identities are equal in every field.")
-        return Exit.FINE
-    print(f"{safe(left.folder)} and {safe(right.folder)} do not share:")
-    for reason in reasons:
-        difference = reason.difference
-        print(
-            f"  {safe(difference.field)}: {safe(str(difference.left))} | "
-            f"{safe(str(difference.right))}"
-        )
-        if reason.meaning:
-            print(f"    {reason.meaning} -> {reason.remedy}")
-    return Exit.FINDINGS

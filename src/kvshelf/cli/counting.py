@@ -1,4 +1,4 @@
-"""What ``ls`` and ``du`` share: counting a shelf for a while, and saying how sure the result is."""
+"""Counting a shelf for a while for ``ls``, and saying how sure the result is."""
 
 from __future__ import annotations
 

@@ -11,11 +11,10 @@ from pathlib import Path
 
 from kvshelf.cli import (
     cmd_bench,
+    cmd_diff,
     cmd_doctor,
-    cmd_du,
     cmd_evict,
     cmd_ls,
-    cmd_namespaces,
     cmd_plan,
     cmd_scrub,
     cmd_top,
@@ -35,13 +34,12 @@ _NO_ROOM = "failed to map segment from shared object"
 COMMANDS = {
     "doctor": cmd_doctor,
     "bench": cmd_bench,
-    "plan": cmd_plan,
     "ls": cmd_ls,
-    "du": cmd_du,
+    "diff": cmd_diff,
     "top": cmd_top,
     "evict": cmd_evict,
     "scrub": cmd_scrub,
-    "namespaces": cmd_namespaces,
+    "plan": cmd_plan,
 }
 
 

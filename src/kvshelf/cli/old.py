@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+_VERBS = {"du": ["ls", "--sizes"], "namespaces": ["ls", "--identities"]}
+# Command -> its option with two namespaces, which is a command today.
+_COMPARE = {"doctor": "--why", "namespaces": "--diff"}
 # Command -> its old options -> the option of today, and the unit that the old one's numbers had.
 _OPTIONS = {
     "bench": {
@@ -44,9 +47,22 @@ def renamed(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Arguments in today's words, and a line for each old word."""
     if not arguments:
         return [], []
-    command, *rest = arguments
     said: list[str] = []
+    command, *rest = _verb(arguments, said)
     return [command, *_options(_OPTIONS.get(command, {}), rest, said)], said
+
+
+def _verb(arguments: Sequence[str], said: list[str]) -> list[str]:
+    command, *rest = arguments
+    option = _COMPARE.get(command)
+    if option is not None and option in rest:
+        at = rest.index(option)
+        said.append(f"{command} {option} is an old name: write kvshelf diff ROOT A B")
+        return ["diff", *rest[:at], *rest[at + 3 :], *rest[at + 1 : at + 3]]
+    if command not in _VERBS:
+        return [command, *rest]
+    said.append(f"{command} is an old name: write kvshelf {' '.join(_VERBS[command])}")
+    return [*_VERBS[command], *rest]
 
 
 def _options(

@@ -43,16 +43,16 @@ def refused(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
     return root, place
 
 
-@pytest.mark.parametrize("command", ["ls", "du"])
+@pytest.mark.parametrize("view", [[], ["--sizes"]])
 def test_it_is_told_and_not_exact(
-    refused: Any, command: str, capsys: pytest.CaptureFixture[str]
+    refused: Any, view: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     root, place = refused
-    assert main([command, str(root)]) == 1
+    assert main(["ls", *view, str(root)]) == 1
     out = capsys.readouterr().out
     assert f"too little: 1 could not be read, as {place}: Permission denied" in out
     assert "exact" not in out.splitlines()
-    assert main([command, str(root), "--json"]) == 1
+    assert main(["ls", *view, str(root), "--json"]) == 1
     value = json.loads(capsys.readouterr().out)
     assert value["exact"] is False and value["unread"] == 1
     assert value["unread_example"] == f"{place}: Permission denied"
