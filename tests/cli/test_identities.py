@@ -60,7 +60,11 @@ def test_an_empty_shelf_has_none(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main(["ls", "--identities", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"no namespaces in {tmp_path}\n"
     assert main(["ls", "--identities", str(tmp_path), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"root": str(tmp_path), "namespaces": []}
+    assert json.loads(capsys.readouterr().out) == {
+        "document": "kvshelf.identities/1",
+        "root": str(tmp_path),
+        "namespaces": [],
+    }
 
 
 def test_json_is_complete(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -136,6 +140,7 @@ def test_differences_as_json(shelf: Path, capsys: pytest.CaptureFixture[str]) ->
         "remedy": "the same model and parallel sizes",
     }
     assert json.loads(capsys.readouterr().out) == {
+        "document": "kvshelf.diff/1",
         "root": str(shelf),
         "left": LEFT.folder,
         "right": RIGHT.folder,

@@ -121,7 +121,7 @@ def run(options: argparse.Namespace) -> Exit:
     if options.plot:
         _plot(rows, Path(options.plot), safe(str(root)))
     if options.json:
-        print_json(_json(options, workload, rows))
+        print_json("kvshelf.bench/1", _json(options, workload, rows))
     else:
         print_rows(rows)
         _print_tokens(rows, options.bytes_per_token)

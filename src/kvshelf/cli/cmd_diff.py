@@ -48,12 +48,13 @@ def run(options: argparse.Namespace) -> Exit:
     reasons = explain(diff(_identity(left), _identity(right)))
     if options.json:
         print_json(
+            "kvshelf.diff/1",
             {
                 "root": str(root),
                 "left": left.folder,
                 "right": right.folder,
                 "differences": [_json(reason) for reason in reasons],
-            }
+            },
         )
     else:
         print("\n".join(_lines(reasons)))

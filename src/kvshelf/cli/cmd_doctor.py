@@ -100,12 +100,13 @@ def run(options: argparse.Namespace) -> Exit:
     settings = None if _bad(findings) else recommend(root, rows)
     if options.json:
         print_json(
+            "kvshelf.doctor/1",
             {
                 "root": options.root,
                 "findings": [finding.to_json() for finding in findings],
                 "rows": [row.to_json() for row in rows],
                 "settings": settings,
-            }
+            },
         )
     else:
         _print(findings, rows, settings)

@@ -62,13 +62,14 @@ def run(options: argparse.Namespace) -> Exit:
     if options.json:
         rows = [_row_json(root, census, row) for row in _rows(root, census)]
         print_json(
+            "kvshelf.ls/1",
             {
                 "root": str(root),
                 **counting.census_json(census),
                 "total": counting.summary_json(summary(census.ranks)),
                 **counting.volume_json(volume_of(root)),
                 "namespaces": rows,
-            }
+            },
         )
     return counting.status(census)
 
@@ -163,7 +164,7 @@ def _identities(options: argparse.Namespace) -> Exit:
     findings = [entry for entry in entries if entry.problem]
     if options.json:
         namespaces = [_identity_json(entry) for entry in entries]
-        print_json({"root": str(root), "namespaces": namespaces})
+        print_json("kvshelf.identities/1", {"root": str(root), "namespaces": namespaces})
     elif entries:
         rows = [("FOLDER", "MODEL", "ENGINE", "DIGEST"), *map(_identity_texts, entries)]
         print("\n".join(table_lines(rows)))

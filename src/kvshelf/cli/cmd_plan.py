@@ -159,7 +159,7 @@ def run(options: argparse.Namespace) -> Exit:
     if options.plot:
         _plot(plan, options.plot)
     if options.json:
-        print_json(_as_json(plan, rates, replayed))
+        print_json("kvshelf.plan/1", _as_json(plan, rates, replayed))
     else:
         _print_plan(plan, rates)
         for policy, each in replayed:

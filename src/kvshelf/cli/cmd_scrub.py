@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import sys
 import time
 from collections.abc import Generator
@@ -16,6 +15,7 @@ from kvshelf.cli.common import (
     ended_as_by_ctrl_c,
     existing_shelf,
     prepared_shelf,
+    print_json,
     safe,
 )
 from kvshelf.cli.units import duration, number, size
@@ -183,14 +183,14 @@ def _report(
         seconds = time.monotonic() - begun
         if options.json:
             summary = {**totals.to_json(), "seconds": round(seconds, 3)}
-            print(json.dumps({"summary": summary}), flush=True)
+            print_json("kvshelf.scrub/1", {"summary": summary}, lines=True)
         else:
             _print_totals(totals, seconds, is_dry=options.dry_run)
 
 
 def _print_finding(finding: Finding, *, as_json: bool) -> None:
     if as_json:
-        print(json.dumps({"finding": finding.to_json()}), flush=True)
+        print_json("kvshelf.scrub/1", {"finding": finding.to_json()}, lines=True)
         return
     what = f"{finding.action} {safe(finding.path)}" if finding.path else "the shelf"
     print(f"{finding.kind}: {what}: {safe(finding.detail)}", flush=True)

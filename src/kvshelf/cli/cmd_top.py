@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kvshelf.cli import counting
-from kvshelf.cli.common import CommandError, Exit, existing_shelf, safe
+from kvshelf.cli.common import CommandError, Exit, existing_shelf, print_json, safe
 from kvshelf.cli.scrape import ScrapeError, scrape
 from kvshelf.cli.units import duration
 from kvshelf.disk.volume import Volume, volume_of
@@ -102,7 +101,7 @@ def _printer(options: argparse.Namespace) -> Callable[[Path, _Moment, _Moment | 
 
     def show(root: Path, now: _Moment, before: _Moment | None) -> None:
         if options.json:
-            print(json.dumps(_json(root, now)), flush=True)
+            print_json("kvshelf.top/1", _json(root, now), lines=True)
         else:
             print(head + "\n".join(_lines(root, now, before)), flush=True)
 
