@@ -19,7 +19,7 @@ from kvshelf.upkeep.scrub.findings import Action, Kind
 from kvshelf.upkeep.scrub.mount import temp_file
 from kvshelf.upkeep.scrub.orphans import Orphans
 from kvshelf.upkeep.scrub.settings import ScrubSettings
-from kvshelf.upkeep.scrub.walk import What, what_is
+from kvshelf.upkeep.walk import What, what_is
 
 # While room is needed they are looked for so often.
 LOOK_SECONDS = 60.0

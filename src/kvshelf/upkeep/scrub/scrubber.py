@@ -31,7 +31,7 @@ from kvshelf.upkeep.scrub.pace import Pace
 from kvshelf.upkeep.scrub.settings import ScrubSettings
 from kvshelf.upkeep.scrub.unused import UnusedNamespaces
 from kvshelf.upkeep.scrub.verify import Expected, FileVerifier, Verdict
-from kvshelf.upkeep.scrub.walk import Found, What, walk, what_is
+from kvshelf.upkeep.walk import Found, What, walk, what_is
 
 # Orphans and unused namespaces are looked for so often during a pass, which may take weeks.
 HOUSEKEEPING_SECONDS = 6 * 3600.0
