@@ -80,7 +80,7 @@ class Leftovers:
             for folder in folders:
                 yield from self._temp_folder(root, folder, orphans)
             for name, kind in entries(root):
-                what = what_is(name, kind)
+                what = what_is("", name, kind)
                 if what is What.TEMP:
                     yield self._judged(orphans, root, name, name)
                 elif what is What.SCRATCH:

@@ -156,7 +156,7 @@ class Scrubber:
         unused = UnusedNamespaces(now or 0, age_seconds, self._pace, dry_run=settings.dry_run)
         try:
             for name, kind in entries(root):
-                what = what_is(name, kind)
+                what = what_is("", name, kind)
                 if what is What.TEMP:
                     yield from orphans.judge(root, name, name)
                 elif what is What.SCRATCH:
