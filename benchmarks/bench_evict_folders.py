@@ -122,7 +122,7 @@ def scrape(port: int) -> dict[str, float]:
 
 def measure(root: Path, folders: int, port: int) -> dict[str, Any]:
     result: dict[str, Any] = {}
-    no_limit = ("--shelf-limit", "8PB", "--rate", "0")
+    no_limit = ("--shelf-limit", "8PB", "--max-files-per-second", "0")
     with watched(str(root), *no_limit, "--metrics-port", str(port)) as daemon:
 
         def knows_all() -> bool:
@@ -147,7 +147,7 @@ def measure(root: Path, folders: int, port: int) -> dict[str, Any]:
     result["evictor_rss_mb"] = round(empty["rss_mb"], 1)
     worker.end()
     keep = folders * 9 // 10 * SIZE
-    limit = ("--shelf-limit", str(keep), "--low-water", "100", "--rate", "0")
+    limit = ("--shelf-limit", str(keep), "--low-water", "100", "--max-files-per-second", "0")
     with watched(str(root), *limit, "--once", "--json") as once:
         while once.process.poll() is None:
             once.look()

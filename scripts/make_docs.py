@@ -18,6 +18,7 @@ from scripts.generated import keep
 from scripts.reliability import coverage_table, reliability_table
 from tests.faults.table import matrix_table
 
+from kvshelf.cli.documents import documents_table
 from kvshelf.config import settings_table
 from kvshelf.metrics import EVICT_METRICS, metrics_table
 
@@ -28,6 +29,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "configuration.md": settings_table,
     "coverage.md": coverage_table,
     "faults.md": matrix_table,
+    "json.md": documents_table,
     "reliability.md": reliability_table,
     "eviction.md": lambda: metrics_table(EVICT_METRICS),
     "metrics.md": metrics_table,

@@ -355,6 +355,6 @@ class Site:
 def scrub(shelf: Path) -> dict[str, Any]:
     """``kvshelf scrub``: its exit status, and the end of what it says."""
     command = [sys.executable, "-m", "kvshelf.cli", "scrub", str(shelf), "--from-start"]
-    command += ["--megabytes-per-second", "0", "--files-per-second", "0"]
+    command += ["--max-bytes-per-second", "0", "--max-files-per-second", "0"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     return {"exit": done.returncode, "says": (done.stdout + done.stderr)[-400:]}

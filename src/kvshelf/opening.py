@@ -26,7 +26,7 @@ from kvshelf.errors import ConfigError, NotAShelfError
 _LOCK_SECONDS = 2.0
 _LOGGER = logging.getLogger("kvshelf")
 _NO_LOCK = (
-    "%s: no lock (flock) on the namespace is to be had there: `kvshelf scrub --unused-days` knows "
+    "%s: no lock (flock) on the namespace is to be had there: `kvshelf scrub --unused-for` knows "
     "by file times alone that it is in use; give it more days than any engine is idle"
 )
 

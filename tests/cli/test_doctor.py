@@ -11,8 +11,8 @@ import pytest
 from kvshelf.bench import Row
 from kvshelf.cli.cmd_bench import print_rows
 from kvshelf.cli.main import main
-from kvshelf.disk.namespace import Identity
-from kvshelf.disk.root import open_namespace, open_root
+from kvshelf.disk.root import open_root
+from tests.cli.usage import refused
 
 QUICK = ["--quick"]
 
@@ -29,7 +29,7 @@ def by_check(report: dict[str, Any]) -> dict[str, str]:
 def test_a_good_directory_ends_with_settings(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _, report = run_json(capsys, "doctor", str(tmp_path), "--size-mb", "32")
+    _, report = run_json(capsys, "doctor", str(tmp_path), "--size", "32MB")
     checks = by_check(report)
     assert checks["publication"] == "fine" and checks["access times"] == "fine"
     extra = report["settings"]["kv_connector_extra_config"]
@@ -97,7 +97,7 @@ def test_settings_may_be_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_a_peer_that_does_not_come_is_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    peer = ["--peer", "--wait-seconds", "0.1"]
+    peer = ["--peer", "--wait", "0.1"]
     _, report = run_json(capsys, "doctor", str(tmp_path), *QUICK, *peer)
     assert by_check(report)["peers"] == "note"  # no shelf yet
     open_root(tmp_path)
@@ -106,23 +106,8 @@ def test_a_peer_that_does_not_come_is_said(
     assert [path.name for path in tmp_path.iterdir()] == ["kvshelf.json"]
 
 
-def test_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    open_root(tmp_path)
-    identities = [Identity({"model": name, "salt": name}) for name in ("a", "b")]
-    for identity in identities:
-        open_namespace(tmp_path, identity)
-    status, report = run_json(capsys, "doctor", str(tmp_path), "--why", "a-", "b-")
-    assert status == 1
-    assert [reason["field"] for reason in report["reasons"]] == ["model", "salt"]
-    assert main(["doctor", str(tmp_path), "--why", "a-", "b-"]) == 1
-    assert "identity_salt" in capsys.readouterr().out
-    assert main(["doctor", str(tmp_path), "--why", "a-", "a-"]) == 0
-    assert "They share" in capsys.readouterr().out
-    assert main(["doctor", str(tmp_path / "absent"), "--why", "a", "b"]) == 10
-
-
 def test_bench_measures_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    small = ["--size-mb", "8", "--chunk-mb", "2", "--threads", "1,2", "--rounds", "2"]
+    small = ["--size", "8MB", "--chunk-size", "2MB", "--threads", "1,2", "--rounds", "2"]
     status, report = run_json(capsys, "bench", str(tmp_path), *small)
     assert status == 0 and not list(tmp_path.iterdir())
     rows = {(row["operation"], row["threads"]): row for row in report["rows"]}
@@ -141,18 +126,17 @@ def test_bench_measures_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         ["--threads", "0"],
         ["--threads", "1,x"],
         ["--only", "write"],
-        ["--size-mb", "1"],
-        ["--size-mb", "20", "--chunk-mb", "16"],
-        ["--piece-mib", "65"],
+        ["--size", "1MB"],
+        ["--size", "20MB", "--chunk-size", "16MB"],
+        ["--piece-size", "65MiB"],
         ["--rounds", "0"],
-        ["--size-mb", "1000000"],
+        ["--size", "1000000MB"],
     ],
 )
 def test_bench_refuses_nonsense(
     wrong: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["bench", str(tmp_path), *wrong]) == 2
-    assert wrong[0] in capsys.readouterr().err
+    assert wrong[0] in refused(["bench", str(tmp_path), *wrong], capsys)
     assert not list(tmp_path.iterdir())
 
 
@@ -167,7 +151,7 @@ def test_bench_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     picture = tmp_path / "rates.png"
     root = tmp_path / "shelf"
     root.mkdir()
-    small = ["--size-mb", "4", "--chunk-mb", "2", "--threads", "1", "--rounds", "1"]
+    small = ["--size", "4MB", "--chunk-size", "2MB", "--threads", "1", "--rounds", "1"]
     status = main(["bench", str(root), *small, "--plot", str(picture)])
     try:
         import matplotlib as _  # noqa: F401

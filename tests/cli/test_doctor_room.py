@@ -84,7 +84,7 @@ def test_cephs_free_inodes_are_not_counted(
         root = open_root(mount.path / "shelf")
         found = doctor(root, capsys)
         assert found["inodes"]["severity"] == "fine" and "not counted" in found["inodes"]["message"]
-        assert main(["du", str(root), "--json"]) == 0
+        assert main(["ls", str(root), "--json"]) == 0
         value = json.loads(capsys.readouterr().out)
         assert value["free_inodes"] is None and value["free_bytes"] > 0
 
@@ -96,12 +96,12 @@ def test_where_room_is_not_told_bench_measures(
         found = doctor(mount.path, capsys)
         assert found["room"]["severity"] == "note" and "0 of 0" in found["room"]["message"]
         assert "evict_shelf_gb" in found["room"]["remedy"]
-        line = ["bench", str(mount.path), "--size-mb", "4", "--chunk-mb", "1", "--rounds", "1"]
+        line = ["bench", str(mount.path), "--size", "4MB", "--chunk-size", "1MB", "--rounds", "1"]
         assert main([*line, "--only", "store", "--threads", "1"]) == 0
         root = open_root(mount.path / "shelf")
         capsys.readouterr()
-        for command in ("du", "top"):
-            line = [command, str(root), *(["--once", "--seconds", "0.1"] * (command == "top"))]
+        for command, *flags in (("ls", "--sizes"), ("top", "--once", "--every", "0.1")):
+            line = [command, str(root), *flags]
             assert main([*line, "--json"]) == 0
             out = capsys.readouterr().out
             value = json.loads(out.splitlines()[-1] if command == "top" else out)
@@ -119,9 +119,9 @@ def test_reserved_blocks_count_as_df_counts_them(
         line = ["df", "--output=pcent", str(root)]
         said = subprocess.run(line, check=True, capture_output=True, text=True).stdout.split()[-1]
         assert f"{said} used" in doctor(root, capsys)["room"]["message"]
-        assert main(["top", str(root), "--once", "--seconds", "0.1"]) == 0
+        assert main(["top", str(root), "--once", "--every", "0.1"]) == 0
         assert f"{said} used" in capsys.readouterr().out
-        assert main(["du", str(root)]) == 0
+        assert main(["ls", "--sizes", str(root)]) == 0
         assert f"{said} used" in capsys.readouterr().out
         assert main(["evict", str(root), "--once", "--json"]) == 0
         value = json.loads(capsys.readouterr().out)
@@ -132,7 +132,7 @@ def test_a_bench_that_meets_a_quota_names_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with quirk_mount(tmp_path, volume_bytes=1 << 30, quota_bytes=3 * MB) as mount:
-        line = ["bench", str(mount.path), "--size-mb", "8", "--chunk-mb", "1", "--rounds", "1"]
+        line = ["bench", str(mount.path), "--size", "8MB", "--chunk-size", "1MB", "--rounds", "1"]
         assert main([*line, "--only", "store", "--threads", "1"]) == 1
         assert "quota" in capsys.readouterr().err
         assert not list(mount.path.iterdir())

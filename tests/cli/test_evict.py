@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from kvshelf.cli.evict_options import size
 from kvshelf.cli.main import main
+from kvshelf.cli.units import duration, size, whole
 from kvshelf.disk import root as root_module
 from kvshelf.disk.documents import read_json
 from tests.upkeep.evict.shelves import CHUNK_BYTES, ShelfMaker
@@ -108,11 +108,11 @@ def test_a_wrong_path_loses_nothing(evict: Evict, tmp_path: Path, kind: str) -> 
         ["--shelf-limit", "9" * 400],
         ["--volume-percent", "101"],
         ["--low-water", "nan"],
-        ["--rate", "-1"],
-        ["--rate", "nan"],
+        ["--max-files-per-second", "-1"],
+        ["--max-files-per-second", "nan"],
         ["--threads", "0"],
-        ["--interval", "0"],
-        ["--interval", "inf"],
+        ["--every", "0"],
+        ["--every", "inf"],
         ["--namespace-limit", "a="],
         ["--namespace-limit", "a=0"],
         ["--namespace-limit", "=5"],
@@ -159,7 +159,7 @@ def test_what_may_not_be_read_is_told(
 
 def test_a_daemon_goes_on_when_its_log_cannot_be_written(tmp_path: Path) -> None:
     shelf = shelf_of(tmp_path, 20)
-    line = [*COMMAND, str(tmp_path), "--shelf-limit", str(10 * CHUNK_BYTES), "--interval", "0.05"]
+    line = [*COMMAND, str(tmp_path), "--shelf-limit", str(10 * CHUNK_BYTES), "--every", "0.05"]
     with Path("/dev/full").open("w") as full:
         daemon = subprocess.Popen(line, stdout=full, stderr=full)
     try:
@@ -187,17 +187,34 @@ def test_once_a_closed_pipe_ends_it_quietly(tmp_path: Path) -> None:
 
 
 def test_sizes() -> None:
-    assert [size(text) for text in ("0", "12", "5kB", "1.5 GB", "2GiB", "1T")] == [
+    assert [size(text) for text in ("0", "12", "5kB", "1.5 GB", "2GiB", "3KiB", "1T")] == [
         0,
         12,
         5000,
         1_500_000_000,
         2 << 30,
+        3 << 10,
         10**12,
     ]
     for wrong in ("", "GB", "1XB", "-1", "1e9", "1gb"):
         with pytest.raises(argparse.ArgumentTypeError, match="number of bytes"):
             size(wrong)
+
+
+def test_durations() -> None:
+    parse = duration("0s", "366d")
+    found = [parse(text) for text in ("0", "1.5", "500ms", "30s", "10 m", "6h", "7d")]
+    assert found == [0, 1.5, 0.5, 30, 600, 21_600, 604_800]
+    for wrong in ("", "s", "-1", "1e3", "1w", "nan", "inf", "367d", "1h30m"):
+        with pytest.raises(argparse.ArgumentTypeError, match="a duration from 0s to 366d"):
+            parse(wrong)
+
+
+@pytest.mark.parametrize("text", ["0", "65", "1.5", "-1", "\u0661", ""])
+def test_whole_numbers(text: str) -> None:
+    assert whole(1, 64)("64") == 64
+    with pytest.raises(argparse.ArgumentTypeError, match="a whole number from 1 to 64"):
+        whole(1, 64)(text)
 
 
 def test_limits_of_namespaces(evict: Evict, tmp_path: Path) -> None:
@@ -231,7 +248,7 @@ class Daemon:
 def test_the_daemon_acts_and_ends_when_told(tmp_path: Path, number: int) -> None:
     shelf = shelf_of(tmp_path, 100)
     daemon = Daemon(
-        tmp_path, "--json", "--shelf-limit", 100 * CHUNK_BYTES, "--low-water", 90, "--interval", 0.1
+        tmp_path, "--json", "--shelf-limit", 100 * CHUNK_BYTES, "--low-water", 90, "--every", 0.1
     )
     try:
         for i in range(10):
@@ -249,7 +266,7 @@ def test_the_daemon_acts_and_ends_when_told(tmp_path: Path, number: int) -> None
 def test_the_daemon_waits_for_a_root_that_goes_away(tmp_path: Path) -> None:
     root = tmp_path / "shelf"
     shelf = shelf_of(root, 20)
-    daemon = Daemon(root, "--shelf-limit", 10 * CHUNK_BYTES, "--interval", 0.05)
+    daemon = Daemon(root, "--shelf-limit", 10 * CHUNK_BYTES, "--every", 0.05)
     try:
         stdout, stderr = daemon.process.stdout, daemon.process.stderr
         assert stdout is not None and stderr is not None

@@ -12,6 +12,7 @@ from kvshelf.cli.main import main
 from kvshelf.upkeep.evict.journal import RemovedReader
 from kvshelf.upkeep.evict.lease import Lease, open_lease
 from tests.cli.test_evict import Daemon, shelf_of
+from tests.cli.usage import refused
 from tests.upkeep.evict.shelves import CHUNK_BYTES
 
 LIMIT = ("--shelf-limit", str(80 * CHUNK_BYTES), "--low-water", "100")
@@ -31,7 +32,7 @@ def test_a_daemon_waits_until_it_is_its_turn(tmp_path: Path) -> None:
     assert lease.tick()
     reader = RemovedReader(tmp_path, shelf.folders[0])
     reader.read()
-    daemon = Daemon(tmp_path, *LIMIT, "--interval", "0.05", "--lease-seconds", "2")
+    daemon = Daemon(tmp_path, *LIMIT, "--every", "0.05", "--lease", "2")
     try:
         began = time.monotonic()
         hold(lease, lambda: time.monotonic() > began + 5)  # it has started long ago
@@ -68,5 +69,5 @@ def test_a_lease_out_of_range_is_wrong_usage(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shelf_of(tmp_path, 1)
-    assert main(["evict", str(tmp_path), "--once", "--lease-seconds", "0"]) == 2
-    assert "--lease-seconds 0: 1 to 3600" in capsys.readouterr().err
+    said = refused(["evict", str(tmp_path), "--once", "--lease", "0"], capsys)
+    assert "--lease: '0': allowed is a duration from 1s to 1h" in said

@@ -45,10 +45,10 @@ def working(root: Path, *before: str, **options: object) -> Iterator[subprocess.
         str(root),
         "--rounds",
         "1000",
-        "--size-mb",
-        "64",
-        "--chunk-mb",
-        "2",
+        "--size",
+        "64MB",
+        "--chunk-size",
+        "2MB",
     ]
     bench = subprocess.Popen(
         line,
@@ -96,7 +96,7 @@ def test_under_nohup_a_hangup_ends_nothing(root: Path) -> None:
 
 
 RUNS: dict[str, Callable[[Path], object]] = {
-    "bench": lambda root: main(["bench", str(root), "--size-mb", "2", "--chunk-mb", "1"]),
+    "bench": lambda root: main(["bench", str(root), "--size", "2MB", "--chunk-size", "1MB"]),
     "doctor": lambda root: main(["doctor", str(root), "--quick"]),
     "an engine": fill,
     "scrub": lambda root: main(["scrub", str(root)]),

@@ -34,14 +34,14 @@ AS_USER += [f"--{each}-caps={KEEPS}" for each in ("inh", "ambient")] + [f"--boun
 ROOT = Path(__file__).parents[2]
 COMMANDS = {
     "ls": ["ls"],
-    "du": ["du"],
+    "sizes": ["ls", "--sizes"],
     "top": ["top", "--once"],
-    "namespaces": ["namespaces"],
+    "identities": ["ls", "--identities"],
     "evict --once": ["evict", "--once"],
     "evict --metrics-port": ["evict", "--metrics-port", "0"],
     "scrub": ["scrub"],
-    "bench": ["bench", "--size-mb", "4", "--chunk-mb", "1", "--threads", "4"],
-    "doctor": ["doctor", "--size-mb", "32"],
+    "bench": ["bench", "--size", "4MB", "--chunk-size", "1MB", "--threads", "4"],
+    "doctor": ["doctor", "--size", "32MB"],
 }
 
 
@@ -96,7 +96,7 @@ def test_little_memory_is_one_line_too(tmp_path: Path) -> None:
     for megabytes in (150, 200, 250, 400):
         line = f"ulimit -v {megabytes * 1024}; exec {sys.executable} -m kvshelf.cli bench {root}"
         done = subprocess.run(
-            ["sh", "-c", f"{line} --size-mb 64"], capture_output=True, text=True, check=False
+            ["sh", "-c", f"{line} --size 64MB"], capture_output=True, text=True, check=False
         )
         assert "Traceback" not in done.stderr, done.stderr
         assert done.returncode in (2, 11) and len(done.stderr.splitlines()) == 1

@@ -84,7 +84,7 @@ def take_lease(root: Path) -> None:
         EVICT,
         ["scrub"],
         ["doctor", "--quick"],
-        ["doctor", "--quick", "--peer", "--wait-seconds", "0.6"],
+        ["doctor", "--quick", "--peer", "--wait", "0.6"],
     ],
     ids=lambda words: "-".join(words[:3]),
 )
@@ -104,8 +104,8 @@ def test_what_root_runs_leaves_nothing_of_roots(
 
 
 def test_an_evictor_of_root_and_engines_of_others_take_turns(shared: Path) -> None:
-    line = [sys.executable, "-m", "kvshelf.cli", "evict", str(shared), "--interval", "0.05"]
-    line += ["--shelf-limit", str(10 * CHUNK_BYTES), "--lease-seconds", "1"]
+    line = [sys.executable, "-m", "kvshelf.cli", "evict", str(shared), "--every", "0.05"]
+    line += ["--shelf-limit", str(10 * CHUNK_BYTES), "--lease", "1"]
     with subprocess.Popen(line, umask=0o022, stdout=subprocess.PIPE, text=True) as daemon:
         assert daemon.stdout is not None
         try:

@@ -38,8 +38,8 @@ def test_the_answer_is_a_table(trace: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_json_is_complete(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ("--policy", "lru,optimum,lru", "--capacity-gb", "0.1, 0.02")
-    prices = ("--gpu-hour-price", "2", "--gb-month-price", "0.1", "--duration-seconds", "60")
+    options = ("--policy", "lru,optimum,lru", "--capacity", "100MB, 20MB")
+    prices = ("--gpu-hour-price", "2", "--gb-month-price", "0.1", "--duration", "60")
     assert plan(trace, *options, *prices, "--json") == 0
     answer = json.loads(capsys.readouterr().out)
     assert [row["policy"] for row in answer["rows"]] == ["lru", "lru", "optimum", "optimum"]
@@ -61,7 +61,7 @@ def test_prices_say_what_pays_for_itself(trace: Path, capsys: pytest.CaptureFixt
 
 
 def test_a_slow_mount_is_told(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert plan(trace, "--load-gbps", "2") == 0
+    assert plan(trace, "--load-bytes-per-second", "2GB") == 0
     assert "loading is slower: kvshelf would compute" in capsys.readouterr().out
 
 
@@ -138,11 +138,11 @@ def test_wrong_usage_is_one_clear_line(
     "arguments",
     [
         ["--policy", "mru"],
-        ["--capacity-gb", "0"],
-        ["--capacity-gb", "1,x"],
+        ["--capacity", "0"],
+        ["--capacity", "1,x"],
         ["--layers", "0"],
-        ["--load-gbps", "nan"],
-        ["--load-gbps", "1e-320"],
+        ["--load-bytes-per-second", "nan"],
+        ["--load-bytes-per-second", "1e-320"],
         ["--format", "xml"],
         ["--gb-month-price", "-1"],
     ],
@@ -164,8 +164,8 @@ def test_prices_need_the_time_in_which_requests_came(
     path.write_text("prompt_tokens,prefix_group\n600,a\n900,a\n")
     prices = ["--gpu-hour-price", "2", "--gb-month-price", "1"]
     assert main(["plan", str(path), *prices]) == 2
-    assert "--duration-seconds" in capsys.readouterr().err
-    assert main(["plan", str(path), *prices, "--duration-seconds", "10"]) == 0
+    assert "--duration" in capsys.readouterr().err
+    assert main(["plan", str(path), *prices, "--duration", "10"]) == 0
     assert main(["plan", str(path)]) == 0
     assert main(["plan", str(path), "--block-tokens", "1000"]) == 2
     assert f"no prompt of {path} fills a block of 1000 tokens" in capsys.readouterr().err

@@ -17,6 +17,7 @@ from kvshelf.cli.scrape import ScrapeError, parse, scrape
 from kvshelf.disk.root import open_root
 from kvshelf.upkeep.evict import Amount, Report, State, Volume
 from kvshelf.upkeep.evict.exposition import Exposition
+from tests.cli.usage import refused
 
 
 class Server:
@@ -84,7 +85,7 @@ def test_top_goes_on_and_says_that_hits_are_unknown(
 ) -> None:
     server.answer = answer
     root = str(open_root(tmp_path / "shelf"))
-    line = ["top", root, "--once", "--seconds", "0.01", "--metrics", server.url]
+    line = ["top", root, "--once", "--every", "0.01", "--metrics", server.url]
     assert main(line) == 0
     [hits] = [each for each in capsys.readouterr().out.splitlines() if each.startswith("hits")]
     assert hits.startswith("hits     unknown: ") and reason in hits and len(hits) < 300
@@ -120,7 +121,7 @@ def test_numbers_that_json_does_not_have_are_left_out(
         "kvshelf:odd +Inf\nkvshelf:large 1e308\nkvshelf:large 1e308\n"
     )
     root = str(open_root(tmp_path / "shelf"))
-    line = ["top", root, "--once", "--seconds", "0.01", "--metrics", server.url, "--json"]
+    line = ["top", root, "--once", "--every", "0.01", "--metrics", server.url, "--json"]
     assert main(line) == 0
     value = json.loads(capsys.readouterr().out, parse_constant=refuse)
     assert value["counters"] == {"kvshelf:lookups_total/hit": 3, "kvshelf:large": 1e308}
@@ -168,5 +169,5 @@ def test_looks_are_a_day_apart_at_most(
     seconds: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = str(open_root(tmp_path / "shelf"))
-    assert main(["top", root, "--once", "--seconds", seconds]) == 2
-    assert "must be more than 0, and 86400 at most" in capsys.readouterr().err
+    said = refused(["top", root, "--once", "--every", seconds], capsys)
+    assert f"--every: '{seconds}': allowed is a duration from 1ms to 1d" in said

@@ -82,7 +82,7 @@ def test_every_value_arrives(tmp_path: Path) -> None:
         "--shelf-limit=2TB",
         "--namespace-limit=500 GiB",
         "--namespace-limit=Qwen3=1.5TiB",
-        "--rate=100000000",  # not 1e+08
+        "--max-files-per-second=100000000",  # not 1e+08
         "--metrics-port=9401",
     } <= set(words)
     assert not any(word.startswith("--volume-percent") for word in words)

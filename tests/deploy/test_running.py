@@ -163,14 +163,14 @@ def test_all_probes_answer(site: Site) -> None:
             assert pod.probe(name)
 
 
-def test_kvshelf_namespaces_in_the_pod(site: Site) -> None:
+def test_kvshelf_ls_in_the_pod(site: Site) -> None:
     """The guide's kubectl exec, as the container's user: both share one folder."""
     complete(site.one, make_prompt(1, CHUNK_TOKENS + 1))
     (line,) = (
         line
         for block in guide.blocks()
         for line in block.text.splitlines()
-        if line.endswith("kvshelf namespaces /mnt/files-storage/kv-cache")
+        if line.endswith("kvshelf ls /mnt/files-storage/kv-cache")
     )
     said = site.one.execute(*line.partition(" -- ")[2].split())
     folders = [path.name for path in site.shelf.iterdir() if (path / "namespace.json").is_file()]

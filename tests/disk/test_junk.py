@@ -146,7 +146,7 @@ def test_it_is_no_chunk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     census = Census(tmp_path)
     census.refine(60)
     assert sum(rank.chunks.value for rank in census.ranks) == 5
-    assert main(["du", str(tmp_path), "--exact", "--json"]) == 0
+    assert main(["ls", str(tmp_path), "--exact", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["total"]["files"]["value"] == 5
 

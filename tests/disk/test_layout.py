@@ -13,6 +13,7 @@ from kvshelf.disk.layout import (
     ChunkName,
     TempOwner,
     chunk_path,
+    is_chunk_name,
     is_namespace_folder,
     owner_is_dead,
     parse_chunk_path,
@@ -46,6 +47,21 @@ def test_a_chunk_path_is_the_documented_one() -> None:
 def test_a_chunk_path_is_understood(folder: str, rank: int, digest: bytes, group: int) -> None:
     key = make_key(digest, group)
     assert parse_chunk_path(chunk_path(folder, rank, key)) == ChunkName(folder, rank, key)
+
+
+@given(
+    st.sampled_from(["abc", "000"]),
+    st.sampled_from(["abc", "000", "0ab"]),
+    st.integers(0, 250),
+    st.sampled_from(["0", "7", "07", "4294967295", "4294967296", "x", "", "\u0661"]),
+    st.sampled_from([".kv", ".KV", "", ".kv\n"]),
+)
+def test_a_chunk_name_is_what_a_chunk_path_ends_with(
+    leaf: str, start: str, digits: int, group: str, suffix: str
+) -> None:
+    name = f"{start}{'0' * digits}-g{group}{suffix}"
+    understood = parse_chunk_path(f"{FOLDER}/r3/{leaf}/{name}") is not None
+    assert is_chunk_name(leaf, name) == understood
 
 
 @given(st.text())

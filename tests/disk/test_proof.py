@@ -192,7 +192,7 @@ def test_commands_that_delete_make_the_marker_again(
 ) -> None:
     for command in (
         ["ls"],
-        ["du"],
+        ["ls", "--sizes"],
         ["top", "--once"],
         ["evict", "--dry-run"],
         ["scrub", "--dry-run"],

@@ -18,12 +18,12 @@ import pytest
 from kvshelf.bench import Row
 from kvshelf.disk.layout import DOCTOR_FOLDER
 from kvshelf.disk.namespace import Identity, diff
+from kvshelf.disk.reasons import explain
 from kvshelf.disk.root import open_root
 from kvshelf.doctor import Severity, host, mounts, peers, room, semantics, site
 from kvshelf.doctor.findings import Finding
 from kvshelf.doctor.quick import quick_line
 from kvshelf.doctor.recommend import lookup_threads_for, recommend, threads_for
-from kvshelf.doctor.why import explain
 from kvshelf.engine import FileStatus
 from kvshelf.engine.probe import Naming, Outcome, ProbeReport
 

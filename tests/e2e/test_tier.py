@@ -107,10 +107,10 @@ def test_the_direct_path_shares_nothing_with_a_tier_and_the_difference_is_told(
     for other in before:
         fields = differences(site.shelf, mine, other, capsys)
         assert "tier" in fields, fields
-    assert main(["namespaces", os.fspath(site.shelf), "--diff", mine, before.pop()]) == 1
+    assert main(["diff", os.fspath(site.shelf), mine, before.pop()]) == 1
     assert "a tier keeps rows of vLLM's host memory" in capsys.readouterr().out
 
 
 def differences(root: Path, a: str, b: str, capsys: pytest.CaptureFixture[str]) -> list[Any]:
-    assert main(["namespaces", os.fspath(root), "--json", "--diff", a, b]) == 1
+    assert main(["diff", os.fspath(root), "--json", a, b]) == 1
     return [each["field"] for each in json.loads(capsys.readouterr().out)["differences"]]

@@ -70,7 +70,7 @@ def test_opening_says_what_is_wrong(
             call()
         except (ConfigError, NotAShelfError) as error:
             errors.append(str(error))
-    status = main(["namespaces", str(site.root)])
+    status = main(["ls", "--identities", str(site.root)])
     shown = capsys.readouterr()
     assert "Traceback" not in shown.err and status in (0, 1, 10)
     if place == "marker" and (place, thing) not in HARMLESS:
@@ -179,9 +179,9 @@ def test_names_that_no_kvshelf_makes(site: Site, capsys: pytest.CaptureFixture[s
         (folder / "namespace.json").write_bytes(b"\xff")
     entries = list_namespaces(open_root(site.root))
     assert len(entries) == len(names) + 1
-    assert main(["namespaces", str(site.root)]) == 1
+    assert main(["ls", "--identities", str(site.root)]) == 1
     assert all(char.isprintable() or char == "\n" for char in capsys.readouterr().out)
-    assert main(["namespaces", str(site.root), "--json"]) == 1
+    assert main(["ls", "--identities", str(site.root), "--json"]) == 1
     assert len(json.loads(capsys.readouterr().out)["namespaces"]) == len(entries)
 
 

@@ -35,7 +35,7 @@ def without_locks(number: str, *line: str) -> subprocess.CompletedProcess[str]:
 
 
 def scrub(root: Path, number: str) -> tuple[int, list[dict[str, str]]]:
-    line = ("kvshelf.cli", "scrub", str(root), "--from-start", "--unused-days", "30", "--json")
+    line = ("kvshelf.cli", "scrub", str(root), "--from-start", "--unused-for", "30d", "--json")
     done = without_locks(number, *line)
     values = [json.loads(each) for each in done.stdout.splitlines()]
     return done.returncode, [value["finding"] for value in values if "finding" in value]

@@ -33,6 +33,7 @@ def make_docs(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         "coverage.md",
         "eviction.md",
         "faults.md",
+        "json.md",
         "metrics.md",
         "reliability.md",
     ],

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.vllm
 import torch  # noqa: E402
 
 from kvshelf.disk.namespace import Identity, diff  # noqa: E402
-from kvshelf.doctor.why import known_fields  # noqa: E402
+from kvshelf.disk.reasons import known_fields  # noqa: E402
 from kvshelf.errors import ConfigError  # noqa: E402
 from kvshelf.vllm.identity import build_identity  # noqa: E402
 
@@ -133,5 +133,5 @@ def test_the_identity_can_be_written_as_json(base: Identity) -> None:
     assert Identity.from_json(base.to_json()).digest == base.digest
 
 
-def test_doctor_explains_every_field(base: Identity) -> None:
+def test_diff_explains_every_field(base: Identity) -> None:
     assert set(base.fields) <= known_fields()

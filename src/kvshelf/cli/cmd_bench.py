@@ -21,9 +21,11 @@ from kvshelf.cli.common import (
     print_json,
     safe,
 )
+from kvshelf.cli.units import size_in, whole
 from kvshelf.disk.root import why_not_writable
 from kvshelf.disk.volume import NO_ROOM, volume_of, why_no_room
 from kvshelf.engine import Direct
+from kvshelf.text import bytes_text
 
 HELP = "measure stores, loads and lookups on a mount"
 DESCRIPTION = """\
@@ -38,28 +40,58 @@ their own, which is removed. Nothing else is touched.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("root", metavar="ROOT", help="a directory on the mount")
     parser.add_argument(
-        "--size-mb", type=int, default=512, metavar="MB", help="moved by a measurement (512)"
+        "--size",
+        type=size_in("2MB", "1TiB"),
+        default="512MB",
+        metavar="SIZE",
+        help="moved by a measurement (default: %(default)s)",
     )
     parser.add_argument(
-        "--chunk-mb", type=int, default=16, metavar="MB", help="size of a chunk file (16)"
+        "--chunk-size",
+        type=size_in("1MB", "4GiB"),
+        default="16MB",
+        metavar="SIZE",
+        help="of a chunk file (default: %(default)s)",
     )
     parser.add_argument(
-        "--threads", default="1,4,12", metavar="N,N", help="numbers of I/O threads (1,4,12)"
+        "--threads",
+        default="1,4,12",
+        metavar="N,N",
+        help="numbers of I/O threads (default: %(default)s)",
     )
-    parser.add_argument("--piece-mib", type=int, default=4, metavar="MIB", help="piece size (4)")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of each (3)")
+    parser.add_argument(
+        "--piece-size",
+        type=_piece_size,
+        default="4MiB",
+        metavar="SIZE",
+        help="of a checksum's piece, a whole number of MiB (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--rounds",
+        type=whole(1, 1000),
+        default=3,
+        metavar="N",
+        help="of each (default: %(default)s)",
+    )
     parser.add_argument(
         "--only", default=",".join(OPERATIONS), metavar="OP,OP", help="of " + ", ".join(OPERATIONS)
     )
     parser.add_argument("--direct", action="store_true", help="payloads by O_DIRECT")
     parser.add_argument(
         "--bytes-per-token",
-        type=int,
-        default=131_072,
-        metavar="BYTES",
-        help="of KV cache, to say tokens a second (131072: Llama-3.1-8B in 16 bits)",
+        type=size_in("1", "1GiB"),
+        default="128KiB",
+        metavar="SIZE",
+        help="of KV cache, to say tokens a second (default: %(default)s, Llama-3.1-8B in 16 bits)",
     )
     parser.add_argument("--plot", metavar="FILE.png", help="draw the rates (needs matplotlib)")
+
+
+def _piece_size(text: str) -> int:
+    found = size_in("1MiB", "64MiB")(text)
+    if found % (1 << 20):
+        raise argparse.ArgumentTypeError(f"{text!r}: allowed is a whole number of MiB")
+    return found
 
 
 def run(options: argparse.Namespace) -> Exit:
@@ -73,7 +105,7 @@ def run(options: argparse.Namespace) -> Exit:
             raise CommandError(Exit.NO_SHELF, f"{safe(str(root))} is no directory")
         missing = asked(str(root), lambda: shortage(root, workload))
         if missing:
-            message = f"--size-mb {options.size_mb} {missing}: {safe(str(root))}"
+            message = f"--size {bytes_text(options.size)} {missing}: {safe(str(root))}"
             raise CommandError(Exit.USAGE, message)
         with ended_as_by_ctrl_c(), Scratch(root) as scratch:
             rows = measure(scratch.path, workload, progress)
@@ -82,14 +114,14 @@ def run(options: argparse.Namespace) -> Exit:
             Exit.FINDINGS, f"{safe(str(root))}: {_reason(error, root, 3 * workload.total_bytes)}"
         ) from error
     except MemoryError as error:
-        message = f"--size-mb {options.size_mb} needs more memory than there is"
+        message = f"--size {bytes_text(options.size)} needs more memory than there is"
         raise CommandError(Exit.USAGE, message) from error
     finally:
         progress("")
     if options.plot:
         _plot(rows, Path(options.plot), safe(str(root)))
     if options.json:
-        print_json(_json(options, workload, rows))
+        print_json("kvshelf.bench/1", _json(options, workload, rows))
     else:
         print_rows(rows)
         _print_tokens(rows, options.bytes_per_token)
@@ -107,17 +139,8 @@ def _workload(options: argparse.Namespace) -> Workload:
         value = getattr(options, name.replace("-", "_"))
         return CommandError(Exit.USAGE, f"--{name} {safe(str(value))}: {allowed}")
 
-    for name, low, high in (
-        ("chunk-mb", 1, 4096),
-        ("size-mb", 2, 1 << 20),
-        ("piece-mib", 1, 64),
-        ("rounds", 1, 1000),
-        ("bytes-per-token", 1, 1 << 30),
-    ):
-        if not low <= getattr(options, name.replace("-", "_")) <= high:
-            raise usage(name, f"a whole number from {low} to {high}")
-    if options.size_mb < 2 * options.chunk_mb:
-        raise usage("size-mb", f"two chunks at least, {2 * options.chunk_mb}")
+    if options.size < 2 * options.chunk_size:
+        raise usage("size", f"two chunks at least, {bytes_text(2 * options.chunk_size)}")
     operations = tuple(options.only.split(","))
     if not operations or set(operations) - set(OPERATIONS):
         raise usage("only", f"some of {', '.join(OPERATIONS)}")
@@ -128,10 +151,10 @@ def _workload(options: argparse.Namespace) -> Workload:
     if not threads or not all(1 <= each <= 256 for each in threads):
         raise usage("threads", "whole numbers from 1 to 256, with commas between")
     return Workload(
-        total_bytes=options.size_mb * 1_000_000,
-        chunk_bytes=options.chunk_mb * 1_000_000,
+        total_bytes=options.size,
+        chunk_bytes=options.chunk_size,
         threads=threads,
-        piece_bytes=options.piece_mib << 20,
+        piece_bytes=options.piece_size,
         rounds=options.rounds,
         direct=Direct.ON if options.direct else Direct.OFF,
         operations=operations,
@@ -220,8 +243,8 @@ def _json(options: argparse.Namespace, workload: Workload, rows: Sequence[Row]) 
     return {
         "root": options.root,
         "cores": os.cpu_count(),
-        "size_mb": options.size_mb,
-        "chunk_mb": options.chunk_mb,
+        "size_bytes": options.size,
+        "chunk_bytes": options.chunk_size,
         "rounds": workload.rounds,
         "direct": workload.direct.value,
         "rows": [row.to_json() for row in rows],

@@ -10,21 +10,18 @@ from typing import Any
 
 from kvshelf.bench import Row, Scratch, Workload, measure, shortage
 from kvshelf.cli.cmd_bench import print_rows, progress
-from kvshelf.cli.cmd_namespaces import identity_of, select
 from kvshelf.cli.common import (
     ANSWER_SECONDS,
-    CommandError,
     Exit,
     check_path,
     ended_as_by_ctrl_c,
-    existing_shelf,
     print_json,
     safe,
 )
+from kvshelf.cli.units import duration, size_in
 from kvshelf.config import Settings
 from kvshelf.disk.deadline import NoAnswerError, within
-from kvshelf.disk.namespace import diff
-from kvshelf.disk.root import is_shelf, list_namespaces
+from kvshelf.disk.root import is_shelf
 from kvshelf.disk.volume import NO_ROOM
 from kvshelf.doctor.findings import Finding, Severity, fine, note, problem, warning
 from kvshelf.doctor.folders import check_folders
@@ -36,8 +33,8 @@ from kvshelf.doctor.room import check_room, check_write, no_room
 from kvshelf.doctor.semantics import check_semantics
 from kvshelf.doctor.site import check_directory, check_mount
 from kvshelf.doctor.trial import check_trial
-from kvshelf.doctor.why import explain
 from kvshelf.errors import ConfigError
+from kvshelf.text import bytes_text
 
 HELP = "check a mount and this host, and recommend settings"
 DESCRIPTION = """\
@@ -46,9 +43,8 @@ touch and sync files, can a chunk be stored and loaded, how fast is it, what is 
 host, are the settings right. Writes into a folder of its own, which is removed. Ends
 with settings to paste.
 
---why A B  explains why two replicas do not share: A and B are namespaces of the shelf.
---peer     waits for the same command on another node and measures how soon one finds
-           what the other stored.
+--peer waits for the same command on another node and measures how soon one finds what
+the other stored. Why two replicas do not share: kvshelf diff.
 """
 _MARKS = {
     Severity.FINE: "ok",
@@ -56,20 +52,25 @@ _MARKS = {
     Severity.WARNING: "warning",
     Severity.PROBLEM: "PROBLEM",
 }
-_SIZE_MB_MIN, _SIZE_MB_MAX = 32, 1 << 20
-_WAIT_SECONDS_MAX = 86_400
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("root", metavar="ROOT", help="the shelf's directory")
-    parser.add_argument("--why", nargs=2, metavar=("A", "B"), help="two namespaces that differ")
     parser.add_argument("--quick", action="store_true", help="measure no speed: a second or two")
     parser.add_argument(
-        "--size-mb", type=int, default=256, metavar="MB", help="moved, at least 32 (256)"
+        "--size",
+        type=size_in("32MB", "1TiB"),
+        default="256MB",
+        metavar="SIZE",
+        help="moved to measure speed, at least 32MB (default: %(default)s)",
     )
     parser.add_argument("--peer", action="store_true", help="measure with a second node")
     parser.add_argument(
-        "--wait-seconds", type=float, default=60.0, metavar="S", help="for the peer (60)"
+        "--wait",
+        type=duration("0s", "1d"),
+        default="60s",
+        metavar="DURATION",
+        help="for the peer (default: %(default)s)",
     )
     parser.add_argument(
         "--settings", metavar="JSON", help="kv_connector_extra_config to check, or @FILE"
@@ -77,9 +78,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> Exit:
-    if options.why:
-        return _why(options)
-    _check_options(options)
     check_path(options.root)
     root = Path(options.root).absolute()
     findings = _first_look(root)
@@ -93,7 +91,7 @@ def run(options: argparse.Namespace) -> Exit:
             with ended_as_by_ctrl_c():
                 rows = _probe(options, root, findings, settings_given or Settings())
                 if options.peer:
-                    findings += _meet(root, options.wait_seconds)
+                    findings += _meet(root, options.wait)
         except OSError as error:
             findings.append(_failure(error, root))
     findings += check_host()
@@ -102,28 +100,18 @@ def run(options: argparse.Namespace) -> Exit:
     settings = None if _bad(findings) else recommend(root, rows)
     if options.json:
         print_json(
+            "kvshelf.doctor/1",
             {
                 "root": options.root,
                 "findings": [finding.to_json() for finding in findings],
                 "rows": [row.to_json() for row in rows],
                 "settings": settings,
-            }
+            },
         )
     else:
         _print(findings, rows, settings)
     worst = max(finding.severity for finding in findings)
     return Exit.FINDINGS if worst >= Severity.WARNING else Exit.FINE
-
-
-def _check_options(options: argparse.Namespace) -> None:
-    for name, low, high in (
-        ("size-mb", _SIZE_MB_MIN, _SIZE_MB_MAX),
-        ("wait-seconds", 0, _WAIT_SECONDS_MAX),
-    ):
-        value = getattr(options, name.replace("-", "_"))
-        if not low <= value <= high:
-            message = f"--{name} {value}: allowed is a number from {low} to {high}"
-            raise CommandError(Exit.USAGE, message)
 
 
 def _failure(error: OSError, root: Path) -> Finding:
@@ -165,7 +153,7 @@ def _probe(
         if options.quick or _bad(findings):
             return []
         workload = Workload(
-            total_bytes=options.size_mb * 1_000_000,
+            total_bytes=options.size,
             chunk_bytes=8 << 20,
             threads=(1, 12, 32),
             rounds=2,
@@ -179,8 +167,8 @@ def _probe(
             missing = "needs more memory than there is"
         finally:
             progress("")
-    text = f"not measured: --size-mb {options.size_mb} {missing}"
-    findings.append(warning("speed", text, "free some, or give a smaller --size-mb"))
+    text = f"not measured: --size {bytes_text(options.size)} {missing}"
+    findings.append(warning("speed", text, "free some, or give a smaller --size"))
     return []
 
 
@@ -236,44 +224,3 @@ def _print(findings: Sequence[Finding], rows: Sequence[Row], settings: Any) -> N
     else:
         print("Settings for --kv-transfer-config:")
         print(json.dumps(settings))
-
-
-def _why(options: argparse.Namespace) -> Exit:
-    root = existing_shelf(options.root)
-    try:
-        entries = list_namespaces(root)
-    except OSError as error:
-        raise CommandError(Exit.NO_SHELF, f"{options.root}: {error.strerror}") from error
-    left, right = (select(entries, name) for name in options.why)
-    reasons = explain(diff(identity_of(left), identity_of(right)))
-    if options.json:
-        print_json(
-            {
-                "left": left.folder,
-                "right": right.folder,
-                "reasons": [
-                    {
-                        "field": reason.difference.field,
-                        "left": str(reason.difference.left),
-                        "right": str(reason.difference.right),
-                        "meaning": reason.meaning,
-                        "remedy": reason.remedy,
-                    }
-                    for reason in reasons
-                ],
-            }
-        )
-        return Exit.FINDINGS if reasons else Exit.FINE
-    if not reasons:
-        print("They share: their identities are equal in every field.")
-        return Exit.FINE
-    print(f"{safe(left.folder)} and {safe(right.folder)} do not share:")
-    for reason in reasons:
-        difference = reason.difference
-        print(
-            f"  {safe(difference.field)}: {safe(str(difference.left))} | "
-            f"{safe(str(difference.right))}"
-        )
-        if reason.meaning:
-            print(f"    {reason.meaning} -> {reason.remedy}")
-    return Exit.FINDINGS

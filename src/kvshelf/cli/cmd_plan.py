@@ -10,6 +10,7 @@ from typing import Any
 
 from kvshelf.cli.cmd_bench import check_picture
 from kvshelf.cli.common import CommandError, Exit, print_json, safe
+from kvshelf.cli.units import duration, number, size_in, whole
 from kvshelf.config import Settings
 from kvshelf.errors import ConfigError
 from kvshelf.plan.answer import GB, POLICIES, Plan, Prices, Rates, Row, make_plan
@@ -30,8 +31,7 @@ prompt_tokens and, if they are known, seconds, prefix_group, prefix_tokens.
 docs/plan.md says how to read the answer, and what it leaves out.
 """
 _RATES = Rates()
-# By less nothing is divided: an answer of more than 10^308 would be no JSON.
-_NUMBER_MIN = 1e-15
+_WHOLE = whole(1, 10**9)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=FORMATS, default="", help="default: by the name")
     parser.add_argument(
         "--block-tokens",
-        type=_whole,
+        type=_WHOLE,
         default=0,
         metavar="N",
         help="tokens of a chunk (default: 512 for mooncake, else 256); of a mooncake trace, as "
@@ -49,11 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_rates(parser.add_argument_group("speed and price"))
     what = parser.add_argument_group("the answer")
     what.add_argument(
-        "--capacity-gb",
-        type=_list_of(_positive),
+        "--capacity",
+        type=_list_of(size_in("1", "1000PB")),
         default=[],
-        metavar="GB,...",
-        help="capacities in GB (10^9 bytes; default: 1 to 100%% of what the trace would fill)",
+        metavar="SIZE,...",
+        help="capacities (default: 1 to 100%% of what the trace would fill)",
     )
     what.add_argument(
         "--policy",
@@ -64,10 +64,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "others are simulated; kvshelf is what the evictor does; optimum knows the future)",
     )
     what.add_argument(
-        "--touch-interval-seconds",
-        type=_not_negative,
-        default=Settings().touch_interval_seconds,
-        metavar="S",
+        "--touch-interval",
+        type=duration("0s", "366d"),
+        default=f"{Settings().touch_interval_seconds:g}s",
+        metavar="DURATION",
         help="as in the settings, for the policy kvshelf (default: %(default)s)",
     )
     what.add_argument("--plot", type=Path, metavar="FILE.png", help="write a picture too")
@@ -79,46 +79,53 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="play the requests against a shelf of tiny chunks in DIR, absent or empty",
     )
     check.add_argument(
-        "--replay-requests", type=_whole, default=1000, metavar="N", help="(default: %(default)s)"
+        "--replay-requests",
+        type=_WHOLE,
+        default=1000,
+        metavar="N",
+        help="requests that are played (default: %(default)s)",
     )
 
 
 def _add_shape(group: Any) -> None:
     group.add_argument("--config", type=Path, metavar="config.json", help="of Hugging Face")
-    group.add_argument("--layers", type=_whole, metavar="N", help="that keep KV")
-    group.add_argument("--kv-heads", type=_whole, metavar="N", help="of all ranks together")
+    group.add_argument("--layers", type=_WHOLE, metavar="N", help="that keep KV")
+    group.add_argument("--kv-heads", type=_WHOLE, metavar="N", help="of all ranks together")
     group.add_argument(
-        "--head-dim", type=_whole, metavar="N", help="with --mla: latent and rope numbers a token"
+        "--head-dim",
+        type=_WHOLE,
+        metavar="N",
+        help="with --mla: latent and rope numbers a token",
     )
     group.add_argument("--mla", action="store_true", default=None, help="one latent vector a token")
-    group.add_argument("--dtype-bytes", type=_whole, metavar="N", help="2, or 1 for an FP8 cache")
-    group.add_argument("--tensor-parallel", type=_whole, metavar="N", help="ranks (default: 1)")
+    group.add_argument("--dtype-bytes", type=_WHOLE, metavar="N", help="2, or 1 for an FP8 cache")
+    group.add_argument("--tensor-parallel", type=_WHOLE, metavar="N", help="ranks (default: 1)")
 
 
 def _add_rates(group: Any) -> None:
     group.add_argument(
         "--prefill-tokens-per-second",
-        type=_positive,
+        type=number(1e-15, 1e15),
         default=_RATES.prefill_tokens_per_second,
         metavar="N",
         help="that a replica computes (default: %(default)s, an 8B model on one H100)",
     )
     group.add_argument(
-        "--load-gbps",
-        type=_positive,
-        default=_RATES.load_bytes_per_second / GB,
-        metavar="GB",
-        help="GB (10^9 bytes) a second that a replica loads (default: %(default)s, an H100 from "
-        "the page cache: measure your mount)",
+        "--load-bytes-per-second",
+        type=size_in("1", "1PB"),
+        default=f"{_RATES.load_bytes_per_second / GB:g}GB",
+        metavar="SIZE",
+        help="that a replica loads (default: %(default)s, an H100 from the page cache: measure "
+        "your mount)",
     )
     group.add_argument(
-        "--gpu-hour-price", type=_not_negative, metavar="P", help="of one GPU, in any currency"
+        "--gpu-hour-price", type=number(0, 1e15), metavar="P", help="of one GPU, in any currency"
     )
-    group.add_argument("--gb-month-price", type=_not_negative, metavar="P", help="of storage")
+    group.add_argument("--gb-month-price", type=number(0, 1e15), metavar="P", help="of storage")
     group.add_argument(
-        "--duration-seconds",
-        type=_positive,
-        metavar="S",
+        "--duration",
+        type=duration("1ms", "36600d"),
+        metavar="DURATION",
         help="in which the requests came (default: as the trace says)",
     )
 
@@ -136,7 +143,7 @@ def run(options: argparse.Namespace) -> Exit:
         raise CommandError(Exit.USAGE, safe(message))
     rates = Rates(
         options.prefill_tokens_per_second,
-        options.load_gbps * GB,
+        float(options.load_bytes_per_second),
         gpus=shape.ranks,
     )
     plan = make_plan(
@@ -144,15 +151,15 @@ def run(options: argparse.Namespace) -> Exit:
         shape,
         rates,
         policies=list(dict.fromkeys(options.policy)),
-        capacities_bytes=[gb * GB for gb in options.capacity_gb],
+        capacities_bytes=options.capacity,
         prices=_prices(options, trace),
-        touch_interval_seconds=options.touch_interval_seconds,
+        touch_interval_seconds=options.touch_interval,
     )
     replayed = _replay(options, trace) if options.replay else []
     if options.plot:
         _plot(plan, options.plot)
     if options.json:
-        print_json(_as_json(plan, rates, replayed))
+        print_json("kvshelf.plan/1", _as_json(plan, rates, replayed))
     else:
         _print_plan(plan, rates)
         for policy, each in replayed:
@@ -183,9 +190,9 @@ def _prices(options: argparse.Namespace, trace: Trace) -> Prices | None:
     if None in given:
         message = "--gpu-hour-price and --gb-month-price are allowed only together"
         raise CommandError(Exit.USAGE, message)
-    seconds = options.duration_seconds or trace.duration_seconds
+    seconds = options.duration or trace.duration_seconds
     if not seconds:
-        message = "the trace has no times: say with --duration-seconds in what time it came"
+        message = "the trace has no times: say with --duration in what time it came"
         raise CommandError(Exit.USAGE, message)
     return Prices(*given, seconds=seconds)
 
@@ -194,7 +201,7 @@ def _replay(options: argparse.Namespace, trace: Trace) -> list[tuple[str, Replay
     """The first requests, at a tenth of what they fill: enough to evict all the time."""
     part = trace.part(0, min(options.replay_requests, trace.requests))
     policy = next((p for p in options.policy if p in REPLAY_POLICIES), "lru")
-    interval = options.touch_interval_seconds if policy == "kvshelf" else 0.0
+    interval = options.touch_interval if policy == "kvshelf" else 0.0
     try:
         done = replay(
             part,
@@ -298,27 +305,3 @@ def _policy(text: str) -> str:
     if text not in POLICIES:
         raise argparse.ArgumentTypeError(f"{text!r}: allowed are {', '.join(POLICIES)}")
     return text
-
-
-def _whole(text: str) -> int:
-    if not text.isascii() or not text.isdecimal() or not 0 < int(text) <= 10**9:
-        raise argparse.ArgumentTypeError(f"{text!r}: a whole number from 1 to 10^9 is allowed")
-    return int(text)
-
-
-def _positive(text: str) -> float:
-    number = _not_negative(text)
-    if number < _NUMBER_MIN:
-        allowed = f"a number from {_NUMBER_MIN:g} on is allowed"
-        raise argparse.ArgumentTypeError(f"{text!r}: {allowed}")
-    return number
-
-
-def _not_negative(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = -1.0
-    if not 0 <= number < 1e15:
-        raise argparse.ArgumentTypeError(f"{text!r}: a number from 0 on is allowed")
-    return number

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import sys
 import time
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any
 
 from kvshelf.cli.common import (
     CommandError,
@@ -17,8 +15,10 @@ from kvshelf.cli.common import (
     ended_as_by_ctrl_c,
     existing_shelf,
     prepared_shelf,
+    print_json,
     safe,
 )
+from kvshelf.cli.units import duration, number, size
 from kvshelf.disk.auth import read_key
 from kvshelf.errors import ConfigError, NotAShelfError
 from kvshelf.upkeep.scrub.findings import Finding, Totals
@@ -28,69 +28,89 @@ HELP = "verify every chunk of a shelf, and remove what is bad"
 DESCRIPTION = """\
 Read every chunk file of a shelf at a set rate and verify its checksums. Damaged files
 and files under a wrong name are removed: the next request computes them anew. So are
-temp files of writers that have ended and, with --unused-days, namespaces that no
+temp files of writers that have ended and, with --unused-for, namespaces that no
 engine uses. Everything else that is wrong is reported and kept. Reading changes
 neither access times nor the page cache. A scrub goes on where the last one stopped.
 """
 DEFAULTS = ScrubSettings()
-HOURS_MAX = 8784.0  # a year
+# What a setting is called here.
+OPTIONS = {"files_per_second": "--max-files-per-second", "auth_key_file": "--auth-key-file"}
 # Between two passes of a daemon, however short they are or fast they fail.
 PAUSE_SECONDS = 0.1
+# By less a step of 1 MiB would wait for hours.
+_BYTES_PER_SECOND_MIN = 100
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    number: dict[str, Any] = {"type": float, "metavar": "N"}
     parser.add_argument("root", metavar="ROOT", help="the shelf's directory")
     parser.add_argument("--dry-run", action="store_true", help="remove nothing; from the start")
     parser.add_argument(
-        "--megabytes-per-second",
-        default=DEFAULTS.megabytes_per_second,
-        help="most that is read, in 10^6 bytes; 0: no limit (default: %(default)g)",
-        **number,
+        "--max-bytes-per-second",
+        type=_byte_rate,
+        default=f"{DEFAULTS.megabytes_per_second:g}MB",
+        metavar="SIZE",
+        help="most that is read; 0: no limit (default: %(default)s)",
     )
     parser.add_argument(
-        "--files-per-second",
+        "--max-files-per-second",
+        type=number(0, 1e9),
         default=DEFAULTS.files_per_second,
+        metavar="N",
         help="most chunk files that are opened; 0: no limit (default: %(default)g)",
-        **number,
     )
     parser.add_argument(
-        "--temp-hours",
-        default=DEFAULTS.temp_hours,
+        "--temp-age",
+        type=duration("1h", "3660d"),
+        default=f"{DEFAULTS.temp_hours:g}h",
+        metavar="DURATION",
         help="age at which a temp file is an orphan if its writer cannot be looked for, as on "
-        "another host (default: %(default)g)",
-        **number,
+        "another host (default: %(default)s)",
     )
     parser.add_argument(
-        "--unused-days",
-        default=DEFAULTS.unused_days,
+        "--unused-for",
+        type=duration("0s", "3660d"),
+        default="0",
+        metavar="DURATION",
         help="remove namespaces that no engine has used for so long; 0: never (default: 0)",
-        **number,
     )
     parser.add_argument(
-        "--minutes",
-        default=DEFAULTS.minutes,
+        "--for",
+        dest="seconds",
+        type=duration("0s", "366d"),
+        default="0",
+        metavar="DURATION",
         help="stop after so long, and go on the next time; 0: at the end (default: 0)",
-        **number,
     )
     parser.add_argument(
         "--auth-key-file",
         metavar="FILE",
         help="the key of engines with auth_key_file: without it their payloads are not judged",
     )
-    parser.add_argument("--from-start", action="store_true", help="do not go on: begin anew")
+    parser.add_argument("--from-start", action="store_true", help="ignore the saved place")
     runs = parser.add_mutually_exclusive_group()
     runs.add_argument("--once", action="store_true", help="one pass and no more (the default)")
     runs.add_argument(
-        "--every-hours", default=0.0, help="a daemon: begin a pass so often", **number
+        "--every",
+        type=duration("0s", "366d"),
+        default="0",
+        metavar="DURATION",
+        help="run forever, one pass each DURATION; 0: one pass (default: 0)",
     )
+
+
+def _byte_rate(text: str) -> int:
+    found = size(text)
+    if 0 < found < _BYTES_PER_SECOND_MIN:
+        allowed = f"allowed is 0, or {_BYTES_PER_SECOND_MIN} bytes and more"
+        raise argparse.ArgumentTypeError(f"{text!r}: {allowed}")
+    return found
 
 
 def run(options: argparse.Namespace) -> Exit:
     settings = _settings(options)
     root = existing_shelf(options.root) if options.dry_run else prepared_shelf(options.root)
     with ended_as_by_ctrl_c():  # the place is kept
-        if options.every_hours:
+        if options.every:
             return _daemon(root, settings, options)
         totals = _pass(root, settings, options)
     return Exit.FINDINGS if totals.findings else Exit.FINE
@@ -106,7 +126,7 @@ def _daemon(root: Path, settings: ScrubSettings, options: argparse.Namespace) ->
             except (CommandError, OSError) as error:
                 with contextlib.suppress(OSError):
                     print(f"kvshelf: {error}; trying again", file=sys.stderr, flush=True)
-            pause = begun + 3600 * options.every_hours - time.monotonic()
+            pause = begun + options.every - time.monotonic()
             time.sleep(max(PAUSE_SECONDS, pause))
     return Exit.FINE
 
@@ -132,18 +152,22 @@ def _pass(root: Path, settings: ScrubSettings, options: argparse.Namespace) -> T
 
 
 def _settings(options: argparse.Namespace) -> ScrubSettings:
-    names = ("megabytes_per_second", "files_per_second", "temp_hours", "unused_days", "minutes")
-    values: dict[str, Any] = {
-        name: getattr(options, name) for name in (*names, "dry_run", "from_start")
-    }
     try:
-        if not 0 <= options.every_hours <= HOURS_MAX:  # never true of NaN
-            raise ConfigError("every_hours", options.every_hours, f"0 to {HOURS_MAX:g}")
+        key = {}
         if options.auth_key_file is not None:
-            values["auth_key"] = read_key(options.auth_key_file)
-        return ScrubSettings(**values)
+            key["auth_key"] = read_key(options.auth_key_file)
+        return ScrubSettings(
+            megabytes_per_second=options.max_bytes_per_second / 1e6,
+            files_per_second=options.max_files_per_second,
+            temp_hours=options.temp_age / 3600,
+            unused_days=options.unused_for / 86_400,
+            minutes=options.seconds / 60,
+            dry_run=options.dry_run,
+            from_start=options.from_start,
+            **key,
+        )
     except ConfigError as error:
-        option = "--" + error.setting.replace("_", "-")
+        option = OPTIONS[error.setting]
         raise CommandError(Exit.USAGE, f"{option} {error.value}: {error.allowed}") from error
 
 
@@ -159,14 +183,14 @@ def _report(
         seconds = time.monotonic() - begun
         if options.json:
             summary = {**totals.to_json(), "seconds": round(seconds, 3)}
-            print(json.dumps({"summary": summary}), flush=True)
+            print_json("kvshelf.scrub/1", {"summary": summary}, lines=True)
         else:
             _print_totals(totals, seconds, is_dry=options.dry_run)
 
 
 def _print_finding(finding: Finding, *, as_json: bool) -> None:
     if as_json:
-        print(json.dumps({"finding": finding.to_json()}), flush=True)
+        print_json("kvshelf.scrub/1", {"finding": finding.to_json()}, lines=True)
         return
     what = f"{finding.action} {safe(finding.path)}" if finding.path else "the shelf"
     print(f"{finding.kind}: {what}: {safe(finding.detail)}", flush=True)

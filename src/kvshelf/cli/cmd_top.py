@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -13,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from kvshelf.cli import counting
-from kvshelf.cli.common import CommandError, Exit, existing_shelf, safe
+from kvshelf.cli.common import CommandError, Exit, existing_shelf, print_json, safe
 from kvshelf.cli.scrape import ScrapeError, scrape
+from kvshelf.cli.units import duration
 from kvshelf.disk.volume import Volume, volume_of
 from kvshelf.text import bytes_text
 from kvshelf.upkeep.census.census import SHARES
@@ -29,7 +29,6 @@ a vLLM server too. Ctrl-C ends it. Writes nothing
 but a file of a moment, whose time is the file system's.
 """
 _LOOKUPS = "kvshelf:lookups_total"
-_SECONDS_MAX = 86_400
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +49,11 @@ class _Moment:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("root", metavar="ROOT", help="the shelf's directory")
     parser.add_argument(
-        "--seconds", type=float, default=2.0, metavar="N", help="between looks (default: 2)"
+        "--every",
+        type=duration("1ms", "1d"),
+        default="2s",
+        metavar="DURATION",
+        help="between two looks (default: %(default)s)",
     )
     parser.add_argument("--once", action="store_true", help="two looks, for the rates, and end")
     parser.add_argument(
@@ -59,9 +62,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> Exit:
-    if not 0 < options.seconds <= _SECONDS_MAX:
-        message = f"--seconds {options.seconds}: must be more than 0, and {_SECONDS_MAX} at most"
-        raise CommandError(Exit.USAGE, message)
     if options.metrics and not options.metrics.startswith(("http://", "https://")):
         raise CommandError(Exit.USAGE, f"--metrics {options.metrics}: must be an http(s) URL")
     root = existing_shelf(options.root)
@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> Exit:
     if not options.once:
         show(root, before, None)
     while True:
-        time.sleep(options.seconds)
+        time.sleep(options.every)
         now = _look(root, watch, options.metrics)
         show(root, now, before)
         before = now
@@ -101,7 +101,7 @@ def _printer(options: argparse.Namespace) -> Callable[[Path, _Moment, _Moment | 
 
     def show(root: Path, now: _Moment, before: _Moment | None) -> None:
         if options.json:
-            print(json.dumps(_json(root, now)), flush=True)
+            print_json("kvshelf.top/1", _json(root, now), lines=True)
         else:
             print(head + "\n".join(_lines(root, now, before)), flush=True)
 

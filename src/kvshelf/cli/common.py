@@ -8,11 +8,12 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
+from kvshelf.cli.documents import document
 from kvshelf.disk.deadline import NoAnswerError, within
 from kvshelf.disk.layout import MARKER
 from kvshelf.disk.leftovers import remove_dead_scratch
@@ -204,7 +205,7 @@ def table_lines(rows: Sequence[tuple[str, ...]]) -> list[str]:
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
-def print_json(value: Any, *, lines: bool = False) -> None:
-    """ASCII, so that it is the same in every locale; with ``lines`` in one line."""
-    json.dump(value, sys.stdout, indent=None if lines else 1)
-    print()
+def print_json(name: str, value: Mapping[str, Any], *, lines: bool = False) -> None:
+    """Print a document of ``kvshelf.cli.documents``, in ASCII, so that it is the same in every
+    locale; with ``lines`` in one line, at once."""
+    print(json.dumps(document(name, value), indent=None if lines else 1), flush=lines)

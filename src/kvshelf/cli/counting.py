@@ -1,4 +1,4 @@
-"""What ``ls`` and ``du`` share: counting a shelf for a while, and saying how sure the result is."""
+"""Counting a shelf for a while for ``ls``, and saying how sure the result is."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kvshelf.cli.common import CommandError, Exit, existing_shelf, safe
+from kvshelf.cli.units import duration
 from kvshelf.disk.volume import Volume
 from kvshelf.text import age_text, bytes_text
 from kvshelf.upkeep.census.census import SHARES, Census, Summary
@@ -24,11 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("root", metavar="ROOT", help="the shelf's directory")
     parser.add_argument("--exact", action="store_true", help="count everything, however long")
     parser.add_argument(
-        "--seconds",
-        type=float,
-        default=2.0,
-        metavar="N",
-        help="estimate from what can be counted in so long (default: 2)",
+        "--for",
+        dest="seconds",
+        type=duration("0s", "366d"),
+        default="2s",
+        metavar="DURATION",
+        help="estimate from what can be counted in so long (default: %(default)s)",
     )
 
 
@@ -40,8 +42,6 @@ def counted(
     Args:
         show: lines for a terminal, which sees them at once and is shown better ones meanwhile.
     """
-    if not 0 <= options.seconds < math.inf:
-        raise CommandError(Exit.USAGE, f"--seconds {options.seconds}: must be 0 or more")
     root = existing_shelf(options.root)
     end = math.inf if options.exact else time.monotonic() + options.seconds
     try:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvshelf.cli.common import CommandError, Exit, safe
+from kvshelf.cli.common import CommandError, Exit, asked, safe
 from kvshelf.cli.evict_volume import counted_volume
+from kvshelf.cli.units import duration, number, size, whole
 from kvshelf.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,13 +19,6 @@ if TYPE_CHECKING:
 
 DEFAULT_PERCENT = 90.0
 
-_RANGES = (
-    ("--interval", 0.001, 86_400.0),
-    ("--rate", 0.0, 1e9),
-    ("--threads", 1, 64),
-    ("--lease-seconds", 1.0, 3600.0),
-    ("--settle-seconds", 0.0, 3600.0),
-)
 # Limits by the names that users give them here.
 OPTIONS = {
     "shelf_bytes": "--shelf-limit",
@@ -36,11 +29,6 @@ OPTIONS = {
     "stores_failed": "room for stores",
     "low_percent": "--low-water",
     "keep_percent": "--keep-percent",
-}
-
-_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(|[kMGTP]i?)B?")
-_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15} | {
-    f"{letter}i": 1 << 10 * (i + 1) for i, letter in enumerate("kMGTP")
 }
 
 
@@ -58,49 +46,68 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="bytes of each namespace's chunks, or of those whose folder begins with NAME",
     )
-    add("--low-water", metavar="P", type=float, default=95.0, help="percent of a limit (95)")
+    add(
+        "--low-water",
+        metavar="P",
+        type=float,
+        default=95.0,
+        help="percent of a limit down to which chunks go (default: %(default)g)",
+    )
     add(
         "--keep-percent",
         metavar="P",
         type=float,
         default=10.0,
-        help="of the file system: below that, others' data does not shrink the shelf (10)",
+        help="of the file system: below that, others' data does not shrink the shelf "
+        "(default: %(default)g)",
     )
-    add("--rate", metavar="N", type=float, default=50_000.0, help="files a second (50000); 0: any")
-    add("--threads", metavar="N", type=int, default=4, help="threads that look at files (4)")
-    add("--interval", metavar="S", type=float, default=1.0, help="seconds between two looks (1)")
-    add(
-        "--lease-seconds",
-        metavar="S",
-        type=float,
-        default=15.0,
-        help="another follows an evictor that is gone after so long (15)",
-    )
-    add(
-        "--settle-seconds",
-        metavar="S",
-        type=float,
-        default=40.0,
-        help="the file system may show so late what was removed (40)",
-    )
+    _add_pace(parser)
     add("--once", action="store_true", help="end when there is nothing to do")
     add("--dry-run", action="store_true", help="remove nothing, say what would go (with --once)")
     add("--metrics-port", metavar="PORT", type=int, help="answer /metrics and /healthz there")
 
 
-def size(text: str) -> int:
-    """A number of bytes.
-
-    Raises:
-        argparse.ArgumentTypeError: it is none.
-    """
-    match = _SIZE.fullmatch(text.strip())
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r}: a number of bytes, or one such as 500GB")
-    found = float(match[1]) * _UNITS[match[2]]
-    if found >= 1 << 63:
-        raise argparse.ArgumentTypeError(f"{text!r}: a number of bytes below 8 EiB")
-    return int(found)
+def _add_pace(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--max-files-per-second",
+        dest="rate",
+        metavar="N",
+        type=number(0, 1e9),
+        default=50_000.0,
+        help="most files that are looked at or removed; 0: no limit (default: %(default)g)",
+    )
+    add(
+        "--threads",
+        metavar="N",
+        type=whole(1, 64),
+        default=4,
+        help="that look at files (default: %(default)s)",
+    )
+    add(
+        "--every",
+        dest="interval",
+        metavar="DURATION",
+        type=duration("1ms", "1d"),
+        default="1s",
+        help="between two looks (default: %(default)s)",
+    )
+    add(
+        "--lease",
+        dest="lease_seconds",
+        metavar="DURATION",
+        type=duration("1s", "1h"),
+        default="15s",
+        help="another follows an evictor that has ended after so long (default: %(default)s)",
+    )
+    add(
+        "--settle",
+        dest="settle_seconds",
+        metavar="DURATION",
+        type=duration("0s", "1h"),
+        default="40s",
+        help="the file system may show so late what was removed (default: %(default)s)",
+    )
 
 
 def _namespace_limit(text: str) -> tuple[str, int]:
@@ -114,12 +121,8 @@ def limits_of(options: argparse.Namespace, root: Path) -> Limits:
     """The limits that are given, all of which can be kept on this volume.
 
     Raises:
-        CommandError: an option is out of range, or a limit cannot be kept.
+        CommandError: a limit is out of range, or cannot be kept.
     """
-    for option, low, high in _RANGES:
-        value = getattr(options, option[2:].replace("-", "_"))
-        if not low <= value <= high:  # never true of NaN
-            raise CommandError(Exit.USAGE, f"{option} {value:g}: {low:g} to {high:g}")
     try:
         limits = _given(options)
     except ConfigError as error:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 def as_json(report: Report, *, dry_run: bool) -> dict[str, Any]:
     return {
+        "document": "kvshelf.evict/1",
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "state": report.state.value,
         "dry_run": dry_run,

@@ -11,16 +11,17 @@ from pathlib import Path
 
 from kvshelf.cli import (
     cmd_bench,
+    cmd_diff,
     cmd_doctor,
-    cmd_du,
     cmd_evict,
     cmd_ls,
-    cmd_namespaces,
     cmd_plan,
     cmd_scrub,
     cmd_top,
 )
 from kvshelf.cli.common import EXIT_HELP, CommandError, Exit
+from kvshelf.cli.old import renamed
+from kvshelf.cli.units import UNITS_HELP
 from kvshelf.disk.threads import NO_THREAD
 from kvshelf.errors import ConfigError, ResourceError
 
@@ -33,13 +34,12 @@ _NO_ROOM = "failed to map segment from shared object"
 COMMANDS = {
     "doctor": cmd_doctor,
     "bench": cmd_bench,
-    "plan": cmd_plan,
     "ls": cmd_ls,
-    "du": cmd_du,
+    "diff": cmd_diff,
     "top": cmd_top,
     "evict": cmd_evict,
     "scrub": cmd_scrub,
-    "namespaces": cmd_namespaces,
+    "plan": cmd_plan,
 }
 
 
@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
             name,
             help=module.HELP,
             description=module.DESCRIPTION,
-            epilog=EXIT_HELP,
+            epilog=f"{UNITS_HELP}\n{EXIT_HELP}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
@@ -105,7 +105,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # In a locale without UTF-8 a model's name is shown with escapes, not a traceback.
             stream.reconfigure(errors="backslashreplace")
     try:
-        options = parser().parse_args(arguments)
+        words, said = renamed(sys.argv[1:] if arguments is None else arguments)
+        for line in said:
+            print(f"kvshelf: {line}", file=sys.stderr)
+        options = parser().parse_args(words)
         status: Exit = options.run(options)
         sys.stdout.flush()
     except (CommandError, ConfigError, MemoryError, RuntimeError, ImportError) as error:

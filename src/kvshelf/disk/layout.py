@@ -30,6 +30,7 @@ FOLDER_DIGITS = 3
 _FOLDER = re.compile(r"(?!\.)[A-Za-z0-9._]{1,64}-[0-9a-f]{12}")
 # ASCII digits: \d alone also matches those of other scripts.
 _CHUNK = re.compile(r"r(\d{1,9})/([0-9a-f]{3})/([0-9a-f]{16,248})-g(\d{1,10})\.kv", flags=re.ASCII)
+_CHUNK_NAME = re.compile(r"([0-9a-f]{16,248})-g(0|[1-9]\d{0,9})\.kv", flags=re.ASCII)
 _RANK_FOLDER = re.compile(r"r(0|[1-9]\d{0,8})", flags=re.ASCII)
 _HASH_FOLDER = re.compile(r"[0-9a-f]{3}")
 _DOOMED = re.compile(r"\.removed-(?P<folder>.+)-[0-9a-f]{8}")
@@ -70,6 +71,17 @@ def parse_rank_folder(name: str) -> int | None:
 def is_hash_folder(name: str) -> bool:
     """Whether a folder of a rank may hold chunk files, by its name."""
     return _HASH_FOLDER.fullmatch(name) is not None
+
+
+def is_chunk_name(hash_folder: str, name: str) -> bool:
+    """Whether a file of a hash folder may be a chunk, by its name; as native IsChunkName."""
+    match = _CHUNK_NAME.fullmatch(name)
+    return (
+        match is not None
+        and name.startswith(hash_folder)
+        and not len(match[1]) % 2
+        and int(match[2]) < 2**32
+    )
 
 
 def doomed_name(folder: str, token: str) -> str:

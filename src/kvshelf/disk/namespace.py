@@ -120,28 +120,6 @@ class FieldDifference:
     right: Any
 
 
-# Why engines that differ in a field do not share, where its name does not say it.
-_REASONS = {
-    "tier": "a tier keeps rows of vLLM's host memory, all ranks' bytes in one file; the direct "
-    "path keeps blocks of GPU memory, a file a rank; tiers share if layout and row_bytes are equal",
-    "parallel": "each rank has its own part of the bytes; a tier with canonical_layout is shared "
-    "by all tensor parallel sizes",
-    "weights": "the weight files differ; 'in memory' means that no file says what is loaded",
-    "files": "this file beside the weights changes how inputs or weights are prepared",
-    "compilation_config": "compiled and eager kernels round differently",
-    "environment": "this variable chooses kernels",
-    "device": "attention kernels of another device may lay out or round KV otherwise",
-    "engine": "another minor version of vLLM may lay out KV otherwise",
-    "hash": "the same tokens have other keys: set the same PYTHONHASHSEED everywhere",
-}
-
-
-def reason(field: str) -> str:
-    """Why a difference in this field (a dotted path) keeps two engines apart; empty: its name says
-    it."""
-    return _REASONS.get(field.split(".", maxsplit=1)[0], "")
-
-
 def diff(left: Identity, right: Identity) -> list[FieldDifference]:
     """The fields that differ, nested ones by dotted path, in alphabetical order.
 

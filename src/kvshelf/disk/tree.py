@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import heapq
+import itertools
+import operator
 import os
 import time
 from collections.abc import Iterable, Iterator
 from enum import Enum
+from pathlib import Path
 from typing import NamedTuple
 
 from kvshelf.disk.junk import is_junk
@@ -40,6 +43,9 @@ class Entry(NamedTuple):
     type: Type
 
 
+_NAME = operator.attrgetter("name")
+
+
 def entries(folder: int, after: str = "", *, inclusive: bool = False) -> Iterator[Entry]:
     """Entries of a folder in order of their names, those behind ``after`` only, or from it on.
 
@@ -51,32 +57,37 @@ def entries(folder: int, after: str = "", *, inclusive: bool = False) -> Iterato
     """
     while True:
         with os.scandir(folder) as scan:
-            batch = heapq.nsmallest(NAMES_MAX, _typed(scan, after, inclusive))
-        for name, kind in batch:
-            yield Entry(name, Type(kind))
+            typed = _typed(scan, after, inclusive)
+            batch = list(itertools.islice(typed, NAMES_MAX + 1))
+            if len(batch) > NAMES_MAX:
+                batch = heapq.nsmallest(NAMES_MAX, itertools.chain(batch, typed), key=_NAME)
+            else:
+                batch.sort(key=_NAME)
+        yield from batch
         if len(batch) < NAMES_MAX:
             return
-        after, inclusive = batch[-1][0], False
+        after, inclusive = batch[-1].name, False
 
 
-def _typed(
-    scan: Iterable[os.DirEntry[str]], after: str, inclusive: bool
-) -> Iterator[tuple[str, str]]:
+def _typed(scan: Iterable[os.DirEntry[str]], after: str, inclusive: bool) -> Iterator[Entry]:
     for entry in scan:
-        before = entry.name < after or (entry.name == after and not inclusive)
-        if before or is_junk(entry.name):
+        name = entry.name
+        before = name < after or (name == after and not inclusive)
+        if before or is_junk(name):
             continue
-        kind = Type.OTHER
-        if entry.is_dir(follow_symlinks=False):
-            kind = Type.FOLDER
-        elif entry.is_file(follow_symlinks=False):
-            kind = Type.FILE
-        yield entry.name, kind.value
+        if entry.is_file(follow_symlinks=False):  # most are
+            yield Entry(name, Type.FILE)
+        else:
+            is_folder = entry.is_dir(follow_symlinks=False)
+            yield Entry(name, Type.FOLDER if is_folder else Type.OTHER)
 
 
 @contextlib.contextmanager
-def folder_at(parent: int, name: str) -> Iterator[int]:
-    """A descriptor of a folder; a link is not followed.
+def folder_at(parent: int | None, name: str | Path) -> Iterator[int]:
+    """A descriptor of a folder; if it is a link it is not followed.
+
+    Args:
+        parent: descriptor of the folder that ``name`` is in; None: ``name`` is a path.
 
     Raises:
         OSError: it cannot be opened, or is no folder.

@@ -146,7 +146,7 @@ def _reach(mount: Mount, replicas_elsewhere: bool) -> list[Finding]:
         findings.append(
             note(
                 "mount",
-                "lustre without flock: kvshelf scrub --unused-days goes by file times alone",
+                "lustre without flock: kvshelf scrub --unused-for goes by file times alone",
                 "mount with -o flock",
             )
         )

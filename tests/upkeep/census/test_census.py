@@ -131,6 +131,8 @@ def test_what_is_no_chunk_is_not_counted(tmp_path: Path) -> None:
     path = put(root, ONE.folder, 1)
     path.with_name("notes.txt").write_text("mine")
     path.with_name("link-g0.kv").symlink_to(path)
+    path.with_name("odd.kv").write_text("")  # no name that an engine or an evictor takes
+    path.with_name(f"fff{path.name[3:]}").write_text("")
     (root / "outside").mkdir()
     (root / ONE.folder / "r1").symlink_to(root / ONE.folder / "r0")
     (path.parent.parent / "fff").symlink_to(path.parent)

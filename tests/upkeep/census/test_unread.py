@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from kvshelf.cli.main import main
+from kvshelf.disk import tree
 from kvshelf.disk.namespace import Identity
 from kvshelf.disk.root import open_namespace, open_root
 from kvshelf.upkeep.census import folders
@@ -35,24 +36,24 @@ def refused(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
     scandir = os.scandir
 
     def refuse(path: Any) -> Any:
-        if not isinstance(path, int) and Path(path) == place:
+        if isinstance(path, int) and Path(f"/proc/self/fd/{path}").readlink() == place:
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return scandir(path)
 
-    monkeypatch.setattr(folders.os, "scandir", refuse)
+    monkeypatch.setattr(tree.os, "scandir", refuse)
     return root, place
 
 
-@pytest.mark.parametrize("command", ["ls", "du"])
+@pytest.mark.parametrize("view", [[], ["--sizes"]])
 def test_it_is_told_and_not_exact(
-    refused: Any, command: str, capsys: pytest.CaptureFixture[str]
+    refused: Any, view: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     root, place = refused
-    assert main([command, str(root)]) == 1
+    assert main(["ls", *view, str(root)]) == 1
     out = capsys.readouterr().out
     assert f"too little: 1 could not be read, as {place}: Permission denied" in out
     assert "exact" not in out.splitlines()
-    assert main([command, str(root), "--json"]) == 1
+    assert main(["ls", *view, str(root), "--json"]) == 1
     value = json.loads(capsys.readouterr().out)
     assert value["exact"] is False and value["unread"] == 1
     assert value["unread_example"] == f"{place}: Permission denied"
@@ -66,5 +67,20 @@ def test_a_watch_tells_it(refused: Any) -> None:
 
 def test_what_vanishes_meanwhile_is_no_fault(tmp_path: Path) -> None:
     unread = folders.Unread()
-    assert folders.chunks_in(tmp_path / "gone", unread) == {}
+    rank = folders.RankFolder(FOLDER, 0, tmp_path / "gone")
+    assert folders.chunks_in(rank, "abc", unread) == {} and unread.count == 0
+
+
+@pytest.mark.parametrize("place", ["namespace", "rank", "hash folder"])
+def test_a_folder_that_became_a_link_is_not_followed(tmp_path: Path, place: str) -> None:
+    root = open_root(tmp_path / "shelf")
+    path = put(root, FOLDER, 1)
+    ranks = folders.rank_folders(root, folders.Unread())
+    moved = {"namespace": root / FOLDER, "rank": path.parent.parent, "hash folder": path.parent}
+    moved[place].rename(tmp_path / "elsewhere")
+    moved[place].symlink_to(tmp_path / "elsewhere")
+    unread = folders.Unread()
+    if place == "hash folder":
+        assert folders.chunks_in(ranks[0], path.parent.name, unread) == {}
+    assert not any(rank.hash_folders for rank in folders.rank_folders(root, unread))
     assert unread.count == 0

@@ -129,8 +129,8 @@ def test_the_command_on_a_root_that_became_read_only(tmp_path: Path) -> None:
             "sys.exit(main(sys.argv[1:]))\n"
         )
         port = free_port()
-        line = [sys.executable, "-c", script, "evict", str(mount.path), "--interval", "0.1"]
-        line += ["--lease-seconds", "1.5", "--metrics-port", str(port)]
+        line = [sys.executable, "-c", script, "evict", str(mount.path), "--every", "0.1"]
+        line += ["--lease", "1.5", "--metrics-port", str(port)]
         with subprocess.Popen(line, stderr=subprocess.PIPE, text=True) as daemon:
             try:
                 until(lambda: answer(port, "/healthz")[0] == 503)

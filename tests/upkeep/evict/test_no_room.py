@@ -112,14 +112,14 @@ def test_a_trash_folder_is_told_by_once_and_its_status(
     with quirk_mount(tmp_path, **quirks) as mount:
         shelf = fill(mount.path, 100)
         line = ["evict", str(mount.path), "--volume-percent", "80", "--keep-percent", "0", "--once"]
-        assert main([*line, "--settle-seconds", "2", "--json"]) == 1
+        assert main([*line, "--settle", "2", "--json"]) == 1
         done = capsys.readouterr()
         value = json.loads(done.out)
         assert value["state"] == "stuck" and value["removed_files"] == len(shelf.gone()) == 2
         assert value["no_effect"] == [{"limit": "volume_percent", "bytes": 2 * CHUNK}]
         assert "does not show them as free" in done.err and "--volume-percent" in done.err
         mount.set(**(quirks | {"keeps_removed": False}))
-        assert main([*line, "--settle-seconds", "2"]) == 0
+        assert main([*line, "--settle", "2"]) == 0
         assert len(shelf.gone()) > 30
 
 
@@ -131,7 +131,7 @@ def test_once_that_ends_above_the_mark_never_ends_with_0(
     with quirk_mount(tmp_path, **quirks) as mount:
         shelf = fill(mount.path, 100)
         line = ["evict", str(mount.path), "--volume-percent", "80", "--low-water", "100", "--once"]
-        assert main([*line, "--settle-seconds", "2"]) == 1
+        assert main([*line, "--settle", "2"]) == 1
         assert "does not show them as free" in capsys.readouterr().err
         assert len(shelf.gone()) <= 2
 

@@ -52,9 +52,9 @@ class Site:
             renew=lambda: self.shelf.renew_use(str(root)),
         )
         self.duty.start()
-        line = [sys.executable, "-m", "kvshelf.cli", "evict", str(root), "--lease-seconds", "1"]
+        line = [sys.executable, "-m", "kvshelf.cli", "evict", str(root), "--lease", "1"]
         self.daemon = subprocess.Popen(
-            [*line, "--interval", "0.1", "--shelf-limit", str(LIMIT)],
+            [*line, "--every", "0.1", "--shelf-limit", str(LIMIT)],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
         )

@@ -185,7 +185,7 @@ def test_a_quota_that_statvfs_hides_is_kept_by_the_command(tmp_path: Path) -> No
         shelf = ShelfMaker(mount.path)
         for i in range(100):
             shelf.add(1000 + i, size=CHUNK, real=True)
-        daemon = Daemon(mount.path, "--interval", "0.05", "--volume-percent", "90")
+        daemon = Daemon(mount.path, "--every", "0.05", "--volume-percent", "90")
         try:
             wait_for(lambda: rooms_there(mount.path))
             path = shelf.chunks[0].path

@@ -43,7 +43,7 @@ def test_scrubs_race_engines(tmp_path: Path, damage: str) -> None:
     racers = [start(shelf, seed, damage) for seed in range(3)]
     assert all(say_racing(racer) for racer in racers)
     line = [sys.executable, "-m", "kvshelf.cli", "scrub", str(shelf), "--from-start"]
-    line += ["--megabytes-per-second", "0", "--files-per-second", "0"]
+    line += ["--max-bytes-per-second", "0", "--max-files-per-second", "0"]
     kinds: set[str] = set()
     files = 0
     for _ in range(TURNS):

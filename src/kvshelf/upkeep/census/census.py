@@ -34,7 +34,7 @@ class RankSample:
 
     def look(self, name: str, now: float, unread: Unread) -> None:
         """Count the chunk files of one folder."""
-        chunks = chunks_in(self.folder.path / name, unread).values()
+        chunks = chunks_in(self.folder, name, unread).values()
         self.files.append(len(chunks))
         self.sizes.append(sum(chunk.size for chunk in chunks))
         known = [chunk.stored for chunk in chunks if chunk.stored is not None]

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kvshelf.disk.junk import is_junk
-from kvshelf.disk.layout import (
-    CHUNK_SUFFIX,
-    TEMP_FOLDER,
-    is_hash_folder,
-    is_namespace_folder,
-    parse_rank_folder,
-)
+from kvshelf.disk.layout import TEMP_FOLDER, parse_rank_folder
+from kvshelf.disk.tree import GONE, folder_at
 from kvshelf.disk.usetime import last_use, stored_ns
-
-# What a folder says that was removed meanwhile, or was none.
-_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
+from kvshelf.upkeep.walk import What, walk
 
 
 @dataclass(slots=True)
@@ -34,7 +25,7 @@ class Unread:
     example: str = ""
 
     def add(self, path: str | Path, error: OSError) -> None:
-        if error.errno in _GONE:
+        if error.errno in GONE:
             return
         self.count += 1
         self.example = self.example or f"{path}: {error.strerror or error}"
@@ -72,32 +63,38 @@ def rank_folders(root: Path, unread: Unread) -> list[RankFolder]:
     Raises:
         OSError: the root cannot be listed.
     """
-    found = []
-    for namespace in sorted(_subfolders(root)):
-        if not is_namespace_folder(namespace):
-            continue
-        for name in _folders_in(root / namespace, unread):
-            rank = parse_rank_folder(name)
-            if rank is not None:
-                path = root / namespace / name
-                digits = {each for each in _folders_in(path, unread) if is_hash_folder(each)}
-                found.append(RankFolder(namespace, rank, path, digits))
-    return sorted(found, key=lambda each: (each.namespace, each.rank))
+    found: dict[tuple[str, int], RankFolder] = {}
+    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for each in walk(descriptor, skip=TEMP_FOLDER, depth=2):
+            if each.error is not None and not each.path:
+                raise each.error
+            if each.error is not None:
+                unread.add(root / each.path, each.error)
+            if each.what is not What.FOLDER:
+                continue
+            namespace, _, inner = each.path.partition("/")
+            name, _, digits = inner.partition("/")
+            number = parse_rank_folder(name)
+            if number is None:
+                continue
+            place = namespace, number
+            if place not in found:
+                found[place] = RankFolder(namespace, number, root / namespace / name)
+            if digits:
+                found[place].hash_folders.add(digits)
+    finally:
+        os.close(descriptor)
+    return [found[place] for place in sorted(found)]
 
 
-def chunks_in(folder: Path, unread: Unread) -> dict[str, Chunk]:
-    """Chunk files of a folder by name; nothing if it cannot be listed."""
+def chunks_in(rank: RankFolder, digits: str, unread: Unread) -> dict[str, Chunk]:
+    """Chunk files of a hash folder by name; nothing if it cannot be listed."""
     found = {}
-    for entry in _scan(folder, unread):
-        if not _may_be_chunk(entry.name) or not entry.is_file(follow_symlinks=False):
-            continue
-        try:
-            stat = entry.stat(follow_symlinks=False)
-        except OSError as error:
-            unread.add(entry.path, error)
-            continue
+    path = f"{rank.namespace}/r{rank.rank}/{digits}"
+    for name, stat in _files(rank.path / digits, path, What.CHUNK, unread):
         stored = stored_ns(stat)
-        found[entry.name] = Chunk(
+        found[name] = Chunk(
             size=stat.st_size,
             stored=None if stored is None else 1e-9 * stored,
             used=1e-9 * last_use(stat).ns,
@@ -105,40 +102,33 @@ def chunks_in(folder: Path, unread: Unread) -> dict[str, Chunk]:
     return found
 
 
-def _may_be_chunk(name: str) -> bool:
-    return name.endswith(CHUNK_SUFFIX) and not is_junk(name)
-
-
 def temp_bytes(root: Path, namespace: str, unread: Unread) -> int:
     """Bytes of files that are being written, or that a killed writer left."""
-    size = 0
-    for entry in _scan(root / namespace / TEMP_FOLDER, unread):
-        if is_junk(entry.name):
-            continue
-        try:
-            size += entry.stat(follow_symlinks=False).st_size
-        except OSError as error:
-            unread.add(entry.path, error)
-    return size
+    path = f"{namespace}/{TEMP_FOLDER}"
+    files = _files(root / path, path, None, unread)
+    return sum(stat.st_size for _, stat in files)
 
 
-def _folders_in(path: Path, unread: Unread) -> list[str]:
-    """Folders in a folder; none if it cannot be listed."""
+def _files(
+    folder: Path, path: str, wanted: What | None, unread: Unread
+) -> Iterator[tuple[str, os.stat_result]]:
+    """Entries of a folder of ours that holds no other, of one kind or of any.
+
+    Args:
+        path: of the folder, relative to the root.
+    """
     try:
-        return _subfolders(path)
+        with folder_at(None, folder) as descriptor:
+            for each in walk(descriptor, path, depth=0):
+                if each.error is not None:
+                    unread.add(folder, each.error)
+                elif wanted in (None, each.what):
+                    try:
+                        name = each.name
+                        stat = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+                    except OSError as error:
+                        unread.add(folder / name, error)
+                    else:
+                        yield name, stat
     except OSError as error:
-        unread.add(path, error)
-        return []
-
-
-def _subfolders(path: Path) -> list[str]:
-    with os.scandir(path) as scan:
-        return [entry.name for entry in scan if entry.is_dir(follow_symlinks=False)]
-
-
-def _scan(path: Path, unread: Unread) -> Iterator[os.DirEntry[str]]:
-    try:
-        with os.scandir(path) as scan:
-            yield from scan
-    except OSError as error:
-        unread.add(path, error)
+        unread.add(folder, error)

@@ -112,7 +112,7 @@ class Watch:
             for rank in ranks:
                 if digits in rank.hash_folders:
                     place = (rank.namespace, rank.rank, digits)
-                    seen[place] = chunks_in(rank.path / digits, unread)
+                    seen[place] = chunks_in(rank, digits, unread)
         self._unread = unread
         return seen
 

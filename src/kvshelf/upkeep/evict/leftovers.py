@@ -19,7 +19,7 @@ from kvshelf.upkeep.scrub.findings import Action, Kind
 from kvshelf.upkeep.scrub.mount import temp_file
 from kvshelf.upkeep.scrub.orphans import Orphans
 from kvshelf.upkeep.scrub.settings import ScrubSettings
-from kvshelf.upkeep.scrub.walk import What, what_is
+from kvshelf.upkeep.walk import What, what_is
 
 # While room is needed they are looked for so often.
 LOOK_SECONDS = 60.0
@@ -80,7 +80,7 @@ class Leftovers:
             for folder in folders:
                 yield from self._temp_folder(root, folder, orphans)
             for name, kind in entries(root):
-                what = what_is(name, kind)
+                what = what_is("", name, kind)
                 if what is What.TEMP:
                     yield self._judged(orphans, root, name, name)
                 elif what is What.SCRATCH:

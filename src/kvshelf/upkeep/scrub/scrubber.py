@@ -31,7 +31,7 @@ from kvshelf.upkeep.scrub.pace import Pace
 from kvshelf.upkeep.scrub.settings import ScrubSettings
 from kvshelf.upkeep.scrub.unused import UnusedNamespaces
 from kvshelf.upkeep.scrub.verify import Expected, FileVerifier, Verdict
-from kvshelf.upkeep.scrub.walk import Found, What, walk, what_is
+from kvshelf.upkeep.walk import Found, What, walk, what_is
 
 # Orphans and unused namespaces are looked for so often during a pass, which may take weeks.
 HOUSEKEEPING_SECONDS = 6 * 3600.0
@@ -156,7 +156,7 @@ class Scrubber:
         unused = UnusedNamespaces(now or 0, age_seconds, self._pace, dry_run=settings.dry_run)
         try:
             for name, kind in entries(root):
-                what = what_is(name, kind)
+                what = what_is("", name, kind)
                 if what is What.TEMP:
                     yield from orphans.judge(root, name, name)
                 elif what is What.SCRATCH:

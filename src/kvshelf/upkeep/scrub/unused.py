@@ -20,7 +20,7 @@ from kvshelf.disk.tree import GONE, folder_at
 from kvshelf.disk.usetime import last_use
 from kvshelf.upkeep.scrub.findings import Action, Finding, Kind
 from kvshelf.upkeep.scrub.pace import Pace
-from kvshelf.upkeep.scrub.walk import Found, What, walk
+from kvshelf.upkeep.walk import Found, What, walk
 
 # A look at a file's times is so much cheaper than reading it.
 _LOOK = 0.1

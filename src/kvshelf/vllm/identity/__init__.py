@@ -1,6 +1,6 @@
 """Everything that decides what a chunk's bytes are, gathered from vLLM's configuration.
 
-Two engines share chunks only if every field here is equal; ``kvshelf namespaces ROOT --diff A B``
+Two engines share chunks only if every field here is equal; ``kvshelf diff ROOT A B``
 prints the fields that are not. Of vLLM's configuration everything is in, but for what
 ``identity_fields`` and ``identity_env`` leave out, each with its reason. When in doubt a field is
 in: an identity that is too fine costs hits, one that is too coarse costs correct answers.

@@ -302,7 +302,7 @@ class KvshelfManager(OffloadingManager):
             self._is_split = True
             logger.error(
                 "kvshelf is off: workers store in %s, where lookups do not look, in %s. "
-                "`kvshelf namespaces ROOT --diff` of the two says why; please report it.",
+                "`kvshelf diff ROOT` of the two says why; please report it.",
                 ", ".join(sorted(report.namespaces)),
                 self._shelf.folder,
             )

@@ -1,4 +1,4 @@
-"""``kvshelf namespaces``, in process and as users run it."""
+"""``kvshelf ls --identities`` and ``diff``, in process and as users run them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from kvshelf.cli import cmd_namespaces
+from kvshelf.cli import cmd_ls
 from kvshelf.cli.main import main
 from kvshelf.disk.namespace import Identity
 from kvshelf.disk.root import open_namespace, open_root
@@ -47,7 +47,7 @@ def command(*arguments: str | Path, **options: Any) -> subprocess.CompletedProce
 
 
 def test_the_namespaces_are_listed(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["namespaces", str(shelf)]) == 0
+    assert main(["ls", "--identities", str(shelf)]) == 0
     head, *rows = capsys.readouterr().out.splitlines()
     assert head.split() == ["FOLDER", "MODEL", "ENGINE", "DIGEST"]
     assert [row.split() for row in rows] == sorted(
@@ -57,14 +57,18 @@ def test_the_namespaces_are_listed(shelf: Path, capsys: pytest.CaptureFixture[st
 
 def test_an_empty_shelf_has_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     open_root(tmp_path)
-    assert main(["namespaces", str(tmp_path)]) == 0
+    assert main(["ls", "--identities", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"no namespaces in {tmp_path}\n"
-    assert main(["namespaces", str(tmp_path), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"root": str(tmp_path), "namespaces": []}
+    assert main(["ls", "--identities", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "document": "kvshelf.identities/1",
+        "root": str(tmp_path),
+        "namespaces": [],
+    }
 
 
 def test_json_is_complete(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["namespaces", "--json", str(shelf)]) == 0
+    assert main(["ls", "--identities", "--json", str(shelf)]) == 0
     listed = json.loads(capsys.readouterr().out)["namespaces"]
     by_folder = {entry["folder"]: entry for entry in listed}
     assert by_folder[LEFT.folder] == {
@@ -79,27 +83,27 @@ def test_json_is_complete(shelf: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 def test_a_damaged_namespace_is_a_finding(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (shelf / LEFT.folder / "namespace.json").write_text("{")
-    assert main(["namespaces", str(shelf)]) == 1
+    assert main(["ls", "--identities", str(shelf)]) == 1
     out = capsys.readouterr().out
     assert re.search(rf"^{LEFT.folder}\s+\(damaged\)$", out, re.MULTILINE)
     assert f"finding: {LEFT.folder}/namespace.json: " in out
     assert RIGHT.folder in out
 
-    assert main(["namespaces", str(shelf), "--json"]) == 1
+    assert main(["ls", "--identities", str(shelf), "--json"]) == 1
     listed = json.loads(capsys.readouterr().out)["namespaces"]
     [damaged] = [entry for entry in listed if entry["problem"]]
     assert damaged["folder"] == LEFT.folder and damaged["identity"] is None
 
-    assert main(["namespaces", str(shelf), "--diff", LEFT.folder, OTHER.folder]) == 1
+    assert main(["diff", str(shelf), LEFT.folder, OTHER.folder]) == 1
     captured = capsys.readouterr()
     assert captured.out == "" and LEFT.folder in captured.err
 
 
 def test_a_copied_folder_is_a_finding(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (shelf / LEFT.folder).rename(shelf / "copy-000000000000")
-    assert main(["namespaces", str(shelf)]) == 1
+    assert main(["ls", "--identities", str(shelf)]) == 1
     assert f"it is of the folder {LEFT.folder}" in capsys.readouterr().out
-    assert main(["namespaces", str(shelf), "--diff", "copy", OTHER.folder]) == 1
+    assert main(["diff", str(shelf), "copy", OTHER.folder]) == 1
     captured = capsys.readouterr()
     assert 'model: "org/model" | "other"' in captured.out and LEFT.folder in captured.err
 
@@ -108,35 +112,48 @@ EXPECTED = """\
 dtype: "bfloat16" | "float16"
 groups.0.page_bytes: 4096 | 8192
 groups.0.window: null | (absent)
+    KV cache groups: layers, heads, page sizes -> the same model and parallel sizes
 """
 
 
 def test_differences_are_one_a_line(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["namespaces", str(shelf), "--diff", LEFT.folder, RIGHT.folder]) == 1
+    assert main(["diff", str(shelf), LEFT.folder, RIGHT.folder]) == 1
     assert capsys.readouterr().out == EXPECTED
 
 
 def test_why_a_field_keeps_two_apart(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiered = Identity({**LEFT.fields, "tier": {"layout": "replicated", "row_bytes": 4096}})
     open_namespace(shelf, tiered)
-    names = ["--diff", LEFT.folder, tiered.folder]
-    assert main(["namespaces", str(shelf), *names]) == 1
+    names = [LEFT.folder, tiered.folder]
+    assert main(["diff", str(shelf), *names]) == 1
     line, why = capsys.readouterr().out.splitlines()
     assert line.startswith("tier: (absent) | ") and "a tier keeps rows" in why
-    assert main(["namespaces", str(shelf), "--json", *names]) == 1
+    assert main(["diff", str(shelf), "--json", *names]) == 1
     (difference,) = json.loads(capsys.readouterr().out)["differences"]
-    assert difference["field"] == "tier" and difference["reason"] in why
+    assert difference["field"] == "tier" and difference["meaning"] in why
 
 
 def test_differences_as_json(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["namespaces", str(shelf), "--json", "--diff", LEFT.folder, RIGHT.folder]) == 1
+    assert main(["diff", str(shelf), "--json", LEFT.folder, RIGHT.folder]) == 1
+    groups = {
+        "meaning": "KV cache groups: layers, heads, page sizes",
+        "remedy": "the same model and parallel sizes",
+    }
     assert json.loads(capsys.readouterr().out) == {
+        "document": "kvshelf.diff/1",
+        "root": str(shelf),
         "left": LEFT.folder,
         "right": RIGHT.folder,
         "differences": [
-            {"field": "dtype", "left": "bfloat16", "right": "float16"},
-            {"field": "groups.0.page_bytes", "left": 4096, "right": 8192},
-            {"field": "groups.0.window", "left": None},
+            {
+                "field": "dtype",
+                "left": "bfloat16",
+                "right": "float16",
+                "meaning": "",
+                "remedy": "",
+            },
+            {"field": "groups.0.page_bytes", "left": 4096, "right": 8192, **groups},
+            {"field": "groups.0.window", "left": None, **groups},
         ],
     }
 
@@ -144,9 +161,9 @@ def test_differences_as_json(shelf: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_equal_namespaces_have_no_differences(
     shelf: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["namespaces", str(shelf), "--diff", LEFT.folder, LEFT.folder]) == 0
-    assert capsys.readouterr().out == "equal in every field\n"
-    line = ["namespaces", str(shelf), "--json", "--diff", LEFT.folder, LEFT.folder]
+    assert main(["diff", str(shelf), LEFT.folder, LEFT.folder]) == 0
+    assert capsys.readouterr().out == "equal in every field: they share\n"
+    line = ["diff", str(shelf), "--json", LEFT.folder, LEFT.folder]
     assert main(line) == 0
     assert json.loads(capsys.readouterr().out)["differences"] == []
 
@@ -163,14 +180,14 @@ def test_equal_namespaces_have_no_differences(
     ],
 )
 def test_names_may_be_shortened(shelf: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["namespaces", str(shelf), "--json", "--diff", name, "other"]) == 1
+    assert main(["diff", str(shelf), "--json", name, "other"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert (found["left"], found["right"]) == (LEFT.folder, OTHER.folder)
 
 
 def test_a_whole_name_wins_over_a_prefix(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (shelf / LEFT.folder).rename(shelf / "org")
-    assert main(["namespaces", str(shelf), "--json", "--diff", "org", "org_"]) == 1
+    assert main(["diff", str(shelf), "--json", "org", "org_"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert (found["left"], found["right"]) == ("org", RIGHT.folder)
 
@@ -178,7 +195,7 @@ def test_a_whole_name_wins_over_a_prefix(shelf: Path, capsys: pytest.CaptureFixt
 def test_an_ambiguous_name_lists_its_matches(
     shelf: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["namespaces", str(shelf), "--diff", "org_", "other"]) == 2
+    assert main(["diff", str(shelf), "org_", "other"]) == 2
     error = capsys.readouterr().err
     assert "'org_'" in error and LEFT.folder in error and RIGHT.folder in error
     assert OTHER.folder not in error
@@ -187,22 +204,35 @@ def test_an_ambiguous_name_lists_its_matches(
 def test_an_unknown_name_lists_what_there_is(
     shelf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["namespaces", str(shelf), "--diff", "other", "nothing"]) == 2
+    assert main(["diff", str(shelf), "other", "nothing"]) == 2
     error = capsys.readouterr().err
     assert "'nothing'" in error
     assert all(identity.folder in error for identity in (LEFT, RIGHT, OTHER))
     empty = open_root(tmp_path / "empty")
-    assert main(["namespaces", str(empty), "--diff", "a", "b"]) == 2
+    assert main(["diff", str(empty), "a", "b"]) == 2
     assert "has none" in capsys.readouterr().err
+
+
+def test_why_two_do_not_share(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = open_root(tmp_path)
+    for name in ("a", "b"):
+        open_namespace(root, Identity({"model": name, "salt": name, "hash": {"seed": name}}))
+    assert main(["diff", str(root), "a-", "b-", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)["differences"]
+    assert [each["field"] for each in found] == ["hash.seed", "model", "salt"]
+    assert "none on both" in found[0]["remedy"]  # kvshelf chooses one where none is set
+    assert main(["diff", str(root), "a-", "b-"]) == 1
+    assert "identity_salt" in capsys.readouterr().out
+    assert main(["diff", str(root / "absent"), "a", "b"]) == 10
 
 
 def test_a_long_list_is_cut_in_messages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = open_root(tmp_path)
     for i in range(30):
         open_namespace(root, Identity({"model": f"m{i:02}", "text": "x" * 500 + str(i)}))
-    assert main(["namespaces", str(root), "--diff", "zz", "zz"]) == 2
+    assert main(["diff", str(root), "zz", "zz"]) == 2
     assert "... and 10 more" in capsys.readouterr().err
-    assert main(["namespaces", str(root), "--diff", "m00", "m01"]) == 1
+    assert main(["diff", str(root), "m00", "m01"]) == 1
     assert max(map(len, capsys.readouterr().out.splitlines())) < 350
 
 
@@ -219,7 +249,7 @@ def test_no_shelf_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         later: "says version 9",
     }
     for path, complaint in cases.items():
-        assert main(["namespaces", str(path)]) == 10
+        assert main(["ls", "--identities", str(path)]) == 10
         captured = capsys.readouterr()
         assert captured.out == "" and complaint in captured.err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "later"]  # nothing made
@@ -231,10 +261,10 @@ def test_control_characters_do_not_reach_the_terminal(
     root = open_root(tmp_path)
     for name in ("a\x1b[2J\n\udcff", "b"):
         open_namespace(root, Identity({"model": name}))
-    assert main(["namespaces", str(root)]) == 0
+    assert main(["ls", "--identities", str(root)]) == 0
     out = capsys.readouterr().out
     assert r"a\x1b[2J\n\udcff" in out and out.count("\n") == 3
-    assert main(["namespaces", str(root), "--diff", "a", "b"]) == 1
+    assert main(["diff", str(root), "a", "b"]) == 1
     assert "\x1b" not in capsys.readouterr().out
 
 
@@ -242,20 +272,28 @@ def test_control_characters_do_not_reach_the_terminal(
 
 
 def test_the_command_as_users_run_it(shelf: Path) -> None:
-    done = command("namespaces", shelf, "--diff", LEFT.folder, RIGHT.folder)
+    done = command("diff", shelf, LEFT.folder, RIGHT.folder)
     assert (done.returncode, done.stdout, done.stderr) == (1, EXPECTED, "")
     script = Path(sys.executable).with_name("kvshelf")
     if script.exists():
-        line = [script, "namespaces", shelf, "--diff", "other", "other"]
+        line = [script, "diff", shelf, "other", "other"]
         assert subprocess.run(line, check=False, capture_output=True).returncode == 0
 
 
 def test_a_relative_root_is_fine(shelf: Path) -> None:
-    assert command("namespaces", shelf.name, cwd=shelf.parent).returncode == 0
+    assert command("ls", "--identities", shelf.name, cwd=shelf.parent).returncode == 0
 
 
 @pytest.mark.parametrize(
-    "line", [[], ["nothing"], ["namespaces"], ["namespaces", "/x", "--diff", "a"], ["--json"]]
+    "line",
+    [
+        [],
+        ["nothing"],
+        ["ls"],
+        ["diff", "/x", "a"],
+        ["ls", "/x", "--sizes", "--identities"],
+        ["--json"],
+    ],
 )
 def test_wrong_usage_is_2(line: list[str]) -> None:
     done = command(*line)
@@ -263,7 +301,7 @@ def test_wrong_usage_is_2(line: list[str]) -> None:
 
 
 def test_help_says_the_exit_statuses() -> None:
-    for line in (["--help"], ["namespaces", "--help"]):
+    for line in (["--help"], ["ls", "--help"]):
         done = command(*line)
         assert done.returncode == 0
         for text in ("0   fine", "1   differences or findings", "2   wrong usage", "10  no such"):
@@ -279,14 +317,14 @@ def test_the_version_is_the_packages() -> None:
 def test_a_locale_without_unicode_is_no_reason_to_fail(tmp_path: Path) -> None:
     open_namespace(open_root(tmp_path), Identity({"model": "modèle-模型"}))
     environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    done = command("namespaces", tmp_path, env=environment)
+    done = command("ls", "--identities", tmp_path, env=environment)
     assert done.returncode == 0 and done.stderr == "" and r"\xe8" in done.stdout
 
 
 def test_a_closed_pipe_ends_quietly(shelf: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    line = [sys.executable, "-m", "kvshelf.cli", "namespaces", str(shelf)]
+    line = [sys.executable, "-m", "kvshelf.cli", "ls", "--identities", str(shelf)]
     done = subprocess.run(line, check=False, stdout=writing, stderr=subprocess.PIPE, timeout=60)
     os.close(writing)
     assert (done.returncode, done.stderr) == (141, b"")
@@ -300,11 +338,11 @@ def test_ctrl_c_ends_quietly(
         time.sleep(10)
         return []
 
-    monkeypatch.setattr(cmd_namespaces, "list_namespaces", interrupted)
+    monkeypatch.setattr(cmd_ls, "list_namespaces", interrupted)
     # A shell's background job is started with SIGINT ignored, and Python then leaves it so.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        assert main(["namespaces", str(shelf)]) == 130
+        assert main(["ls", "--identities", str(shelf)]) == 130
     finally:
         signal.signal(signal.SIGINT, before)
     captured = capsys.readouterr()

@@ -1,4 +1,7 @@
-"""Why two replicas do not share: what each identity field that differs means, and what to do."""
+"""Why two replicas do not share: what each identity field that differs means, and what to do.
+
+Pure.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,11 @@ _REASONS: tuple[tuple[str, str, str], ...] = (
     ("hf_config", "the model's configuration, overrides included", "the same --hf-overrides"),
     ("context", "the longest context: this model's keys depend on it", "the same --max-model-len"),
     ("model", "the model's name", "the same model, under one name"),
-    ("weights", "another revision, fine-tuning or quantized copy", "the same --revision or files"),
+    (
+        "weights",
+        "another revision, fine-tuning or quantized copy; 'in memory': no file says what is loaded",
+        "the same --revision or files",
+    ),
     ("load", "what the loader is told to load", "the same --model-loader-extra-config"),
     ("files", "a file beside the weights: processors, quantization, code", "the same files"),
     ("model_config.dtype", "the type of activations", "the same --dtype"),
@@ -49,14 +56,33 @@ _REASONS: tuple[tuple[str, str, str], ...] = (
     ("diffusion_config", "how a diffusion model fills its canvas", "the same diffusion options"),
     ("load_config", "which files are loaded", "the same --ignore-patterns"),
     ("scheduler_config", "a scheduler class of your own", "the same --scheduler-cls"),
-    ("device", "kind of processor or GPU", "nodes of one kind, or a shelf for each kind"),
+    (
+        "device",
+        "kind of processor or GPU: its kernels may lay out or round KV otherwise",
+        "nodes of one kind, or a shelf for each kind",
+    ),
     ("block_tokens", "tokens of a block", "the same --block-size"),
     ("chunk", "blocks of a chunk", "the same block_size in the connector's configuration"),
     ("groups", "KV cache groups: layers, heads, page sizes", "the same model and parallel sizes"),
-    ("parallel", "parallel sizes: each rank stores another part", "the same parallel sizes"),
+    (
+        "parallel",
+        "parallel sizes: each rank stores another part",
+        "the same parallel sizes, or a tier with canonical_layout, which all tensor parallel sizes "
+        "share",
+    ),
+    (
+        "tier",
+        "a tier keeps rows of vLLM's host memory, all ranks' bytes in one file; the direct path "
+        "keeps blocks of GPU memory, a file a rank",
+        "one of the two on both; tiers with equal layout and row_bytes",
+    ),
     ("parallel_config", "how ranks share a layer's work", "the same parallel options"),
-    ("hash.seed", "seed of block hashes", "one PYTHONHASHSEED on both, or none"),
-    ("hash", "hash function of blocks", "the same --prefix-caching-hash-algo"),
+    (
+        "hash.seed",
+        "seed of block hashes, so of keys",
+        "the same PYTHONHASHSEED, or none on both",
+    ),
+    ("hash", "hash function of blocks, so of keys", "the same --prefix-caching-hash-algo"),
     ("lora_config", "LoRA options", "the same LoRA options"),
     ("speculative_config", "speculative decoding", "the same --speculative-config"),
     ("salt", "identity_salt in the connector's configuration", "the same, or none"),
