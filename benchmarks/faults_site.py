@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "demo"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tests.harness.faulty_mount import REPOSITORY, FaultyMount
 
 from engines import (
     BLOCK_TOKENS,
@@ -31,7 +34,6 @@ from faults_load import (
     Run,
     pinned,
 )
-from faulty_mount import REPOSITORY, FaultyMount
 
 POOL = 150
 ROOMY_REQUESTS = 160

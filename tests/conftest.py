@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: the tiny model, made once a session, and the demo's harness."""
+"""Fixtures shared by all tests: the tiny model, made once a session, and a mount with faults."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from faulty_mount import FaultyMount
+from tests.harness.faulty_mount import FaultyMount
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -15,10 +15,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from faulty_mount import shared_storage
+from tests.harness.faulty_mount import REPOSITORY
 
 NFS_PROGRAMS = ("linux.uml", "exportfs", "rpc.nfsd", "mkfs.ext4", "modprobe")
 CEPH_PROGRAMS = ("ceph-mon", "ceph-mgr", "ceph-osd", "ceph-mds", "ceph-fuse")
+
+
+def shared_storage(variable: str, name: str = "") -> Path:
+    """A script or folder that does not belong to the project: where the environment says, or
+    ``name`` in ../shared/storage."""
+    named = os.environ.get(variable)
+    return Path(named) if named else REPOSITORY.parent / "shared/storage" / name
 
 
 def knfs_script() -> Path:
