@@ -1,8 +1,6 @@
-"""File systems that are shared by nodes: NFS in a guest, and those that scripts mount twice here.
+"""File systems that are shared by nodes, which scripts mount twice here.
 
-KVSHELF_KNFS names the script that runs a command in a guest with the kernel's NFS client and
-server, KVSHELF_SHAREDFS the folder of the scripts for the others; by default both are looked for in
-../shared/storage.
+KVSHELF_SHAREDFS names the scripts' folder; by default it is ../shared/storage.
 """
 
 from __future__ import annotations
@@ -17,7 +15,6 @@ from pathlib import Path
 
 from tests.harness.faulty_mount import REPOSITORY
 
-NFS_PROGRAMS = ("linux.uml", "exportfs", "rpc.nfsd", "mkfs.ext4", "modprobe")
 CEPH_PROGRAMS = ("ceph-mon", "ceph-mgr", "ceph-osd", "ceph-mds", "ceph-fuse")
 
 
@@ -26,20 +23,6 @@ def shared_storage(variable: str, name: str = "") -> Path:
     ``name`` in ../shared/storage."""
     named = os.environ.get(variable)
     return Path(named) if named else REPOSITORY.parent / "shared/storage" / name
-
-
-def knfs_script() -> Path:
-    return shared_storage("KVSHELF_KNFS", "knfs-run.sh")
-
-
-def why_no_nfs() -> str | None:
-    """The reason why there is no guest with NFS here, or None."""
-    if not knfs_script().is_file():
-        return "no script that starts a guest with NFS; set KVSHELF_KNFS"
-    if os.geteuid() != 0:
-        return "the guest needs root"
-    missing = [tool for tool in NFS_PROGRAMS if shutil.which(tool) is None]
-    return f"not installed: {', '.join(missing)}" if missing else None
 
 
 def scripts() -> Path:
