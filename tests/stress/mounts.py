@@ -1,7 +1,7 @@
 """Runs a command on one file system after another, each made for it and gone with it.
 
 Local ones live in a mount namespace of their own and end with its last process; a guest runs NFS's
-client and server; JuiceFS, CephFS and GlusterFS are started and stopped by scripts.
+client and server; JuiceFS, CephFS and GlusterFS are processes that end with the run.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.faults.shared_mounts import SYSTEMS, mounted
 from tests.harness import nfs_guest
+from tests.harness.shared_mounts import SYSTEMS, mounted
 from tests.stress.many import TRIED_SECONDS
 
 Run = subprocess.CompletedProcess[str]
