@@ -37,16 +37,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "demo"))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.harness.faulty_mount import FaultyMount, why_not
-
-from bench_engine import file_system, machine
-from engines import (
+from tests.harness.engines import (
     CHUNK_TOKENS,
     EngineFailedError,
 )
+from tests.harness.faulty_mount import FaultyMount, why_not
+
+from bench_engine import file_system, machine
 from faults_load import (
     ENGINE_CORE,
     IN_FLIGHT,

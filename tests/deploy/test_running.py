@@ -15,14 +15,14 @@ from pathlib import Path
 
 import httpx
 import pytest
+from demo.damage import chunk_files
 
-from damage import chunk_files
-from engines import make_prompt
 from tests.deploy import expressions, guide
 from tests.deploy.api.server import Server
 from tests.deploy.prometheus import Prometheus
 from tests.deploy.render import copy_of_deploy, kustomize
 from tests.deploy.running import Pod, why_not
+from tests.harness.engines import make_prompt
 from tests.harness.faulty_mount import FaultyMount
 from tests.harness.faulty_mount import why_not as why_no_mount
 

@@ -20,7 +20,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 SOURCE = REPOSITORY / "native/tests/faulty_calls.cpp"
 CONTROL = "KVSHELF_FAULTY_CALLS"
 
