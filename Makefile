@@ -63,7 +63,7 @@ lint: $(VENV)/.kvshelf
 	ruff check $(PYTHON_CODE)
 	ruff format --check $(PYTHON_CODE)
 	mypy
-	mypy demo/run.py demo/engine_process.py scripts/check_sizes.py
+	mypy demo/run.py tests/harness/engine_process.py scripts/check_sizes.py
 	lint-imports
 	find native -name '*.cpp' -o -name '*.h' | xargs clang-format --dry-run -Werror
 	@mkdir -p build && printf '#include "../%s"\n' native/src/*.cpp > build/native.cpp

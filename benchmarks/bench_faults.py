@@ -4,8 +4,7 @@
 
 Each case runs the same requests through a real vLLM CPU engine with a tiny model, without kvshelf
 (arm ``none``) and with it at its default settings on a file system with faults on demand (arm
-``kvshelf``). Needs root, /dev/fuse and the fault-injecting file system, KVSHELF_FAULTFS or
-../shared/storage/faultfs.py. The cases:
+``kvshelf``). Needs root, /dev/fuse and libfuse 3. The cases:
 
     hung         20 s of stores and hits, 60 s in which no call to the storage returns (its server
                  is stopped), 30 s more
@@ -38,13 +37,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "demo"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench_engine import file_system, machine
-from engines import (
+from tests.harness.engines import (
     CHUNK_TOKENS,
     EngineFailedError,
 )
+from tests.harness.faulty_mount import FaultyMount, why_not
+
+from bench_engine import file_system, machine
 from faults_load import (
     ENGINE_CORE,
     IN_FLIGHT,
@@ -54,7 +55,6 @@ from faults_load import (
     verdict,
 )
 from faults_site import POOL, Site, chunk_files
-from faulty_mount import FaultyMount, script, why_not
 
 PROMPTS_ONE_BY_ONE = 40
 FULL = {"write": "ENOSPC", "create": "ENOSPC", "mkdir": "ENOSPC"}
@@ -220,7 +220,7 @@ def measure(name: str, directory: Path | None, scale: float) -> dict[str, object
         "command": " ".join(["python", "benchmarks/bench_faults.py", *sys.argv[1:]]),
         "date": datetime.now(UTC).date().isoformat(),
         "machine": machine() | {"engine_core": ENGINE_CORE, "file_server_core": SERVER_CORE},
-        "file_system": f"{script().stem} (FUSE) on {kind}",
+        "file_system": f"faultfs (FUSE) on {kind}",
         "seconds_scale": scale,
         "requests_in_flight": IN_FLIGHT,
         "prompt_tokens": PROMPT_TOKENS,

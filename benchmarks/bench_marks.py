@@ -23,13 +23,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "demo")]
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.stress.mounts import PLACES, Absent  # noqa: E402
-from tests.upkeep.evict.shelves import ShelfMaker  # noqa: E402 - found by the path above
+from tests.stress.mounts import PLACES, Absent
+from tests.upkeep.evict.shelves import ShelfMaker
 
-from kvshelf.disk.volume import volume_of  # noqa: E402
-from kvshelf.upkeep.evict import Evictor, Limits, State  # noqa: E402
+from kvshelf.disk.volume import volume_of
+from kvshelf.upkeep.evict import Evictor, Limits, State
 
 CHUNK_BYTES = 1 << 20
 STEPS = 3600

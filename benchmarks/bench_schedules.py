@@ -17,7 +17,6 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "demo"))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench_engine import file_system, machine

@@ -25,9 +25,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "demo")]
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from engines import (  # noqa: E402 - found by the path above
+from tests.harness.engines import (
     CHUNK_TOKENS,
     LOGPROB_TOLERANCE,
     Answer,
@@ -36,7 +36,7 @@ from engines import (  # noqa: E402 - found by the path above
     engine_arguments,
     make_prompt,
 )
-from tiny_model import make_tiny_model  # noqa: E402
+from tests.harness.tiny_model import make_tiny_model
 
 TRAINER = "tests.e2e.trainer"
 PROMPTS = [make_prompt(seed, 4 * CHUNK_TOKENS + 1) for seed in (500, 501)]

@@ -34,9 +34,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "demo"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from engines import (
+from tests.harness.engines import (
     CHUNK_TOKENS,
     LOGPROB_TOLERANCE,
     EngineFailedError,

@@ -11,15 +11,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "demo"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from engines import (
+from tests.harness.engines import (
     BLOCK_TOKENS,
     CHUNK_TOKENS,
     START_SECONDS,
     EngineFailedError,
     engine_arguments,
 )
+from tests.harness.faulty_mount import REPOSITORY, FaultyMount
+
 from faults_load import (
     ANSWER_TOKENS,
     CACHED_REQUESTS,
@@ -31,7 +33,6 @@ from faults_load import (
     Run,
     pinned,
 )
-from faulty_mount import REPOSITORY, FaultyMount
 
 POOL = 150
 ROOMY_REQUESTS = 160
@@ -49,7 +50,7 @@ class Site:
         self.directory, self.scale = directory, scale
         self.model = directory / "model"
         subprocess.run(
-            [sys.executable, str(REPOSITORY / "demo/tiny_model.py"), str(self.model)],
+            [sys.executable, str(REPOSITORY / "tests/harness/tiny_model.py"), str(self.model)],
             check=True,
             timeout=120,
             stdout=subprocess.DEVNULL,

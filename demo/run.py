@@ -22,8 +22,9 @@ from enum import Enum
 from math import isinf
 from pathlib import Path
 
-from damage import DAMAGES, chunk_files, unreadable
-from engines import (
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tests.harness.engines import (
     CHUNK_TOKENS,
     LOGPROB_TOLERANCE,
     Answer,
@@ -32,7 +33,9 @@ from engines import (
     engine_arguments,
     make_prompt,
 )
-from tiny_model import make_tiny_model
+from tests.harness.tiny_model import make_tiny_model
+
+from damage import DAMAGES, chunk_files, unreadable
 
 CHUNKS_PER_PROMPT = 20
 # vLLM always computes a prompt's last token itself: one more than whole chunks.

@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: the tiny model, made once a session, and the demo's harness."""
+"""Fixtures shared by all tests: the tiny model, made once a session, and a mount with faults."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from faulty_mount import FaultyMount
+from tests.harness.faulty_mount import FaultyMount
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -35,8 +35,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a Llama of 4 layers and a byte tokenizer; see demo/tiny_model.py."""
-    from tiny_model import make_tiny_model
+    """A directory with a Llama of 4 layers and a byte tokenizer; see harness/tiny_model.py."""
+    from tests.harness.tiny_model import make_tiny_model
 
     return make_tiny_model(tmp_path_factory.mktemp("model") / "tiny-llama")
 
@@ -44,7 +44,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def other_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of the same name and shape with other weights: nothing may be shared with it."""
-    from tiny_model import DEFAULT_SEED, make_tiny_model
+    from tests.harness.tiny_model import DEFAULT_SEED, make_tiny_model
 
     return make_tiny_model(tmp_path_factory.mktemp("other") / "tiny-llama", DEFAULT_SEED + 1)
 

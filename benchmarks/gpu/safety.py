@@ -45,7 +45,7 @@ def start(args: argparse.Namespace, case: str) -> subprocess.Popen[bytes]:
         "--case",
         case,
     ]
-    path = [str(HERE), str(HERE.parents[1] / "demo"), os.environ.get("PYTHONPATH", "")]
+    path = [str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, path)),

@@ -238,7 +238,7 @@ def flip(path: Path) -> None:
 def host_config() -> dict[str, Any]:
     """vLLM's own offloading to host memory."""
     if CPU:
-        from host_memory import host_config as of_cpu
+        from tests.harness.host_memory import host_config as of_cpu
 
         return dict(of_cpu(CHUNK_TOKENS))
     settings = {"cpu_bytes_to_use": 256 << 20, "block_size": CHUNK_TOKENS}

@@ -1,7 +1,7 @@
 // A library to preload (LD_PRELOAD) into a process with an unchanged kvshelf: system calls that the
 // engine's threads make fail, hang or lie by rules, which stand in a file that whoever maps it may
-// change at any time. Built and steered by demo/faulty_calls.py, which says what a rule means and
-// has the same layout of Control. Calls of all other threads are left alone.
+// change at any time. Built and steered by tests/harness/faulty_calls.py, which says what a rule
+// means and has the same layout of Control. Calls of all other threads are left alone.
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <fnmatch.h>

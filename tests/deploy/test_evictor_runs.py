@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from demo.damage import chunk_files
 
-from damage import chunk_files
 from kvshelf import Chunk, Identity, Shelf, make_key
 from kvshelf.cli.main import COMMANDS
 from tests.deploy.render import DEPLOY, kustomize

@@ -15,15 +15,16 @@ from pathlib import Path
 
 import httpx
 import pytest
+from demo.damage import chunk_files
 
-import faulty_mount
-from damage import chunk_files
-from engines import make_prompt
 from tests.deploy import expressions, guide
 from tests.deploy.api.server import Server
 from tests.deploy.prometheus import Prometheus
 from tests.deploy.render import copy_of_deploy, kustomize
 from tests.deploy.running import Pod, why_not
+from tests.harness.engines import make_prompt
+from tests.harness.faulty_mount import FaultyMount
+from tests.harness.faulty_mount import why_not as why_no_mount
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -49,7 +50,7 @@ class Site:
     objects: list[dict[str, object]]
     one: Pod
     two: Pod
-    mount: faulty_mount.FaultyMount | None
+    mount: FaultyMount | None
 
     @property
     def shelf(self) -> Path:
@@ -58,7 +59,7 @@ class Site:
     def faults(self, **faults: object) -> None:
         """Of the second pod's mount."""
         if self.mount is None:
-            pytest.skip(f"storage cannot be slowed here: {faulty_mount.why_not()}")
+            pytest.skip(f"storage cannot be slowed here: {why_no_mount()}")
         self.mount.set(**faults)
 
 
@@ -91,8 +92,8 @@ def site(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator
     mount = None
     try:
         claim = other = disk / "claim/source"
-        if faulty_mount.why_not() is None:
-            mount = faulty_mount.FaultyMount(disk / "claim")
+        if why_no_mount() is None:
+            mount = FaultyMount(disk / "claim")
             other = mount.path
         else:
             claim.mkdir(parents=True)

@@ -6,8 +6,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from damage import chunk_files
-from engines import CHUNK_TOKENS, LOGPROB_TOLERANCE, Answer, EngineProcess
+from demo.damage import chunk_files
+
+from tests.harness.engines import CHUNK_TOKENS, LOGPROB_TOLERANCE, Answer, EngineProcess
 
 WHOLE_CHUNKS = 6 * CHUNK_TOKENS  # of each prompt; see conftest.py
 # Settings under which faults show in seconds.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from engines import CHUNK_TOKENS, Answer, EngineProcess, engine_arguments, make_prompt
+from tests.harness.engines import CHUNK_TOKENS, Answer, EngineProcess, engine_arguments, make_prompt
 
 CHUNKS = 6
 PROMPT_TOKENS = CHUNKS * CHUNK_TOKENS + 1

@@ -17,7 +17,12 @@ from typing import Any
 
 import httpx
 
-from engines import BLOCK_TOKENS, MAX_MODEL_TOKENS, connector_config, engine_environment
+from tests.harness.engines import (
+    BLOCK_TOKENS,
+    MAX_MODEL_TOKENS,
+    connector_config,
+    engine_environment,
+)
 
 START_SECONDS = 240.0
 

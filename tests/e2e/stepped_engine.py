@@ -16,8 +16,8 @@ os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 
 from vllm import LLM, SamplingParams
 
-from engines import CHUNK_TOKENS, connector_config, engine_arguments, make_prompt
-from host_memory import host_config
+from tests.harness.engines import CHUNK_TOKENS, connector_config, engine_arguments, make_prompt
+from tests.harness.host_memory import host_config
 
 PROMPT_TOKENS = 3 * CHUNK_TOKENS + 9
 ANSWER_TOKENS = 24

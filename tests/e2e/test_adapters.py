@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from engines import CHUNK_TOKENS, Answer, EngineProcess, engine_arguments, make_prompt
 from tests.e2e.adapters import make_adapter
 from tests.e2e.asking import WHOLE_CHUNKS, await_files, check
+from tests.harness.engines import CHUNK_TOKENS, Answer, EngineProcess, engine_arguments, make_prompt
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 

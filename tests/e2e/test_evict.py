@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from demo.damage import chunk_files
 
-from damage import chunk_files
-from engines import (
+from tests.e2e.servers import free_port
+from tests.harness.engines import (
     CHUNK_TOKENS,
     LOGPROB_TOLERANCE,
     Answer,
@@ -19,7 +20,6 @@ from engines import (
     engine_arguments,
     make_prompt,
 )
-from tests.e2e.servers import free_port
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 

@@ -11,12 +11,11 @@ from typing import Any
 
 import pytest
 
-from engines import LOGPROB_TOLERANCE, engine_environment
+from tests.harness.engines import LOGPROB_TOLERANCE, engine_environment
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 SCRIPT = Path(__file__).with_name("stepped_engine.py")
-DEMO = Path(__file__).resolve().parents[2] / "demo"
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +25,7 @@ def told(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> dict[str
         (folder / name).mkdir()
     done = subprocess.run(
         [sys.executable, str(SCRIPT), str(tiny_model), str(folder / "shelf")],
-        env={**engine_environment(), "PYTHONPATH": str(DEMO)},
+        env=engine_environment(),
         capture_output=True,
         text=True,
         timeout=500,

@@ -9,11 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from demo.damage import flip_bit
 
-from damage import flip_bit
-from engines import CHUNK_TOKENS, Answer, EngineProcess, connector_config, engine_arguments
-from host_memory import host_config
 from tests.e2e.asking import WHOLE_CHUNKS, ask, await_anew, await_files, check
+from tests.harness.engines import (
+    CHUNK_TOKENS,
+    Answer,
+    EngineProcess,
+    connector_config,
+    engine_arguments,
+)
+from tests.harness.host_memory import host_config
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 

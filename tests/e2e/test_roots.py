@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
+from demo.damage import chunk_files
 
-from damage import chunk_files
-from engines import CHUNK_TOKENS, Answer, EngineProcess, engine_arguments
-from faulty_mount import FaultyMount, why_not
 from tests.e2e.asking import SHORT_LIMITS, WHOLE_CHUNKS, ask, check
+from tests.harness.engines import CHUNK_TOKENS, Answer, EngineProcess, engine_arguments
+from tests.harness.faulty_mount import FaultyMount, why_not
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from demo.damage import chunk_files
 
-from damage import chunk_files
-from engines import CHUNK_TOKENS, LOGPROB_TOLERANCE, Answer
 from tests.e2e.servers import Completion, Server
+from tests.harness.engines import CHUNK_TOKENS, LOGPROB_TOLERANCE, Answer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 

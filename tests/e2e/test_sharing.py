@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from engines import Answer, EngineProcess, engine_arguments
 from tests.e2e.asking import WHOLE_CHUNKS, ask, await_files, check
+from tests.harness.engines import Answer, EngineProcess, engine_arguments
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 

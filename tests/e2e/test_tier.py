@@ -1,7 +1,7 @@
 """vLLM's multi-tier offloading with our tier, on real engines of one and of two ranks.
 
-Block memory and host memory are both the CPU's (demo/host_memory.py); the rest is vLLM's own. One
-shelf serves all tests of this file, in order of their definition.
+Block memory and host memory are both the CPU's (tests/harness/host_memory.py); the rest is vLLM's
+own. One shelf serves all tests of this file, in order of their definition.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from demo.damage import flip_bit
 
-from damage import flip_bit
-from engines import CHUNK_TOKENS, Answer, EngineProcess, engine_arguments
-from host_memory import tier_config
 from kvshelf.cli.main import main
 from tests.e2e.asking import WHOLE_CHUNKS, ask, await_anew, await_files, check
+from tests.harness.engines import CHUNK_TOKENS, Answer, EngineProcess, engine_arguments
+from tests.harness.host_memory import tier_config
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 

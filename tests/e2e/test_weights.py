@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from engines import CHUNK_TOKENS, Answer, EngineProcess, engine_arguments, make_prompt
 from tests.e2e.asking import WHOLE_CHUNKS, ask, await_files, check
-from tiny_model import make_tiny_model
+from tests.harness.engines import CHUNK_TOKENS, Answer, EngineProcess, engine_arguments, make_prompt
+from tests.harness.tiny_model import make_tiny_model
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 

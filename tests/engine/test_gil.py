@@ -10,9 +10,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from faulty_mount import FaultyMount, why_not
 from kvshelf.engine import EngineConfig
 from kvshelf.engine.native import NativeEngine
+from tests.harness.faulty_mount import FaultyMount, why_not
 
 REASON = why_not()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=REASON or "")

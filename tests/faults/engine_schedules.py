@@ -12,10 +12,10 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from engines import LOGPROB_TOLERANCE, Answer, EngineProcess, engine_arguments
-from faulty_calls import FaultyCalls, Rule
 from kvshelf.vllm.faultlog import INTERVAL_SECONDS
-from tiny_model import make_tiny_model
+from tests.harness.engines import LOGPROB_TOLERANCE, Answer, EngineProcess, engine_arguments
+from tests.harness.faulty_calls import FaultyCalls, Rule
+from tests.harness.tiny_model import make_tiny_model
 
 from .schedule import name_of, random_rules
 

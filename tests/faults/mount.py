@@ -1,4 +1,4 @@
-"""The demo harness's faulty mount, for tests: where it does not mount, they are skipped."""
+"""The mount with faults, for tests: where it does not mount, they are skipped."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-import faulty_mount
-from faulty_mount import why_not
+from tests.harness import faulty_mount
+from tests.harness.faulty_mount import why_not
 
 __all__ = ["FaultyMount", "why_not"]
 

@@ -13,7 +13,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from pathlib import Path
 from typing import Any, TypeVar
 
-from faulty_calls import FaultyCalls, library
+from tests.harness.faulty_calls import FaultyCalls, library
 
 Result = TypeVar("Result")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from faulty_calls import Rule
+from tests.harness.faulty_calls import Rule
 
 from .matrix import STORES, Cell
 from .site import IDENTITY

@@ -20,12 +20,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from faulty_calls import FaultyCalls, Rule
 from kvshelf import EngineConfig, Identity, make_key
 from kvshelf.disk.keys import ChunkKey
 from kvshelf.engine import Durability, FileStatus, JobResult, Phase
 from kvshelf.shelf import Chunk, Shelf
 from kvshelf.testing import Blocks
+from tests.harness.faulty_calls import FaultyCalls, Rule
 
 PAGE_BYTES = (4096, 1000)
 PER_CHUNK = 2

@@ -16,9 +16,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "demo"))  # as pytest does
 
 from .pool import calls_of_process, preloaded_pool, results_of
 from .schedule import Done, run_schedule

@@ -18,7 +18,6 @@ from vllm.v1.kv_offload.base import (
     ScheduleEndContext,
 )
 
-from faulty_calls import FaultyCalls
 from kvshelf import EngineConfig, Identity, make_key
 from kvshelf.config import Settings
 from kvshelf.disk.keys import ChunkKey
@@ -30,6 +29,7 @@ from kvshelf.vllm.scheduler.chunk_table import ChunkTable
 from kvshelf.vllm.scheduler.manager import KvshelfManager
 from kvshelf.vllm.specs import ChunkKeysSpec
 from kvshelf.vllm.worker.worker import KvshelfWorker
+from tests.harness.faulty_calls import FaultyCalls
 
 PER_CHUNK = 2
 PAGE_BYTES = (4096, 1000, 8192)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from engines import LOGPROB_TOLERANCE, Answer, EngineProcess, engine_arguments
+from tests.harness.engines import LOGPROB_TOLERANCE, Answer, EngineProcess, engine_arguments
 
 from .mount import FaultyMount, why_not
 

@@ -10,8 +10,8 @@ import pytest
 
 pytest.importorskip("vllm")  # counters and log lines are its worker's and its manager's
 
-from faulty_calls import why_no_calls
 from kvshelf.engine import FileStatus
+from tests.harness.faulty_calls import why_no_calls
 
 from . import matrix
 from .matrix import Cell, Outcome, classify, every_cell, every_combination

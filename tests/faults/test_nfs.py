@@ -1,23 +1,20 @@
 """NFS with the real kernel client and server, in a guest; see two_nodes.py for what is asked there.
 
-Skipped with a reason where the guest or what it needs is absent (shared_mounts.py).
+Skipped with a reason where what the guest needs is absent (nfs_guest.py).
 """
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.faults.shared_mounts import knfs_script, why_no_nfs
 from tests.faults.test_seccomp import GOOD
-from tests.harness.quirk_mount import REPOSITORY
+from tests.harness.nfs_guest import MOUNTS, run_in_guest, why_not
 
-REASON = why_no_nfs()
+REASON = why_not()
 pytestmark = [
     pytest.mark.timeout(400),
     pytest.mark.skipif(REASON is not None, reason=REASON or ""),
@@ -27,30 +24,15 @@ pytestmark = [
 @pytest.mark.parametrize("version", ["3", "4.2"])
 def test_two_nodes_share_and_a_stopped_server_hangs_nobody(version: str, tmp_path: Path) -> None:
     case = [sys.executable, str(Path(__file__).with_name("two_nodes.py"))]
-    done = subprocess.run(
-        [str(knfs_script()), *case, "/mnt/a", "/mnt/b", "--nfs-server"],
-        env={**os.environ, "VERS": version, "MEM": "512M", "SHAREDFS_DIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = run_in_guest([*case, *MOUNTS, "--nfs-server"], tmp_path, version=version)
     said = done.stdout[-3000:] + done.stderr[-2000:]
     assert done.returncode == 0 and "all well" in done.stdout, said
 
 
 @pytest.mark.parametrize("version", ["3", "4.2"])
 def test_doctor_finds_what_engines_find(version: str, tmp_path: Path) -> None:
-    case = [sys.executable, "-m", "tests.harness.shelf_work", "/mnt/a"]
-    done = subprocess.run(
-        [str(knfs_script()), *case],
-        cwd=REPOSITORY,
-        env={**os.environ, "VERS": version, "MEM": "512M", "SHAREDFS_DIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    case = [sys.executable, "-m", "tests.harness.shelf_work", MOUNTS[0]]
+    done = run_in_guest(case, tmp_path, version=version)
     assert done.returncode == 0, done.stderr[-2000:]
     report = json.loads(done.stdout[done.stdout.index("{") :])
     assert report["engine"] == GOOD

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,7 +11,6 @@ import pytest
 
 from tests.faults.test_seccomp import GOOD
 from tests.harness import seccomp
-from tests.harness.quirk_mount import REPOSITORY
 from tests.harness.shelf_work import CHUNKS, IDENTITY, store_and_load
 
 pytestmark = pytest.mark.skipif(not seccomp.is_possible(), reason="no seccomp filter known here")
@@ -22,21 +19,9 @@ ERRNOS = ["ENOSYS", "EOPNOTSUPP", "ENOLCK", "EINVAL", "EPERM", "EIO"]
 DAY_SECONDS = 86_400
 
 
-def without_locks(number: str, *line: str) -> subprocess.CompletedProcess[str]:
-    prefix = [sys.executable, "-m", "tests.harness.seccomp", number, "flock", "--"]
-    return subprocess.run(
-        [*prefix, sys.executable, "-m", *line],
-        cwd=REPOSITORY,
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
 def scrub(root: Path, number: str) -> tuple[int, list[dict[str, str]]]:
     line = ("kvshelf.cli", "scrub", str(root), "--from-start", "--unused-for", "30d", "--json")
-    done = without_locks(number, *line)
+    done = seccomp.run_refused(number, ["flock"], *line)
     values = [json.loads(each) for each in done.stdout.splitlines()]
     return done.returncode, [value["finding"] for value in values if "finding" in value]
 
@@ -73,7 +58,7 @@ def test_one_touch_keeps_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", ERRNOS)
 def test_an_engine_says_once_that_there_is_no_lock(number: str, tmp_path: Path) -> None:
-    done = without_locks(number, "tests.harness.shelf_work", str(tmp_path))
+    done = seccomp.run_refused(number, ["flock"], "tests.harness.shelf_work", str(tmp_path))
     assert json.loads(done.stdout)["engine"] == GOOD
     lines = [line for line in done.stderr.splitlines() if line.startswith(f"{tmp_path}: ")]
     assert len(lines) == 1 and "no lock (flock)" in lines[0]

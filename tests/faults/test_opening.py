@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from engines import EngineFailedError, EngineProcess, engine_arguments
 from kvshelf import EngineConfig, Identity, Shelf
 from kvshelf.cli import cmd_doctor, common
 from kvshelf.cli.common import Exit
 from kvshelf.cli.main import main
 from kvshelf.errors import ConfigError
+from tests.harness.engines import EngineFailedError, EngineProcess, engine_arguments
 
 from .mount import FaultyMount, why_not
 

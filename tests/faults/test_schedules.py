@@ -14,7 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
-from faulty_calls import REPOSITORY, why_no_calls
+from tests.harness.faulty_calls import REPOSITORY, why_no_calls
 
 from .pool import preloaded_pool, results_of
 from .schedule import Done

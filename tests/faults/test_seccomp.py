@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.harness import seccomp
-from tests.harness.quirk_mount import REPOSITORY
 from tests.harness.shelf_work import CHUNKS
 
 pytestmark = pytest.mark.skipif(not seccomp.is_possible(), reason="no seccomp filter known here")
@@ -25,23 +22,11 @@ AMBIGUOUS = ("EPERM", "EACCES", "EINVAL", "EOPNOTSUPP", "ENOTTY")
 GOOD = {"stored": ["OK"], "again": ["OK"], "found": ["OK"], "loaded": ["OK"], "same": True}
 
 
-def sandboxed(number: str, calls: list[str], *line: str) -> str:
-    prefix = [sys.executable, "-m", "tests.harness.seccomp", number, ",".join(calls), "--"]
-    done = subprocess.run(
-        [*prefix, sys.executable, "-m", *line],
-        cwd=REPOSITORY,
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def worked(number: str, calls: list[str], root: Path, durability: str = "none") -> dict[str, Any]:
-    out = sandboxed(number, calls, "tests.harness.shelf_work", str(root), durability)
-    report: dict[str, Any] = json.loads(out)
+    line = ("tests.harness.shelf_work", str(root), durability)
+    done = seccomp.run_refused(number, calls, *line)
+    assert done.returncode == 0, done.stderr
+    report: dict[str, Any] = json.loads(done.stdout)
     return report
 
 

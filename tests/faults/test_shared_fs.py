@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.shared_mounts import SYSTEMS, mounted
+from tests.harness.shared_mounts import SYSTEMS, mounted
 
 
 @pytest.mark.timeout(300)

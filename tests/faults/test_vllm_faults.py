@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from engines import LOGPROB_TOLERANCE, Answer, EngineProcess, engine_arguments
 from tests.e2e.asking import SHORT_LIMITS
+from tests.harness.engines import LOGPROB_TOLERANCE, Answer, EngineProcess, engine_arguments
 
 from .mount import FaultyMount, why_not
 

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from faulty_calls import why_no_calls
+from tests.harness.faulty_calls import why_no_calls
 
 from .engine_schedules import EngineRun, too_many_lines
 

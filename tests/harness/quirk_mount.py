@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
 import dataclasses
-import functools
 import json
 import os
 import subprocess
@@ -18,21 +16,12 @@ from typing import Any
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
+from tests.harness.faulty_mount import REPOSITORY, why_not
+
+__all__ = ["REPOSITORY", "QuirkMount", "quirk_mount", "rename_noreplace", "why_not"]
+
 _START_SECONDS = 20.0
 _RENAME_NOREPLACE, _AT_FDCWD = 1, -100  # linux/fs.h, fcntl.h
-
-
-@functools.cache
-def why_not() -> str | None:
-    """The reason why nothing can be mounted here, or None."""
-    if os.geteuid() != 0:
-        return "mounting needs root"
-    if not Path("/dev/fuse").exists():
-        return "there is no /dev/fuse"
-    if ctypes.util.find_library("fuse3") is None:
-        return "not installed: libfuse3-3"
-    return None
 
 
 def rename_noreplace(source: Path, target: Path) -> int:

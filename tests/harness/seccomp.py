@@ -12,7 +12,9 @@ import errno
 import os
 import platform
 import struct
+import subprocess
 import sys
+from pathlib import Path
 
 # asm/unistd.h: x86-64, arm64.
 CALLS = {
@@ -39,6 +41,7 @@ _ARCHITECTURES = ("x86_64", "aarch64")
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _MODE_FILTER = 38, 22, 2
 _LOAD_NUMBER, _JUMP_EQUAL, _RETURN = 0x20, 0x15, 0x06
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
+_REPOSITORY = Path(__file__).parents[2]
 
 
 def is_possible() -> bool:
@@ -68,6 +71,19 @@ def refuse(number: int, names: list[str]) -> None:
     ):
         if libc.prctl(*(ctypes.c_ulong(each) for each in arguments)) != 0:
             raise OSError(ctypes.get_errno(), "prctl")
+
+
+def run_refused(number: str, names: list[str], *line: str) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m LINE`` to its end in a process whose calls ``names`` fail with ``number``."""
+    launcher = [sys.executable, "-m", "tests.harness.seccomp", number, ",".join(names), "--"]
+    return subprocess.run(
+        [*launcher, sys.executable, "-m", *line],
+        cwd=_REPOSITORY,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
-sys.path += [str(Path(__file__).parents[2] / each) for each in ("benchmarks", "demo")]
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 
 def say(text: str) -> None:

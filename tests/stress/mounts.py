@@ -1,7 +1,7 @@
 """Runs a command on one file system after another, each made for it and gone with it.
 
 Local ones live in a mount namespace of their own and end with its last process; a guest runs NFS's
-client and server; JuiceFS, CephFS and GlusterFS are started and stopped by scripts.
+client and server; JuiceFS, CephFS and GlusterFS are processes that end with the run.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.faults.shared_mounts import SYSTEMS, knfs_script, mounted, why_no_nfs
+from tests.harness import nfs_guest
+from tests.harness.shared_mounts import SYSTEMS, mounted
 from tests.stress.many import TRIED_SECONDS
 
 Run = subprocess.CompletedProcess[str]
@@ -87,16 +88,11 @@ OVERLAY = (
 
 def _nfs(version: str) -> Callable[[list[str], Path, float], Run]:
     def run(command: list[str], folder: Path, seconds: float) -> Run:
-        if reason := why_no_nfs():
+        if reason := nfs_guest.why_not():
             raise Absent(reason)
-        settings = {
-            "VERS": version,
-            "MEM": "512M",
-            "LIMIT": str(int(seconds) + 140),
-            "SHAREDFS_DIR": str(folder),
-            "IMG_DIR": str(folder),
-        }
-        return _run([str(knfs_script()), *command, "/mnt/a", "/mnt/b"], seconds, **settings)
+        return nfs_guest.run_in_guest(
+            [*command, *nfs_guest.MOUNTS], folder, version=version, seconds=seconds + 140
+        )
 
     return run
 

@@ -45,10 +45,10 @@ from vllm.v1.kv_offload.base import (  # noqa: E402
 from vllm.v1.kv_offload.cpu import gpu_worker  # noqa: E402
 from vllm.v1.kv_offload.cpu.common import CPULoadStoreSpec  # noqa: E402
 
-from host_memory import HostTieringSpec  # noqa: E402
 from kvshelf import make_key  # noqa: E402
 from kvshelf.vllm.identity import build_identity  # noqa: E402
 from kvshelf.vllm.spec import IDENTITY_KEY  # noqa: E402
+from tests.harness.host_memory import HostTieringSpec  # noqa: E402
 
 from .configs import vllm_config  # noqa: E402
 

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.vllm
 
 from vllm.v1.request import RequestStatus  # noqa: E402
 
-from host_memory import tier_config  # noqa: E402
+from tests.harness.host_memory import tier_config  # noqa: E402
 
 from .rig import CHUNK, Rig, answer_to, prompt_of, rigs  # noqa: E402
 

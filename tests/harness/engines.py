@@ -1,6 +1,6 @@
 """Starts engine processes, asks them, and compares what they answer.
 
-The harness of the demo and of ``tests/e2e``: it knows no vLLM, only ``engine_process.py``'s lines.
+For the demo, tests and benchmarks: it knows no vLLM, only ``engine_process.py``'s lines.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+REPOSITORY = Path(__file__).parents[2]
 BLOCK_TOKENS = 32  # vLLM's CPU attention wants a multiple of 32
 CHUNK_TOKENS = 128  # small, so that a short prompt makes many chunk files
 MAX_MODEL_TOKENS = 4096
@@ -81,6 +82,9 @@ def engine_environment(tensor_parallel: int = 1) -> dict[str, str]:
     """The environment of an engine on a small machine without network."""
     return {
         **os.environ,
+        "PYTHONPATH": os.pathsep.join(
+            [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
+        ),
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_HOST_IP": "127.0.0.1",
@@ -132,7 +136,8 @@ class EngineProcess:
             self._process = subprocess.Popen(
                 [
                     sys.executable,
-                    str(Path(__file__).with_name("engine_process.py")),
+                    "-Pm",  # nothing from the directory that this runs in
+                    "tests.harness.engine_process",
                     json.dumps(self.arguments),
                 ],
                 stdin=subprocess.PIPE,

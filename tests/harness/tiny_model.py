@@ -80,4 +80,4 @@ def make_tiny_model(directory: Path, seed: int = DEFAULT_SEED) -> Path:
 
 if __name__ == "__main__":
     made = make_tiny_model(Path(sys.argv[1]), int(sys.argv[2]) if sys.argv[2:] else DEFAULT_SEED)
-    print(made)
+    sys.stdout.write(f"{made}\n")

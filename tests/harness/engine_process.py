@@ -1,6 +1,6 @@
 """One vLLM engine in a process of its own, driven by JSON lines on stdin and stdout.
 
-    python demo/engine_process.py '{"model": "/path", "max_model_len": 4096, ...}'
+    python -m tests.harness.engine_process '{"model": "/path", "max_model_len": 4096, ...}'
 
 The argument holds keyword arguments of ``vllm.LLM``. Each line on stdin is a request
 ``{"op": ..., ...}``, each line on stdout its answer, ``{"ok": ...}`` or ``{"error": text}``:

@@ -2,7 +2,7 @@
 
 A library to preload (native/tests/faulty_calls.cpp) stands between the engine's threads and libc.
 It reads its rules from a file that is mapped here too, so one process may steer others. Far quicker
-than a mounted file system with faults (faulty_mount.py), and it needs no privileges; but the
+than a mounted file system with faults (faultfs.py), and it needs no privileges; but the
 kernel's own part, such as its page cache and what it makes of a server's answers, is for that one.
 """
 
@@ -20,7 +20,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 SOURCE = REPOSITORY / "native/tests/faulty_calls.cpp"
 CONTROL = "KVSHELF_FAULTY_CALLS"
 
