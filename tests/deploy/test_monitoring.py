@@ -26,7 +26,7 @@ def test_generated_files_are_current() -> None:
 
 def test_every_name_exists() -> None:
     recorded = {rule.where for kind, rule in expressions.rules() if kind == "record"}
-    known = expressions.ours() | expressions.VLLM | expressions.EVICTION | expressions.KUBELET
+    known = expressions.ours() | expressions.VLLM | expressions.KUBELET
     every = [*expressions.panels(), *(rule for _, rule in expressions.rules())]
     assert [
         (e.where, e.names - known - recorded) for e in every if e.names - known - recorded

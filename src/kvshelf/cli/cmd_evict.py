@@ -92,6 +92,7 @@ class _Command:
         self._said: dict[str, float] = {}
         self._sum: Report | None = None
         self._exposition: Any = None
+        self._holder = ""  # the other process that was last said to hold the lease
 
     def run(self) -> Exit:
         server = self._serve()
@@ -127,7 +128,7 @@ class _Command:
             return None
         from kvshelf.upkeep.evict.exposition import Exposition, serve  # noqa: PLC0415
 
-        self._exposition = Exposition()
+        self._exposition = Exposition(os.fspath(self._root))
         try:
             return serve(self._exposition, self._options.metrics_port)
         except (OSError, OverflowError) as error:
@@ -157,9 +158,18 @@ class _Command:
 
     def _waits(self) -> None:
         """It is another's turn, or nobody's, because the lease cannot be used."""
-        if self._exposition is not None and not self._turn.stands_back:
-            error = self._turn.failure
-            self._exposition.waits("" if error is None else f"the lease cannot be used: {error}")
+        if self._turn.stands_back:
+            if self._exposition is not None:
+                self._exposition.stands_back()
+        else:
+            error, holder = self._turn.failure, self._turn.holder
+            if self._exposition is not None:
+                reason = "" if error is None else f"the lease cannot be used: {error}"
+                self._exposition.waits(reason, holder)
+            if holder and holder != self._holder:
+                text = f"{holder} holds the lease and evicts by its own limits; those given here"
+                self._say(f"{self._root}: waits: {text} do not count until it ends", repeat=True)
+            self._holder = holder
         self._stop.wait(self._options.interval)
 
     def _loop(self) -> None:

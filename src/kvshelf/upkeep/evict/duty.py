@@ -21,7 +21,7 @@ from typing import Protocol
 
 from kvshelf.disk.clock import FileClock, Reading
 from kvshelf.disk.threads import start
-from kvshelf.disk.volume import volume_of
+from kvshelf.disk.volume import Volume, volume_of
 from kvshelf.errors import NotAShelfError
 from kvshelf.upkeep.evict.effect import unkept
 from kvshelf.upkeep.evict.evictor import Evictor, OnRemoved
@@ -65,8 +65,11 @@ class News:
         removed_files, removed_bytes: that this replica evicted.
         gone: keys of this replica's namespace that somebody evicted.
         dropped: keys that were not kept for the owner.
-        shelf_bytes: of all chunks by namespace, as the holder knows them; empty for others. Of 100
+        shelf: all chunks by namespace, as the holder knows them; empty for others. Of 100
             namespaces and ``series.OTHER``.
+        volume: the root's file system, as the holder saw it; None from others.
+        state: what the holder does; None from others. What was seen last stays while the holder
+            stands back.
         held_chunks: chunk files that this replica could not remove when it last tried.
         leftovers: files of dead writers that this replica removed.
         room_requests: how often this replica asked for room, because its stores failed.
@@ -82,7 +85,9 @@ class News:
     removed_bytes: int = 0
     gone: dict[bytes, None] = field(default_factory=dict)
     dropped: int = 0
-    shelf_bytes: Mapping[str, int] = field(default_factory=dict)
+    shelf: Mapping[str, Amount] = field(default_factory=dict)
+    volume: Volume | None = None
+    state: State | None = None
     leftovers: Amount = field(default_factory=Amount)
     room_requests: int = 0
     no_effect: list[str] = field(default_factory=list)
@@ -168,7 +173,11 @@ class EvictionDuty:
         with self._lock:
             news, self.has_news = self._news, False
             self._news = News(
-                news.is_holder, shelf_bytes=news.shelf_bytes, held_chunks=news.held_chunks
+                news.is_holder,
+                shelf=news.shelf,
+                held_chunks=news.held_chunks,
+                volume=news.volume,
+                state=news.state,
             )
         return news
 
@@ -277,7 +286,7 @@ class EvictionDuty:
         if not self._limits:
             return
         is_holder = self._turn.is_ours()
-        self._holds(is_holder)
+        self._holds(is_holder, is_standing_back=self._turn.stands_back)
         if not is_holder:
             return
         try:
@@ -302,21 +311,24 @@ class EvictionDuty:
             self._turn.succeeded()
             self._wait_seconds = report.wait_seconds(WAKE_SECONDS)
 
-    def _holds(self, is_holder: bool, *, keep_held: bool = False) -> None:
-        if is_holder == self._news.is_holder and (is_holder or not self._news.held_chunks):
+    def _holds(self, is_holder: bool, *, is_standing_back: bool = False) -> None:
+        """What this replica saw last stays told while it stands back: that it is stuck, say."""
+        news = self._news
+        if is_holder == news.is_holder and (is_standing_back or is_holder or news.state is None):
             return
         self._pass_since = None
         if not is_holder and self._evictor is not None:
             self._evictor.leave()
         with self._lock:
-            self._news.is_holder, self._news.shelf_bytes = is_holder, {}
-            if not keep_held:
-                self._news.held_chunks = 0
+            self._news.is_holder = is_holder
+            if not is_standing_back:
+                self._news.shelf, self._news.held_chunks = {}, 0
+                self._news.volume = self._news.state = None
             self.has_news = True
 
     def _stand_back(self) -> None:
         """Leave it to another for a while, who may be allowed or able to do it."""
-        self._holds(False, keep_held=True)  # until another removes them, or this one tries again
+        self._holds(False, is_standing_back=True)
         self._turn.stand_back()
 
     def _read(self) -> None:
@@ -342,8 +354,7 @@ class EvictionDuty:
             name = errno.errorcode.get(number, "other")
             text = str(report.held) if number in report.held.by_errno else os.strerror(number)
             self._add_fault(Fault("evict", name, text, times))
-        shown = with_own_series(report.usage, kept=self._news.shelf_bytes)
-        shelf_bytes = {folder: amount.bytes for folder, amount in shown.items()}
+        shown = with_own_series(report.usage, kept=self._news.shelf)
         vain = report.unfreed.keys() - self._unfreed
         self._unfreed = frozenset(report.unfreed)
         with self._lock:
@@ -357,7 +368,8 @@ class EvictionDuty:
             news.removed_files += report.removed.files
             news.removed_bytes += report.removed.bytes
             news.pass_seconds = ended if ended is not None else news.pass_seconds
-            known = shelf_bytes, report.held.amount.files
-            if known != (news.shelf_bytes, news.held_chunks) or report.removed or ended is not None:
-                news.shelf_bytes, news.held_chunks = known
+            known = shown, report.held.amount.files, report.volume, report.state
+            before = news.shelf, news.held_chunks, news.volume, news.state
+            if known != before or report.removed or ended is not None:
+                news.shelf, news.held_chunks, news.volume, news.state = known
                 self.has_news = True
