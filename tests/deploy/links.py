@@ -28,6 +28,7 @@ def problems(objects: Objects) -> list[str]:
         _pools,
         _standalone,
         _services,
+        _guards,
         _monitors,
         _accounts,
         pods.problems,
@@ -195,6 +196,21 @@ def _services(objects: Objects) -> Iterator[str]:
             for port in service["spec"]["ports"]:
                 if port.get("targetPort", port["port"]) not in _container_ports(template):
                     yield f"service {name}: no container port {port.get('targetPort')}"
+
+
+def _guards(objects: Objects) -> Iterator[str]:
+    """Budgets and policies are about the model servers, and a replica spreads from its like."""
+    for kind in ("PodDisruptionBudget", "NetworkPolicy"):
+        for item in of_kind(objects, kind):
+            spec = item["spec"]
+            selector = spec.get("podSelector") or spec["selector"]
+            chosen = _templates(objects, selector["matchLabels"])
+            if len(chosen) != 1 or not chosen[0][0].endswith("llm-d-model-server"):
+                yield f"{kind} selects {[name for name, _ in chosen]}"
+    template = our(objects, "Deployment", "llm-d-model-server")["spec"]["template"]
+    spread = template["spec"].get("topologySpreadConstraints", ())
+    if not any(_selects(one["labelSelector"]["matchLabels"], template) for one in spread):
+        yield "replicas do not spread over nodes"
 
 
 def selected_elsewhere(mine: Objects, everything: Objects) -> list[str]:

@@ -290,6 +290,10 @@ ALONE_MUTATIONS: list[Mutation] = [
      "no container port x"),
 ]  # fmt: skip
 TIER_MUTATIONS: list[Mutation] = [
+    ("budget", lambda o: spec(o, "PodDisruptionBudget", "llm-d-model-server")["selector"][
+        "matchLabels"].update(a="b"), "PodDisruptionBudget selects []"),
+    ("spread", lambda o: pod(o, *SERVER)["topologySpreadConstraints"][0]["labelSelector"][
+        "matchLabels"].update(a="b"), "do not spread"),
     ("shared memory", lambda o: [v["emptyDir"].update(sizeLimit="8Gi") for v in pod(o, *SERVER)[
         "volumes"] if v["name"] == "shm"], "do not fit into /dev/shm"),
     ("host memory", lambda o: server(o)["resources"]["limits"].update(memory="32Gi"),
