@@ -177,15 +177,15 @@ ROWS: tuple[tuple[str, str, tuple[Panel, ...]], ...] = (
         ),
     ),
     (
-        "Capacity: from the replica that evicts, or from kvshelf evict",
+        "Capacity: from the lease holder, a replica or kvshelf evict",
         VOLUME,
         (
             Panel(
                 "Volume",
                 "bytes",
                 (
-                    (gauge("kvshelf:volume_used_bytes", "max", "namespace"), "used"),
-                    (gauge("kvshelf:volume_total_bytes", "max", "namespace"), "size"),
+                    (gauge("kvshelf:volume_used_bytes", "max", "root"), "used, {{root}}"),
+                    (gauge("kvshelf:volume_total_bytes", "max", "root"), "size, {{root}}"),
                     (gauge("kvshelf:shelf_bytes", "sum", "instance"), "chunks"),
                 ),
             ),
@@ -194,16 +194,16 @@ ROWS: tuple[tuple[str, str, tuple[Panel, ...]], ...] = (
                 "none",
                 (
                     (gauge("kvshelf:shelf_chunks", "sum", "instance"), "chunks"),
-                    (gauge("kvshelf:shelf_foreign_files", "max", "instance"), "foreign"),
+                    (or_none(gauge("kvshelf:shelf_foreign_files", "max", "instance")), "foreign"),
                 ),
             ),
             Panel(
                 "Evicted",
                 "ops",
                 (
-                    (rate("kvshelf:evicted_chunks_total"), "chunks"),
-                    (rate("kvshelf:evict_spared_chunks_total"), "spared: used meanwhile"),
-                    (rate("kvshelf:gone_keys_total"), "reported gone"),
+                    (or_none(rate("kvshelf:evicted_chunks_total")), "chunks"),
+                    (or_none(rate("kvshelf:evict_spared_chunks_total")), "spared: used meanwhile"),
+                    (or_none(rate("kvshelf:gone_keys_total")), "reported evicted"),
                     (
                         or_none(rate("kvshelf:evicted_temp_files_total")),
                         "temp files of dead writers",
@@ -214,7 +214,7 @@ ROWS: tuple[tuple[str, str, tuple[Panel, ...]], ...] = (
                 "Bytes evicted",
                 "Bps",
                 (
-                    (rate("kvshelf:evicted_bytes_total"), "bytes"),
+                    (or_none(rate("kvshelf:evicted_bytes_total")), "bytes"),
                     (
                         or_none(rate("kvshelf:evicted_temp_bytes_total")),
                         "temp files of dead writers",
@@ -225,10 +225,10 @@ ROWS: tuple[tuple[str, str, tuple[Panel, ...]], ...] = (
                 "Eviction",
                 "none",
                 (
-                    (gauge("kvshelf:evict_state", "max", "instance"), "state of {{instance}}"),
-                    (gauge("kvshelf:evict_lease_held", "sum", "job"), "leases held"),
+                    (gauge("kvshelf:evict_state", "max", "root"), "state, {{root}}"),
+                    (gauge("kvshelf:evict_lease_held", "sum", "root"), "leases held, {{root}}"),
                     (gauge("kvshelf:evict_held_chunks", "max", "job"), "cannot be removed"),
-                    (rate("kvshelf:evict_faults_total"), "faults"),
+                    (or_none(rate("kvshelf:evict_faults_total")), "faults"),
                     (
                         or_none(rate("kvshelf:evict_no_effect_total")),
                         "suspended: makes no room",
@@ -240,7 +240,12 @@ ROWS: tuple[tuple[str, str, tuple[Panel, ...]], ...] = (
             Panel(
                 "Time of an eviction",
                 "s",
-                ((gauge("kvshelf:evict_pass_seconds", "max", "instance"), "{{instance}}"),),
+                (
+                    (
+                        or_none(gauge("kvshelf:evict_pass_seconds", "max", "instance")),
+                        "{{instance}}",
+                    ),
+                ),
             ),
         ),
     ),

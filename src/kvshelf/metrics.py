@@ -144,6 +144,46 @@ _EVICTED: tuple[Metric, ...] = (
         "Chunk files that the file system refused to remove, as the evictor knows them. They are "
         "tried again after a minute.",
     ),
+    Metric(
+        SHELF_CHUNKS,
+        Kind.GAUGE,
+        "files",
+        "Chunk files on the shelf, of the same namespaces. Reported by the lease holder; 0 from "
+        "others.",
+        ("namespace",),
+    ),
+    Metric(
+        VOLUME_USED_BYTES,
+        Kind.GAUGE,
+        "bytes",
+        "Bytes of the root's file system that are used. Reported by the lease holder; 0 from "
+        "others.",
+        ("root",),
+    ),
+    Metric(
+        VOLUME_TOTAL_BYTES,
+        Kind.GAUGE,
+        "bytes",
+        "Bytes of the root's file system, used or free. Reported by the lease holder; 0 from "
+        "others.",
+        ("root",),
+    ),
+    Metric(
+        EVICT_STATE,
+        Kind.GAUGE,
+        "state",
+        "0 within limits, 1 scanning, 2 evicting, 3 a limit is exceeded and nothing more may go, "
+        "4 within limits as far as is known, but folders could not be looked into. Reported by "
+        "the lease holder; 0 from others.",
+        ("root",),
+    ),
+    Metric(
+        EVICT_LEASE_HELD,
+        Kind.GAUGE,
+        "state",
+        "1: this process evicts in the root. 0: it waits for the lease.",
+        ("root",),
+    ),
 )
 
 # What an evictor that runs by itself shows on a port of its own (docs/eviction.md).
@@ -155,23 +195,7 @@ EVICT_METRICS: tuple[Metric, ...] = (
         "files",
         "Chunk files that were to go, and stayed because they were used meanwhile.",
     ),
-    Metric(
-        SHELF_CHUNKS,
-        Kind.GAUGE,
-        "files",
-        "Chunk files on the shelf, of the same namespaces.",
-        ("namespace",),
-    ),
     Metric(SHELF_FOREIGN, Kind.GAUGE, "files", "Entries on the shelf that are not kvshelf's."),
-    Metric(VOLUME_USED_BYTES, Kind.GAUGE, "bytes", "Bytes of the file system that are used."),
-    Metric(VOLUME_TOTAL_BYTES, Kind.GAUGE, "bytes", "Bytes of the file system, used or free."),
-    Metric(
-        EVICT_STATE,
-        Kind.GAUGE,
-        "state",
-        "0 within limits, 1 scanning, 2 evicting, 3 a limit is exceeded and nothing more may go, "
-        "4 within limits as far as is known, but folders could not be looked into.",
-    ),
 )
 
 METRICS: tuple[Metric, ...] = (
@@ -288,13 +312,6 @@ METRICS: tuple[Metric, ...] = (
         "that differ. Reported by engines that audit only.",
     ),
     *_EVICTED,
-    Metric(
-        EVICT_LEASE_HELD,
-        Kind.GAUGE,
-        "state",
-        "Whether this engine is the one that evicts.",
-        ("root",),
-    ),
     Metric(
         EVICT_DURATION,
         Kind.GAUGE,

@@ -21,7 +21,7 @@ def render(tmp_path_factory: pytest.TempPathFactory):
     return objects
 
 
-@pytest.fixture(params=VARIANTS, ids=lambda variant: f"{variant.gateway}-{variant.overlay}")
+@pytest.fixture(params=VARIANTS, ids=str)
 def variant(request: pytest.FixtureRequest, render) -> list[Object]:
     return render(request.param)
 

@@ -10,29 +10,12 @@ from typing import Any
 
 import yaml
 
-from kvshelf.metrics import METRICS, Kind
+from kvshelf.metrics import EVICT_METRICS, METRICS, Kind
 from tests.deploy.tools import DEPLOY
 
 FOLDER = DEPLOY / "monitoring"
 # Names of series: vLLM's and ours have a colon, as have recorded ones; the kubelet's begin so.
 _NAME = re.compile(r"\b(?:kvshelf|vllm|job):\w+(?::\w+)?|\bkubelet_\w+")
-# Metrics of eviction that an engine without an evictor, or one that evicts nothing, does not have.
-EVICTION = {
-    "kvshelf:evict_faults_total",
-    "kvshelf:evict_held_chunks",
-    "kvshelf:evict_lease_held",
-    "kvshelf:evict_pass_seconds",
-    "kvshelf:evict_spared_chunks_total",
-    "kvshelf:evict_state",
-    "kvshelf:evicted_bytes_total",
-    "kvshelf:evicted_chunks_total",
-    "kvshelf:gone_keys_total",
-    "kvshelf:shelf_bytes",
-    "kvshelf:shelf_chunks",
-    "kvshelf:shelf_foreign_files",
-    "kvshelf:volume_total_bytes",
-    "kvshelf:volume_used_bytes",
-}
 KUBELET = {"kubelet_volume_stats_used_bytes", "kubelet_volume_stats_capacity_bytes"}
 VLLM = {"vllm:external_prefix_cache_hits_total", "vllm:external_prefix_cache_queries_total"}
 
@@ -54,9 +37,17 @@ def dashboard() -> dict[str, Any]:
     return content
 
 
-def panels() -> Iterator[Expression]:
-    """With Grafana's variables as Grafana would fill them in."""
+def panels(row: str = "") -> Iterator[Expression]:
+    """With Grafana's variables as Grafana would fill them in.
+
+    Args:
+        row: how the title of the row begins whose panels are wanted; "": all.
+    """
+    title = ""
     for panel in dashboard()["panels"]:
+        title = panel["title"] if panel["type"] == "row" else title
+        if not title.startswith(row):
+            continue
         for target in panel.get("targets", ()):
             text = target["expr"].replace("$__rate_interval", "1m")
             yield Expression(
@@ -82,7 +73,7 @@ def without_threshold(alert: Expression) -> Expression:
 def ours() -> set[str]:
     """The names that Prometheus shows for kvshelf's metrics; a histogram's as queried."""
     made = set()
-    for metric in METRICS:
+    for metric in {*METRICS, *EVICT_METRICS}:
         suffix = {Kind.COUNTER: "_total", Kind.HISTOGRAM: "_bucket"}.get(metric.kind, "")
         made.add(metric.name + suffix)
     return made

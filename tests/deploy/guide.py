@@ -11,26 +11,43 @@ from pathlib import Path
 from tests.deploy.tools import DEPLOY, run, tool
 
 _BLOCK = re.compile(
-    r"(?:(?P<pods><!-- pods[^\n]*-->)\n)?```(?P<kind>bash|text|console)\n(?P<text>.*?)```\n", re.S
+    r"(?:<!-- (?P<only>pods|gateway|standalone|optional)\b[^\n]*-->\n)?"
+    r"```(?P<kind>bash|text|console)\n(?P<text>.*?)```\n",
+    re.S,
 )
 
 
 @dataclass(frozen=True)
 class Block:
-    """One fenced block: its kind, what the page says of it, and its section."""
+    """One fenced block: its kind, what the page says of it, and its section.
+
+    Attributes:
+        only: "pods": it needs replicas that run; "gateway" or "standalone": for that mode alone;
+            "optional": not everybody needs it; "": for all.
+    """
 
     kind: str
     section: str
     text: str
-    pods: bool
+    only: str
+
+    @property
+    def pods(self) -> bool:
+        return self.only == "pods"
+
+    def is_for(self, gateway: str) -> bool:
+        """Whether a reader who chose this way in executes it."""
+        modes = {"gateway", "standalone"}
+        mine = "standalone" if gateway == "standalone" else "gateway"
+        return self.only not in modes - {mine}
 
 
-def blocks() -> Iterator[Block]:
-    """All of the guide, in order."""
-    page = (DEPLOY / "README.md").read_text()
+def blocks(path: Path = DEPLOY / "README.md") -> Iterator[Block]:
+    """All of the guide, or of another page, in order."""
+    page = path.read_text()
     for match in _BLOCK.finditer(page):
         section = re.findall(r"^#+ (.*)$", page[: match.start()], re.M)[-1]
-        yield Block(match["kind"], section, match["text"], match["pods"] is not None)
+        yield Block(match["kind"], section, match["text"], match["only"] or "")
 
 
 def cell_shapes(table: str) -> list[list[str]]:

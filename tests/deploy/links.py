@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import yaml
+
 from tests.deploy import picker, pods
-from tests.deploy.render import Object, named, of_kind
+from tests.deploy.render import Object, named, of_kind, our
 
 Objects = Sequence[Object]
 GATEWAY_GROUP = "gateway.networking.k8s.io"
 POOL_GROUP = "inference.networking.k8s.io"
+MIN_TIMEOUT = 300  # seconds, as the HTTPRoute of the other gateways
 
 
 def problems(objects: Objects) -> list[str]:
@@ -21,8 +24,11 @@ def problems(objects: Objects) -> list[str]:
     checks: tuple[Callable[[Objects], Iterator[str]], ...] = (
         _names,
         _routes,
+        _providers,
         _pools,
+        _standalone,
         _services,
+        _guards,
         _monitors,
         _accounts,
         pods.problems,
@@ -38,7 +44,8 @@ def _names(objects: Objects) -> Iterator[str]:
         if key in seen:
             yield f"{key} twice"
         seen.add(key)
-    spaces = {item["metadata"].get("namespace") for item in objects}
+    bound = [item for item in objects if item["kind"] != "PersistentVolume"]  # of the cluster
+    spaces = {item["metadata"].get("namespace") for item in bound}
     if len(spaces) != 1 or None in spaces:
         yield f"more than one namespace: {sorted(map(str, spaces))}"
 
@@ -53,7 +60,7 @@ def _group(item: Object) -> str:
 
 def _routes(objects: Objects) -> Iterator[str]:
     routes = list(of_kind(objects, "HTTPRoute"))
-    if not routes:
+    if not routes and any(of_kind(objects, "InferencePool")):
         yield "no HTTPRoute"
     for route in routes:
         spec = route["spec"]
@@ -69,6 +76,72 @@ def _routes(objects: Objects) -> Iterator[str]:
                 for p in pools
             ):
                 yield f"backendRef of the route leads nowhere: {backend}"
+
+
+def _providers(objects: Objects) -> Iterator[str]:
+    """What a gateway's controller needs beside the Gateway. Source: the templates istio.yaml,
+    gke.yaml and httproute.yaml of llm-d-router v0.10.0's chart llm-d-router-gateway."""
+    for gateway in of_kind(objects, "Gateway"):
+        name = gateway["spec"]["gatewayClassName"]
+        pool = our(objects, "InferencePool", "llm-d-infpool")
+        if name == "istio":
+            service = pool["spec"]["endpointPickerRef"]["name"]
+            rules = {r["spec"]["host"]: r for r in of_kind(objects, "DestinationRule")}
+            tls = rules.get(service, {}).get("spec", {}).get("trafficPolicy", {}).get("tls")
+            if tls != {"mode": "SIMPLE", "insecureSkipVerify": True}:
+                yield f"Istio does not speak TLS to the picker {service}"
+        if name.startswith("gke-"):
+            yield from _gke(objects, pool)
+
+
+def _gke(objects: Objects, pool: Object) -> Iterator[str]:
+    target = {"group": POOL_GROUP, "kind": "InferencePool", "name": pool["metadata"]["name"]}
+    found = {}
+    for kind in ("HealthCheckPolicy", "GCPBackendPolicy"):
+        for item in of_kind(objects, kind):
+            if item["spec"]["targetRef"] == target:
+                found[kind] = item["spec"]["default"]
+    check = found.get("HealthCheckPolicy", {}).get("config", {}).get("httpHealthCheck")
+    port = pool["spec"]["targetPorts"][0]["number"]
+    if check != {"requestPath": "/health", "port": port}:
+        yield f"GKE asks another path or port than vLLM's /health: {check}"
+    if found.get("GCPBackendPolicy", {}).get("timeoutSec", 30) < MIN_TIMEOUT:
+        yield "GKE ends requests after its default of 30 s"
+    for route in of_kind(objects, "HTTPRoute"):
+        if any("timeouts" in rule for rule in route["spec"]["rules"]):
+            yield "GKE refuses a route with timeouts"
+
+
+def _standalone(objects: Objects) -> Iterator[str]:
+    """Envoy in the picker's pod: its listener, the picker's port, and the replicas."""
+    if any(of_kind(objects, "InferencePool")):
+        return
+    template = our(objects, "Deployment", picker.NAME)["spec"]["template"]
+    flags = picker.flags(template)
+    labels = dict(pair.split("=") for pair in flags["endpoint-selector"].split(","))
+    labels["app.kubernetes.io/instance"] = template["metadata"]["labels"].get(
+        "app.kubernetes.io/instance", ""
+    )
+    chosen = _templates(objects, labels)
+    if len(chosen) != 1 or not chosen[0][0].endswith("llm-d-model-server"):
+        yield f"the picker selects {[name for name, _ in chosen]}, not the model servers alone"
+    for _, server in chosen:
+        if int(flags["endpoint-target-ports"]) not in _container_ports(server):
+            yield f"no container has the picker's port {flags['endpoint-target-ports']}"
+    (text,) = (
+        i["data"]["envoy.yaml"] for i in of_kind(objects, "ConfigMap") if "envoy.yaml" in i["data"]
+    )
+    envoy = yaml.safe_load(text)["static_resources"]
+    ports = {one["address"]["socket_address"]["port_value"] for one in envoy["listeners"]}
+    if not ports <= _container_ports(template).keys():
+        yield f"Envoy listens at {ports}"
+    (cluster,) = (c for c in envoy["clusters"] if c["name"] == "picker")
+    (endpoint,) = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"]
+    where = endpoint["endpoint"]["address"]["socket_address"]
+    if where != {"address": "127.0.0.1", "port_value": 9002}:
+        yield f"Envoy asks for the picker at {where}"
+    if flags.get("secure-serving") != "false" and "transport_socket" not in cluster:
+        yield "Envoy speaks plain text to a picker that serves TLS"
 
 
 def _selects(labels: dict[str, str], template: dict[str, Any]) -> bool:
@@ -97,7 +170,7 @@ def _pools(objects: Objects) -> Iterator[str]:
     for pool in of_kind(objects, "InferencePool"):
         spec = pool["spec"]
         chosen = _templates(objects, spec["selector"]["matchLabels"])
-        if [name for name, _ in chosen] != ["llm-d-model-server"]:
+        if len(chosen) != 1 or not chosen[0][0].endswith("llm-d-model-server"):
             yield f"the pool selects {[name for name, _ in chosen]}, not the model servers alone"
         for _, template in chosen:
             for port in spec["targetPorts"]:
@@ -123,6 +196,35 @@ def _services(objects: Objects) -> Iterator[str]:
             for port in service["spec"]["ports"]:
                 if port.get("targetPort", port["port"]) not in _container_ports(template):
                     yield f"service {name}: no container port {port.get('targetPort')}"
+
+
+def _guards(objects: Objects) -> Iterator[str]:
+    """Budgets and policies are about the model servers, and a replica spreads from its like."""
+    for kind in ("PodDisruptionBudget", "NetworkPolicy"):
+        for item in of_kind(objects, kind):
+            spec = item["spec"]
+            selector = spec.get("podSelector") or spec["selector"]
+            chosen = _templates(objects, selector["matchLabels"])
+            if len(chosen) != 1 or not chosen[0][0].endswith("llm-d-model-server"):
+                yield f"{kind} selects {[name for name, _ in chosen]}"
+    template = our(objects, "Deployment", "llm-d-model-server")["spec"]["template"]
+    spread = template["spec"].get("topologySpreadConstraints", ())
+    if not any(_selects(one["labelSelector"]["matchLabels"], template) for one in spread):
+        yield "replicas do not spread over nodes"
+
+
+def selected_elsewhere(mine: Objects, everything: Objects) -> list[str]:
+    """Selectors of one deployment that reach a pod of another one in its namespace."""
+    own = {item["metadata"]["name"] for item in of_kind(mine, "Deployment")}
+    found = []
+    for item in mine:
+        selector = item.get("spec", {}).get("selector")
+        if item["kind"] == "ServiceMonitor" or not selector:
+            continue
+        for name, _ in _templates(everything, selector.get("matchLabels", selector)):
+            if name not in own:
+                found.append(f"{item['kind']} {item['metadata']['name']} selects {name}")
+    return found
 
 
 def _monitors(objects: Objects) -> Iterator[str]:

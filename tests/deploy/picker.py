@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import yaml
 
-from tests.deploy.render import Object, named, of_kind
+from tests.deploy.render import Object, of_kind, our
 
 Objects = Sequence[Object]
 NAME = "llm-d-infpool-epp"
+# Flags of llm-d-router v0.10.0 (71f4f0999f95, pkg/epp/server/options.go) and their defaults, as far
+# as one of ours depends on them. A flag that is not here is refused.
+FLAGS = {
+    "config-file": "",
+    "endpoint-selector": "",
+    "endpoint-target-ports": "",
+    "grpc-health-port": "9003",
+    "grpc-port": "9002",
+    "metrics-endpoint-auth": "true",
+    "metrics-port": "9090",
+    "pool-group": "inference.networking.k8s.io",
+    "pool-name": "",
+    "pool-namespace": "",
+    "secure-serving": "true",
+    "tracing": "true",
+}
+# Without a pool it reads where it is from these (cmd/epp/runner/runner.go, extractGKNN).
+STANDALONE_ENVIRONMENT = {"NAMESPACE": "metadata.namespace", "POD_NAME": "metadata.name"}
 VERSION = "llm-d.ai/v1alpha1"
 # The plugins that we use, as llm-d-router v0.10 names them.
 PLUGINS = {
@@ -37,43 +56,86 @@ WATCHED = {
 }
 
 
-def problems(objects: Objects) -> Iterator[str]:
-    pod = named(objects, "Deployment", NAME)["spec"]["template"]["spec"]
-    (container,) = pod["containers"]
-    flags = dict(arg.removeprefix("--").partition("=")[::2] for arg in container["args"])
+def flags(template: dict[str, Any]) -> dict[str, str]:
+    """The picker's flags, with variables of plain values put in."""
+    (container,) = (c for c in template["spec"]["containers"] if c["name"] == "epp")
+    values = {v["name"]: v["value"] for v in container.get("env", ()) if "value" in v}
+    found = {}
+    for arg in container["args"]:
+        name, _, value = arg.removeprefix("--").partition("=")
+        found[name] = re.sub(r"\$\((\w+)\)", lambda m: values.get(m[1], m[0]), value)
+    return found
+
+
+def _start(objects: Objects, template: dict[str, Any], given: dict[str, str]) -> Iterator[str]:
+    """What ends it at its start, or makes it unreachable."""
+    for name in sorted(given.keys() - FLAGS.keys()):
+        yield f"the picker has no flag --{name}"
+    (container,) = (c for c in template["spec"]["containers"] if c["name"] == "epp")
     pools = {
         (p["apiVersion"].rpartition("/")[0], p["metadata"]["name"])
         for p in of_kind(objects, "InferencePool")
     }
-    if (flags["pool-group"], flags["pool-name"]) not in pools:
-        yield f"the picker serves a pool that is not there: {flags['pool-name']}"
+    if "pool-name" in given and (given.get("pool-group"), given["pool-name"]) not in pools:
+        yield f"the picker serves a pool that is not there: {given['pool-name']}"
+    if ("pool-name" in given) == ("endpoint-selector" in given):
+        yield "the picker needs a pool or a selector, not both"
+    if "endpoint-selector" in given:
+        fields = {
+            v["name"]: v.get("valueFrom", {}).get("fieldRef", {}).get("fieldPath")
+            for v in container.get("env", ())
+        }
+        for name, path in STANDALONE_ENVIRONMENT.items():
+            if fields.get(name) != path:
+                yield f"the picker does not learn {path} from {name}"
+    merged = FLAGS | given
+    if merged["metrics-endpoint-auth"] != "false":
+        yield "scrapes of the picker are refused: nobody gives it the right to review tokens"
+    if merged["tracing"] != "false":
+        yield "the picker sends traces to a collector that is not there"
+
+
+def problems(objects: Objects) -> Iterator[str]:
+    template = our(objects, "Deployment", NAME)["spec"]["template"]
+    pod = template["spec"]
+    (container,) = (c for c in pod["containers"] if c["name"] == "epp")
+    given = flags(template)
+    yield from _start(objects, template, given)
     ports = {port["containerPort"] for port in container["ports"]}
-    if int(flags["grpc-health-port"]) not in ports:
+    if int(given["grpc-health-port"]) not in ports:
         yield "the picker's health port is not its container's"
     (mount,) = container["volumeMounts"]
     (volume,) = (v for v in pod["volumes"] if v["name"] == mount["name"])
-    if not flags["config-file"].startswith(mount["mountPath"] + "/"):
-        yield f"the picker has no {flags['config-file']}"
+    if not given["config-file"].startswith(mount["mountPath"] + "/"):
+        yield f"the picker has no {given['config-file']}"
         return
-    key = flags["config-file"].removeprefix(mount["mountPath"] + "/")
+    key = given["config-file"].removeprefix(mount["mountPath"] + "/")
     for item in of_kind(objects, "ConfigMap"):
         if item["metadata"]["name"] == volume["configMap"]["name"]:
             if key not in item["data"]:
-                yield f"the picker has no {flags['config-file']}"
+                yield f"the picker has no {given['config-file']}"
                 return
             yield from configuration(objects, yaml.safe_load(item["data"][key]))
-    yield from _rights(named(objects, "Role", NAME))
+    yield from _rights(objects, pod["serviceAccountName"], "pool-name" in given)
 
 
-def _rights(role: Object) -> Iterator[str]:
+def _rights(objects: Objects, account: str, has_pool: bool) -> Iterator[str]:
+    bound = {
+        binding["roleRef"]["name"]
+        for binding in of_kind(objects, "RoleBinding")
+        if account in [subject["name"] for subject in binding["subjects"]]
+    }
     given = {
         (group, resource)
+        for role in of_kind(objects, "Role")
+        if role["metadata"]["name"] in bound
         for rule in role["rules"]
         if {"get", "list", "watch"} <= set(rule["verbs"])
         for group in rule["apiGroups"]
         for resource in rule["resources"]
     }
-    for group, resource in sorted(WATCHED - given):
+    wanted = WATCHED if has_pool else {("", "pods")}
+    for group, resource in sorted(wanted - given):
         yield f"the picker may not watch {resource} of {group or 'core'}"
 
 
@@ -104,7 +166,7 @@ def configuration(objects: Objects, config: dict[str, Any]) -> Iterator[str]:
 def _events(objects: Objects, plugins: dict[str, dict[str, Any]]) -> Iterator[str]:
     """Routing by KV events: both sides must speak of the same port, topic, block and model."""
     producer = plugins["precise-prefix-cache-producer"]["parameters"]
-    server = named(objects, "Deployment", "llm-d-model-server")["spec"]["template"]["spec"]
+    server = our(objects, "Deployment", "llm-d-model-server")["spec"]["template"]["spec"]
     (container,) = server["containers"]
     flags = dict(a.removeprefix("--").partition("=")[::2] for a in container["args"] if "=" in a)
     if "kv-events-config" not in flags:
@@ -127,7 +189,7 @@ def _events(objects: Objects, plugins: dict[str, dict[str, Any]]) -> Iterator[st
         yield "chunks on the shelf draw requests to the replica that stored them"
     tokens = plugins["token-producer"]["parameters"]
     host = tokens["vllm"]["url"].removeprefix("http://").partition(":")[0]
-    if not any(s["metadata"]["name"] == host for s in of_kind(objects, "Service")):
+    if not any(s["metadata"]["name"].endswith(host) for s in of_kind(objects, "Service")):
         yield f"no service {host} renders prompts"
     models = [i["data"] for i in of_kind(objects, "ConfigMap") if "MODEL" in i["data"]]
     if {data["MODEL"] for data in models} | {tokens["modelName"]} != {models[0]["MODEL"]}:

@@ -13,9 +13,22 @@ from kvshelf.errors import ConfigError
 from tests.deploy.render import Object, of_kind
 
 Objects = Sequence[Object]
-MADE_BY_HAND = {("Secret", "llm-d-hf-token")}  # a command of the guide
+# Secrets of the guide and of components' comments, and whether a pod starts without.
+MADE_BY_HAND = {
+    ("Secret", "llm-d-hf-token"): True,
+    ("Secret", "llm-d-api-key"): False,
+}
+SECRET_VOLUMES = {"llm-d-kv-auth-key": {"key"}}
+CORES_A_GPU = 14  # 12 for threads_per_gpu, 2 for vLLM: README.md, "Sizing"
 # What the programs answer without a body.
-SERVED = {"vllm": {"/health", "/v1/models", "/metrics"}, "kvshelf": {"/healthz", "/metrics"}}
+SERVED = {
+    "vllm": {"/health", "/v1/models", "/metrics"},
+    "kvshelf": {"/healthz", "/metrics"},
+    "envoy": {"/ready"},
+}
+
+
+GIB = 1 << 30
 
 
 def problems(objects: Objects) -> Iterator[str]:
@@ -25,6 +38,8 @@ def problems(objects: Objects) -> Iterator[str]:
         found = [*_pod(objects, spec), *_restricted(spec["template"]["spec"])]
         for container in spec["template"]["spec"]["containers"]:
             found += _container(objects, spec["template"]["spec"], container)
+            if container["name"] == "modelserver":
+                found += _deadlines(spec, container)
             if any(arg.startswith("--kv-transfer-config=") for arg in container.get("args", ())):
                 found += _connector(objects, spec["template"]["spec"], container)
         yield from (f"{name}: {problem}" for problem in found)
@@ -41,6 +56,8 @@ def _pod(objects: Objects, spec: dict[str, Any]) -> Iterator[str]:
     for volume in template["spec"].get("volumes", ()):
         if "configMap" in volume and not _find(objects, "ConfigMap", volume["configMap"]["name"]):
             yield f"no ConfigMap {volume['configMap']['name']}"
+        if "secret" in volume and volume["secret"]["secretName"] not in SECRET_VOLUMES:
+            yield f"no Secret {volume['secret']['secretName']}"
         if "persistentVolumeClaim" in volume:
             claim = _find(objects, "PersistentVolumeClaim", _claim(volume))
             if claim is None:
@@ -86,9 +103,32 @@ def _container(objects: Objects, pod: dict[str, Any], container: dict[str, Any])
             yield f"{probe}: {program} has no {target['path']}"
 
 
+WEIGHTS_BYTES = 65.5e9  # of the largest model that an overlay serves, Qwen3-32B in bf16
+DOWNLOAD_BYTES_PER_SECOND = 25e6
+LOAD_SECONDS = 300  # into the GPUs, and compiling
+IMAGE_SECONDS = 300  # 15 GB of image, before the startup probe's time begins
+
+
+def _deadlines(spec: dict[str, Any], container: dict[str, Any]) -> Iterator[str]:
+    """A first start downloads the weights: no deadline may be shorter than that."""
+    probe = container["startupProbe"]
+    budget = probe["periodSeconds"] * probe["failureThreshold"]
+    if budget < WEIGHTS_BYTES / DOWNLOAD_BYTES_PER_SECOND + LOAD_SECONDS:
+        yield f"the startup probe gives up after {budget} s: the download takes longer"
+    deadline = spec.get("progressDeadlineSeconds", 600)
+    if deadline < budget + IMAGE_SECONDS:
+        yield f"a rollout is called failed after {deadline} s, the startup probe waits {budget} s"
+    asked = container.get("resources", {}).get("requests", {})
+    if "ephemeral-storage" not in asked:
+        yield "its weights and caches fill the node's disk: no ephemeral-storage request"
+    gpus = int(asked.get("nvidia.com/gpu", 0))
+    if gpus and int(asked["cpu"]) != gpus * CORES_A_GPU:
+        yield f"{asked['cpu']} cores for {gpus} GPUs"
+
+
 def _has_key(objects: Objects, kind: str, reference: dict[str, Any]) -> bool:
     if (kind, reference["name"]) in MADE_BY_HAND:
-        return bool(reference.get("optional"))
+        return bool(reference.get("optional")) == MADE_BY_HAND[kind, reference["name"]]
     item = _find(objects, kind, reference["name"])
     return item is not None and reference["key"] in item["data"]
 
@@ -126,13 +166,27 @@ def _connector(objects: Objects, pod: dict[str, Any], container: dict[str, Any])
     if item is None:
         return
     config = json.loads(item["data"][source["key"]])
-    if config["kv_connector"] != "KvshelfConnector":
+    extra = config["kv_connector_extra_config"]
+    if extra.get("spec_name") == "TieringOffloadingSpec":
+        yield from _tier(pod, container, extra)
+        (tier,) = (t for t in extra["secondary_tiers"] if t["type"] == "KvshelfTier")
+        extra = {k: v for k, v in tier.items() if k not in ("type", "root_dir")}
+        extra["shared_storage_path"] = tier["root_dir"]
+    elif config["kv_connector"] != "KvshelfConnector":
         yield f"another connector: {config['kv_connector']}"
     try:
-        settings = Settings.from_mapping(config["kv_connector_extra_config"], environment={})
+        settings = Settings.from_mapping(extra, environment={})
     except ConfigError as error:
         yield f"kv-transfer.json: {error}"
         return
+    secrets = {v["name"]: v["secret"]["secretName"] for v in pod["volumes"] if "secret" in v}
+    keys = {
+        f"{m['mountPath']}/{key}"
+        for m in container["volumeMounts"]
+        for key in SECRET_VOLUMES.get(secrets.get(m["name"], ""), ())
+    }
+    if settings.auth_key_file and settings.auth_key_file not in keys:
+        yield f"no Secret holds {settings.auth_key_file}"
     claims = {v["name"] for v in pod["volumes"] if "persistentVolumeClaim" in v}
     mounts = [m for m in container["volumeMounts"] if m["name"] in claims]
     for root in map(PurePosixPath, settings.roots):
@@ -154,11 +208,26 @@ def _connector(objects: Objects, pod: dict[str, Any], container: dict[str, Any])
     yield from _writable(pod, container, values)
 
 
+def _tier(pod: dict[str, Any], container: dict[str, Any], extra: dict[str, Any]) -> Iterator[str]:
+    """Host memory lies in /dev/shm and counts against the container's limit."""
+    host = extra["cpu_bytes_to_use"]
+    (shm,) = (v["emptyDir"] for v in pod["volumes"] if v["name"] == "shm")
+    limit = container["resources"]["limits"]["memory"]
+    if host + 8 * GIB > int(shm["sizeLimit"].removesuffix("Gi")) * GIB:
+        yield f"{host} bytes of host memory do not fit into /dev/shm"
+    if 2 * host > int(limit.removesuffix("Gi")) * GIB:
+        yield f"{host} bytes of host memory in a container of {limit}"
+
+
 def _writable(
     pod: dict[str, Any], container: dict[str, Any], values: dict[str, str | None]
 ) -> Iterator[str]:
     """With a read-only root every folder that is written to must be a volume."""
-    empty = {volume["name"] for volume in pod["volumes"] if "emptyDir" in volume}
+    empty = {
+        volume["name"]
+        for volume in pod["volumes"]
+        if "emptyDir" in volume or "persistentVolumeClaim" in volume
+    }
     places = [
         PurePosixPath(m["mountPath"]) for m in container["volumeMounts"] if m["name"] in empty
     ]

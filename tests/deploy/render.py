@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,8 +17,11 @@ from tests.deploy.tools import DEPLOY, run, tool
 Object = dict[str, Any]
 
 GATEWAYS = ("istio", "agentgateway", "gke")
+STANDALONE = "standalone"
 OVERLAYS = ("nvidia", "cpu")
-KV_EVENTS = "nvidia+kv-events"
+PREFIX = "second-"  # components/instance
+# Optional components, by the folders whose kustomizations offer them.
+OFFERED = ("overlays/nvidia", "overlays/cpu", "base/pool", "standalone")
 
 
 def copy_of_deploy(folder: Path) -> Path:
@@ -25,14 +29,27 @@ def copy_of_deploy(folder: Path) -> Path:
     return Path(shutil.copytree(DEPLOY, folder / "deploy"))
 
 
-def with_kv_events(folder: Path) -> Path:
-    """A copy with the component switched on: its lines are there, commented out."""
-    deploy = copy_of_deploy(folder)
-    for name in ("overlays/nvidia", "base/pool"):
-        path = deploy / name / "kustomization.yaml"
-        text = path.read_text()
-        assert "\n# - ../../components/kv-events/" in text, path
-        path.write_text(text.replace("\n# - ../../components", "\n- ../../components"))
+def offered(folder: str) -> list[str]:
+    """The optional components of a kustomization: lines that are commented out."""
+    text = (DEPLOY / folder / "kustomization.yaml").read_text()
+    return re.findall(r"^# - (?:\.\./)+components/(\S+)$", text, re.M)
+
+
+def switch_on(deploy: Path, *components: str) -> Path:
+    """As a reader does: the "# " before a component goes, wherever it is offered.
+
+    Args:
+        components: names; "kv-events" stands for all below it.
+    """
+    for name in components:
+        line = re.compile(rf"^# (- (?:\.\./)+components/{name}(?:/\S+)?)$", re.M)
+        found = 0
+        for folder in OFFERED:
+            path = deploy / folder / "kustomization.yaml"
+            text, count = line.subn(r"\1", path.read_text())
+            path.write_text(text)
+            found += count
+        assert found, name
     return deploy
 
 
@@ -44,28 +61,74 @@ def kustomize(folder: Path) -> list[Object]:
 
 @dataclass(frozen=True)
 class Variant:
-    """All that one deployment applies."""
+    """All that one deployment applies.
+
+    Attributes:
+        gateway: a folder of gateway/, or STANDALONE.
+        components: that are switched on; "static-pv" in the place of storage-class.
+        prefixed: whether it is a second one in its namespace, by components/instance.
+    """
 
     gateway: str
     overlay: str
+    components: tuple[str, ...] = ()
+    prefixed: bool = False
 
-    def folders(self, deploy: Path) -> list[Path]:
-        overlay = self.overlay.partition("+")[0]
-        parts = (f"gateway/{self.gateway}", "base/storage", f"overlays/{overlay}", "base/pool")
-        return [deploy / part for part in (*parts, "monitoring")]
+    def __str__(self) -> str:
+        return "-".join((PREFIX * self.prefixed + self.gateway, self.overlay, *self.components))
+
+    def parts(self) -> list[str]:
+        way = (f"gateway/{self.gateway}", "base/pool")
+        if self.gateway == STANDALONE:
+            way = (STANDALONE, "")
+        return [p for p in (way[0], "base/storage", f"overlays/{self.overlay}", way[1]) if p]
 
     def objects(self, scratch: Path) -> list[Object]:
-        deploy = with_kv_events(scratch) if "+" in self.overlay else DEPLOY
-        return [item for folder in self.folders(deploy) for item in kustomize(folder)]
+        deploy = copy_of_deploy(scratch)
+        optional = [name for name in self.components if name != "static-pv"]
+        switch_on(deploy, *optional)
+        if "static-pv" in self.components:
+            path = deploy / "base/storage/kustomization.yaml"
+            path.write_text(path.read_text().replace("storage-class", "static-pv"))
+        parts = [*self.parts(), "monitoring"]
+        if not self.prefixed:
+            return [item for part in parts for item in kustomize(deploy / part)]
+        own = {
+            "resources": [f"../{part}" for part in parts],
+            "components": ["../components/instance"],
+        }
+        (deploy / "own").mkdir()
+        (deploy / "own/kustomization.yaml").write_text(json.dumps(own))
+        return kustomize(deploy / "own")
 
 
+# Together in one variant goes what does not exclude each other.
+EVERY = (
+    "model-cache",
+    "evict-chart",
+    "kv-events",
+    "pdb",
+    "network-policy",
+    "placement",
+    "image-pull-secret",
+)
 VARIANTS = [
     Variant("istio", "nvidia"),
     Variant("agentgateway", "nvidia"),
     Variant("gke", "nvidia"),
     Variant("istio", "cpu"),
-    Variant("istio", KV_EVENTS),
+    Variant(STANDALONE, "nvidia"),
+    Variant(STANDALONE, "cpu"),
+    Variant("istio", "nvidia", ("kv-events",)),
+    Variant("gke", "nvidia", (*EVERY, "auth-key", "static-pv")),
+    Variant(STANDALONE, "nvidia", (*EVERY, "several-roots")),
+    Variant("istio", "nvidia", ("tier", "pdb")),
+    Variant("istio", "cpu", ("api-key",)),
+    Variant("istio", "nvidia", prefixed=True),
+    Variant("gke", "cpu", ("pdb", "network-policy", "model-cache"), prefixed=True),
+    Variant(STANDALONE, "nvidia", prefixed=True),
 ]
+OPENSHIFT = Variant("istio", "nvidia", ("openshift",))
 
 
 def of_kind(objects: Sequence[Object], kind: str) -> Iterator[Object]:
@@ -75,6 +138,12 @@ def of_kind(objects: Sequence[Object], kind: str) -> Iterator[Object]:
 def named(objects: Sequence[Object], kind: str, name: str) -> Object:
     """The one object of that kind and name."""
     (found,) = (item for item in of_kind(objects, kind) if item["metadata"]["name"] == name)
+    return found
+
+
+def our(objects: Sequence[Object], kind: str, name: str) -> Object:
+    """The one object of that kind and name, whatever prefix its deployment has."""
+    (found,) = (i for i in of_kind(objects, kind) if i["metadata"]["name"].endswith(name))
     return found
 
 

@@ -15,19 +15,20 @@ from typing import Any
 
 import yaml
 
-from tests.deploy.tools import REPOSITORY, module
+from tests.deploy.tools import module
 
 Schema = dict[str, Any]
 KUBERNETES = "1.37"
 OURS = Path(__file__).with_name("schemas")
-MANY = Path(os.environ.get("KVSHELF_CRDS", REPOSITORY.parent / "shared/crds"))
+# Folders of CustomResourceDefinitions: our own short ones, and the full ones where there are any.
+FOLDERS = [OURS, *map(Path, filter(None, [os.environ.get("KVSHELF_CRDS")]))]
 
 
 @cache
 def definitions() -> dict[tuple[str, str], Schema]:
     """Custom resources by (apiVersion, kind). The full ones replace ours."""
     found: dict[tuple[str, str], Schema] = {}
-    for folder in (OURS, MANY):
+    for folder in FOLDERS:
         for path in sorted(folder.glob("*.yaml")):
             for crd in yaml.safe_load_all(path.read_text()):
                 spec = crd["spec"]
@@ -38,11 +39,10 @@ def definitions() -> dict[tuple[str, str], Schema]:
 
 
 def knows(item: dict[str, Any]) -> bool:
-    """Whether there is a schema for it. A kind that has none here is no kind of Kubernetes' own."""
+    """Whether there is a schema for it."""
     group = item["apiVersion"].rpartition("/")[0]
-    return (
-        "." not in group or group.endswith(".authorization.k8s.io") or _key(item) in definitions()
-    )
+    own = "." not in group or group in ("rbac.authorization.k8s.io", "networking.k8s.io")
+    return own or _key(item) in definitions()
 
 
 def _key(item: dict[str, Any]) -> tuple[str, str]:

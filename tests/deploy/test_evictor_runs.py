@@ -15,6 +15,8 @@ from demo.damage import chunk_files
 
 from kvshelf import Chunk, Identity, Shelf, make_key
 from kvshelf.cli.main import COMMANDS
+from tests.deploy import expressions
+from tests.deploy.prometheus import Prometheus
 from tests.deploy.render import DEPLOY, kustomize
 from tests.deploy.running import Pod, why_not
 from tests.deploy.test_chart import DEFAULTS, template
@@ -72,6 +74,22 @@ def test_the_charts_container_brings_a_full_volume_below_its_limit(
         left = len(chunk_files(volume / "kv-cache"))
         assert before - left == pod.metric("kvshelf:evicted_chunks_total")
         assert used(volume) > 0.8  # to its low mark, and no further
+        capacity_is_shown(pod, tmp_path / "prometheus")
         assert pod.terminate() == 0
     finally:
         pod.close()
+
+
+def capacity_is_shown(pod: Pod, folder: Path) -> None:
+    """With the chart as the lease's holder, its panels and both alerts of eviction have data."""
+    monitoring = kustomize(expressions.FOLDER)
+    alerts = {rule.where: rule for kind, rule in expressions.rules() if kind == "alert"}
+    wanted = [
+        expressions.without_threshold(alerts[name]).text
+        for name in ("KvshelfEvictionStuck", "KvshelfStaleLease")
+    ]
+    wanted += [each.text for each in expressions.panels("Capacity") if "or vector" not in each.text]
+    assert len(wanted) >= 9
+    with Prometheus(folder, monitoring, [f"127.0.0.1:{pod.port}"]) as prometheus:
+        assert prometheus.await_data(wanted, 60) == []
+        assert [one["value"][1] for one in prometheus.query(wanted[1])] == ["1"]  # it holds it

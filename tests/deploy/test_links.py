@@ -11,10 +11,22 @@ import pytest
 import yaml
 
 from tests.deploy import links
-from tests.deploy.render import KV_EVENTS, VARIANTS, Object, Variant, named, of_kind
+from tests.deploy.render import (
+    OPENSHIFT,
+    STANDALONE,
+    VARIANTS,
+    Object,
+    Variant,
+    named,
+    of_kind,
+    offered,
+)
 
 Objects = list[Object]
-EVENTS = Variant("istio", KV_EVENTS)
+EVENTS = Variant("istio", "nvidia", ("kv-events",))
+GKE = Variant("gke", "nvidia")
+ALONE = Variant(STANDALONE, "nvidia")
+TIER = Variant("istio", "nvidia", ("tier", "pdb"))
 SERVER = "Deployment", "llm-d-model-server"
 EPP = "Deployment", "llm-d-infpool-epp"
 POOL = "InferencePool", "llm-d-infpool"
@@ -23,6 +35,42 @@ ROUTE = "HTTPRoute", "llm-d-route"
 
 def test_everything_fits(variant: list[Object]) -> None:
     assert links.problems(variant) == []
+
+
+def test_every_optional_component_is_in_a_variant() -> None:
+    wanted = {
+        name.partition("/")[0]
+        for folder in ("overlays/nvidia", "overlays/cpu", "base/pool", "standalone")
+        for name in offered(folder)
+    }
+    assert len(wanted) >= 12
+    assert wanted <= {name for v in (*VARIANTS, OPENSHIFT) for name in v.components}
+
+
+def test_openshift_chooses_users_itself(render: Any) -> None:
+    objects = render(OPENSHIFT)
+    for item in of_kind(objects, "Deployment"):
+        context = item["spec"]["template"]["spec"]["securityContext"]
+        assert context["runAsNonRoot"] is True
+        assert not context.keys() & {"runAsUser", "runAsGroup", "fsGroup"}
+    assert links.problems(objects) == []
+
+
+@pytest.mark.parametrize("gateway", ["istio", "gke", STANDALONE])
+def test_two_deployments_in_one_namespace_do_not_select_each_other(
+    render: Any, gateway: str
+) -> None:
+    (second,) = [render(v) for v in VARIANTS if v.prefixed and v.gateway == gateway]
+    first = render(Variant(gateway, "nvidia"))
+    names = [(i["kind"], i["metadata"]["name"]) for i in (*first, *second)]
+    assert len(set(names)) == len(names)
+    for objects in (first, second):
+        assert links.selected_elsewhere(objects, [*first, *second]) == []
+    merged = copy.deepcopy(second)  # the check sees it: without the label they do
+    for item in merged:
+        selector = item.get("spec", {}).get("selector", {})
+        selector.get("matchLabels", selector).pop("app.kubernetes.io/instance", None)
+    assert links.selected_elsewhere(merged, [*first, *merged])
 
 
 def spec(objects: Objects, kind: str, name: str) -> dict[str, Any]:
@@ -127,7 +175,9 @@ MUTATIONS: list[Mutation] = [
     ("subject elsewhere", lambda o: named(o, "RoleBinding", "llm-d-infpool-epp")["subjects"][
         0].update(namespace="default"), "subject is in default"),
     ("no account", lambda o: drop(o, "ServiceAccount", "epp"), "no ServiceAccount"),
-    ("rights", lambda o: named(o, "Role", "llm-d-infpool-epp")["rules"].pop(), "may not watch"),
+    ("rights", lambda o: named(o, "Role", "llm-d-infpool-epp-pool")["rules"].pop(),
+     "may not watch"),
+    ("rights that nobody has", lambda o: drop(o, "RoleBinding", "epp-pool"), "may not watch"),
     ("selector", lambda o: spec(o, *SERVER)["selector"]["matchLabels"].update(a="b"),
      "does not match its own pods"),
     ("no claim", lambda o: drop(o, "PersistentVolumeClaim"), "no claim"),
@@ -138,7 +188,20 @@ MUTATIONS: list[Mutation] = [
     ("picker's configuration", lambda o: drop(o, "ConfigMap", "epp"), "no ConfigMap"),
     ("picker's file", lambda o: swap(epp(o), "config.yaml", "x.yaml"), "has no /config/x.yaml"),
     ("picker's mount", lambda o: swap(epp(o), "/config/", "/etc/"), "has no /etc/config.yaml"),
-    ("picker's pool", lambda o: swap(epp(o), "llm-d-infpool", "x"), "a pool that is not there"),
+    ("picker's pool", lambda o: setenv(epp(o), "POOL_NAME", "x"), "a pool that is not there"),
+    ("picker's flag", lambda o: swap(epp(o), "--tracing", "--trace"), "no flag --trace"),
+    ("scrapes", lambda o: swap(epp(o), "auth=false", "auth=true"), "scrapes of the picker"),
+    ("traces", lambda o: swap(epp(o), "tracing=false", "tracing=true"), "a collector"),
+    ("TLS of Istio", lambda o: drop(o, "DestinationRule"), "Istio does not speak TLS"),
+    ("TLS of another", lambda o: spec(o, "DestinationRule", "llm-d-infpool-epp").update(host="x"),
+     "Istio does not speak TLS"),
+    ("rollout's deadline", lambda o: spec(o, *SERVER).pop("progressDeadlineSeconds"),
+     "called failed after 600 s"),
+    ("startup's budget", lambda o: server(o)["startupProbe"].update(failureThreshold=360),
+     "gives up after 1800 s"),
+    ("node's disk", lambda o: server(o)["resources"]["requests"].pop("ephemeral-storage"),
+     "fill the node's disk"),
+    ("cores", lambda o: server(o)["resources"]["requests"].update(cpu="16"), "16 cores for 2"),
     ("picker's group", lambda o: swap(epp(o), "networking.k8s", "networking.x-k8s"), "not there"),
     ("picker's health", lambda o: swap(epp(o), "9003", "9004"), "health port"),
     ("picker's probe", lambda o: epp(o)["readinessProbe"]["grpc"].update(port=9),
@@ -202,11 +265,50 @@ EVENT_MUTATIONS: list[Mutation] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("mutation", "base"),
-    [(m, VARIANTS[0]) for m in MUTATIONS] + [(m, EVENTS) for m in EVENT_MUTATIONS],
-    ids=[m[0] for m in MUTATIONS + EVENT_MUTATIONS],
-)
+def envoy(objects: Objects, old: str, new: str) -> None:
+    content = data(objects, "envoy.yaml")
+    assert old in content["envoy.yaml"]
+    content["envoy.yaml"] = content["envoy.yaml"].replace(old, new)
+
+
+GKE_MUTATIONS: list[Mutation] = [
+    ("health of GKE", lambda o: drop(o, "HealthCheckPolicy"), "GKE asks another path"),
+    ("time of GKE", lambda o: drop(o, "GCPBackendPolicy"), "default of 30 s"),
+    ("target of GKE", lambda o: spec(o, "HealthCheckPolicy", "llm-d-infpool")["targetRef"].update(
+        name="x"), "GKE asks another path"),
+    ("timeouts of GKE", lambda o: spec(o, *ROUTE)["rules"][0].update(
+        timeouts={"request": "300s"}), "GKE refuses"),
+]  # fmt: skip
+ALONE_MUTATIONS: list[Mutation] = [
+    ("selector alone", lambda o: swap(epp(o), "guide=kvshelf", "guide=x"), "the picker selects []"),
+    ("port alone", lambda o: swap(epp(o), "ports=8000", "ports=8001"), "picker's port 8001"),
+    ("TLS alone", lambda o: swap(epp(o), "serving=false", "serving=true"), "plain text"),
+    ("Envoy's picker", lambda o: envoy(o, "port_value: 9002", "port_value: 9003"), "asks for the"),
+    ("Envoy's port", lambda o: envoy(o, "port_value: 8081", "port_value: 80"), "Envoy listens"),
+    ("name of the pod", lambda o: epp(o)["env"].pop(1), "does not learn metadata.n"),
+    ("router", lambda o: spec(o, "Service", "llm-d-router")["ports"][0].update(targetPort="x"),
+     "no container port x"),
+]  # fmt: skip
+TIER_MUTATIONS: list[Mutation] = [
+    ("budget", lambda o: spec(o, "PodDisruptionBudget", "llm-d-model-server")["selector"][
+        "matchLabels"].update(a="b"), "PodDisruptionBudget selects []"),
+    ("spread", lambda o: pod(o, *SERVER)["topologySpreadConstraints"][0]["labelSelector"][
+        "matchLabels"].update(a="b"), "do not spread"),
+    ("shared memory", lambda o: [v["emptyDir"].update(sizeLimit="8Gi") for v in pod(o, *SERVER)[
+        "volumes"] if v["name"] == "shm"], "do not fit into /dev/shm"),
+    ("host memory", lambda o: server(o)["resources"]["limits"].update(memory="32Gi"),
+     "in a container of 32Gi"),
+]  # fmt: skip
+ALL: list[tuple[Mutation, Variant]] = [
+    *((m, VARIANTS[0]) for m in MUTATIONS),
+    *((m, EVENTS) for m in EVENT_MUTATIONS),
+    *((m, GKE) for m in GKE_MUTATIONS),
+    *((m, ALONE) for m in ALONE_MUTATIONS),
+    *((m, TIER) for m in TIER_MUTATIONS),
+]
+
+
+@pytest.mark.parametrize(("mutation", "base"), ALL, ids=[m[0] for m, _ in ALL])
 def test_a_broken_link_is_found(render: Any, mutation: Mutation, base: Variant) -> None:
     _, change, says = mutation
     objects = copy.deepcopy(render(base))

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.deploy import strict
-from tests.deploy.render import DEPLOY, GATEWAYS, Object, copy_of_deploy, kustomize, named
+from tests.deploy.render import (
+    DEPLOY,
+    GATEWAYS,
+    PREFIX,
+    Object,
+    copy_of_deploy,
+    kustomize,
+    named,
+    switch_on,
+)
 
 NAMES = {  # of the guide
     "Gateway": {"llm-d-inference-gateway"},
@@ -26,10 +36,14 @@ CLASSES = {
 
 def test_names_are_those_of_the_guide(variant: list[Object]) -> None:
     for kind, names in NAMES.items():
-        assert {i["metadata"]["name"] for i in variant if i["kind"] == kind} == names
-    deployments = {i["metadata"]["name"] for i in variant if i["kind"] == "Deployment"}
+        found = {i["metadata"]["name"].removeprefix(PREFIX) for i in variant if i["kind"] == kind}
+        assert not found or names <= found
+    deployments = {
+        i["metadata"]["name"].removeprefix(PREFIX) for i in variant if i["kind"] == "Deployment"
+    }
     assert {"llm-d-model-server", "llm-d-infpool-epp"} <= deployments
-    assert {item["metadata"]["namespace"] for item in variant} == {"llm-d-storage"}
+    spaces = {i["metadata"]["namespace"] for i in variant if i["kind"] != "PersistentVolume"}
+    assert spaces == {"llm-d-storage"}
 
 
 @pytest.mark.parametrize("gateway", GATEWAYS)
@@ -44,11 +58,8 @@ def test_a_gateway_variant_sets_the_class_alone(gateway: str) -> None:
 
 
 def test_every_object_has_the_schema_that_it_claims(variant: list[Object]) -> None:
-    unknown = sorted({item["kind"] for item in variant if not strict.knows(item)})
-    found = [problem for item in variant if strict.knows(item) for problem in strict.problems(item)]
-    assert found == []
-    if unknown:
-        pytest.skip(f"no schemas here of {', '.join(unknown)}: set KVSHELF_CRDS")
+    assert {item["kind"] for item in variant if not strict.knows(item)} == set()
+    assert [problem for item in variant for problem in strict.problems(item)] == []
 
 
 def changed(objects: list[Object], kind: str, name: str, path: str, value: Any) -> Object:
@@ -69,6 +80,7 @@ POOL = "InferencePool", "llm-d-infpool"
 SERVER = "Deployment", "llm-d-model-server"
 ROUTE = "HTTPRoute", "llm-d-route"
 GATEWAY = "Gateway", "llm-d-inference-gateway"
+RULE = "DestinationRule", "llm-d-infpool-epp"
 
 
 @pytest.mark.parametrize(
@@ -85,6 +97,14 @@ GATEWAY = "Gateway", "llm-d-inference-gateway"
         (ROUTE, "spec.rules.0.timeouts.request", "300", "does not match"),
         (GATEWAY, "spec.listeners.0.port", 70000, "maximum"),
         (GATEWAY, "spec.gatewayClassName", None, "'gatewayClassName' is a required property"),
+        (RULE, "spec.trafficPolicy.tls.mode", "Simple", "'Simple' is not one of"),
+        (RULE, "spec.host", None, "'host' is a required property"),
+        (
+            ("PodMonitor", "llm-d-model-server"),
+            "spec.podMetricsEndpoints.0.prot",
+            "x",
+            "unexpected",
+        ),
     ],
 )
 def test_the_schemas_refuse(
@@ -93,22 +113,71 @@ def test_the_schemas_refuse(
     from tests.deploy.render import VARIANTS
 
     broken = changed(render(VARIANTS[0]), *item, path, value)
-    if not strict.knows(broken):
-        pytest.skip(f"no schema here of {item[0]}: set KVSHELF_CRDS")
     found = " ".join(strict.problems(broken))
     assert any(word in found for word in says.split("|")), found
 
 
-def test_a_name_prefix_leaves_no_reference_dangling(scratch: Path) -> None:
-    """What kustomize does not do by itself, and references.yaml makes it do."""
+def test_one_edit_names_the_images_registry_and_tag(scratch: Path) -> None:
+    """The command of the guide: no image of ours is left behind."""
+    deploy = switch_on(copy_of_deploy(scratch), "kv-events")
+    path = deploy / "components/image/kustomization.yaml"
+    text = path.read_text().replace("registry.example.com", "r.corp/x")
+    path.write_text(re.sub("newTag: .*", "newTag: 9.9-x", text))
+    folders = ("overlays/nvidia", "overlays/cpu", "base/pool", "standalone", "base/prepare")
+    images = [
+        container["image"]
+        for folder in folders
+        for item in kustomize(deploy / folder)
+        if item["kind"] in ("Deployment", "Job")
+        for container in item["spec"]["template"]["spec"]["containers"]
+    ]
+    ours = {image for image in images if "kvshelf" in image}
+    assert ours == {"r.corp/x/kvshelf-vllm:9.9-x", "r.corp/x/kvshelf-vllm-cpu:9.9-x"}
+    others = {image.rpartition(":")[0] for image in images} - {i.rpartition(":")[0] for i in ours}
+    assert others == {
+        "ghcr.io/llm-d/llm-d-router-endpoint-picker",
+        "docker.io/envoyproxy/envoy",
+    }
+
+
+def test_every_account_of_our_images_gets_the_pull_secret(scratch: Path) -> None:
+    deploy = switch_on(copy_of_deploy(scratch), "image-pull-secret", "kv-events")
+    for folder in ("overlays/cpu", "base/pool", "standalone"):
+        objects = kustomize(deploy / folder)
+        accounts = {i["metadata"]["name"]: i for i in objects if i["kind"] == "ServiceAccount"}
+        for item in (i for i in objects if i["kind"] == "Deployment"):
+            account = accounts[item["spec"]["template"]["spec"]["serviceAccountName"]]
+            assert account["imagePullSecrets"] == [{"name": "kvshelf-pull"}]
+
+
+def test_an_empty_class_is_the_clusters_default(scratch: Path) -> None:
     deploy = copy_of_deploy(scratch)
-    for folder in ("gateway/istio", "base/pool"):
-        path = deploy / folder / "kustomization.yaml"
-        path.write_text(path.read_text() + "namePrefix: two-\n")
-    route = named(kustomize(deploy / "gateway/istio"), "HTTPRoute", "two-llm-d-route")
-    assert route["spec"]["parentRefs"][0]["name"] == "two-llm-d-inference-gateway"
-    pool = named(kustomize(deploy / "base/pool"), "InferencePool", "two-llm-d-infpool")
-    assert pool["spec"]["endpointPickerRef"]["name"] == "two-llm-d-infpool-epp"
+    (deploy / "components/storage-class/storage.env").write_text(
+        "STORAGE_CLASS=\nSTORAGE_SIZE=1Ti\n"
+    )
+    (claim,) = kustomize(deploy / "base/storage")
+    assert claim["spec"]["storageClassName"] is None  # "" would ask for a volume without a class
+
+
+def test_monitors_and_rules_carry_the_operators_label() -> None:
+    objects = kustomize(DEPLOY / "monitoring")
+    kinds = {"PodMonitor", "ServiceMonitor", "PrometheusRule"}
+    found = {
+        i["kind"]: i["metadata"]["labels"].get("release") for i in objects if i["kind"] in kinds
+    }
+    assert found == dict.fromkeys(kinds, "kube-prometheus-stack")
+
+
+def test_the_claims_root_is_prepared_as_the_replicas_need_it() -> None:
+    (job,) = kustomize(DEPLOY / "base/prepare")
+    server = named(kustomize(DEPLOY / "overlays/cpu"), "Deployment", "llm-d-model-server")
+    group = server["spec"]["template"]["spec"]["securityContext"]["fsGroup"]
+    pod = job["spec"]["template"]["spec"]
+    assert f"chown 0:{group} /mnt/files-storage && chmod 2770" in pod["containers"][0]["command"][2]
+    assert strict.problems(job) == []
+    assert pod["volumes"] == [
+        v for v in server["spec"]["template"]["spec"]["volumes"] if v["name"] == "kv-cache"
+    ]
 
 
 def test_one_line_moves_everything_into_another_namespace(scratch: Path) -> None:

@@ -15,8 +15,12 @@ from kvshelf.metrics import (
     EVICT_HELD,
     EVICT_LEASE_HELD,
     EVICT_METRICS,
+    EVICT_STATE,
     METRICS,
     SHELF_BYTES,
+    SHELF_CHUNKS,
+    VOLUME_TOTAL_BYTES,
+    VOLUME_USED_BYTES,
     WEIGHTS_KNOWN,
     Kind,
     Metric,
@@ -70,7 +74,8 @@ def test_an_engine_gives_every_gauge() -> None:
     }
     # The scheduler's and eviction's.
     others = {AUDIT_OFF, WEIGHTS_KNOWN, BREAKER_STATE, SHELF_BYTES}
-    others |= {EVICT_LEASE_HELD, EVICT_DURATION, EVICT_HELD}
+    others |= {EVICT_LEASE_HELD, EVICT_DURATION, EVICT_HELD, EVICT_STATE, SHELF_CHUNKS}
+    others |= {VOLUME_USED_BYTES, VOLUME_TOTAL_BYTES}
     assert {n for n, _ in gauges} | others == {m.name for m in METRICS if m.kind is Kind.GAUGE}
     assert all(len(labels) == len(BY_NAME[name].labels) for name, labels in gauges)
 

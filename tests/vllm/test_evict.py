@@ -275,6 +275,33 @@ def test_the_shelf_stays_within_its_limit_and_metrics_say_so(
     assert metrics.EVICT_FAULTS not in told.counted
 
 
+def test_the_holder_tells_state_volume_and_chunks_and_no_other_does(
+    make: Callable[..., Replica],
+) -> None:
+    one = make(Limits(shelf_bytes=100 * FILE_BYTES))
+    one.store([key(i) for i in range(3000, 3004)], list(range(16)))
+    (duty,) = one.manager._eviction._duties
+    gauges: dict[str, float] = {}
+
+    def until(name: str, wanted: Callable[[float], bool]) -> None:
+        """Of the gauge's last report, whatever its labels."""
+        deadline = time.monotonic() + 20
+        while not any(wanted(v) for k, v in gauges.items() if k.startswith(name)):
+            assert time.monotonic() < deadline, (name, gauges)
+            one.manager.on_schedule_end(STEP_END)
+            if (stats := one.manager.get_stats()) is not None:
+                gauges.update(stats.reduce())
+            time.sleep(0.005)
+
+    until(metrics.SHELF_CHUNKS, lambda files: files == 4)
+    for name in (metrics.VOLUME_USED_BYTES, metrics.VOLUME_TOTAL_BYTES, metrics.EVICT_LEASE_HELD):
+        until(name, lambda value: value > 0)
+    until(metrics.EVICT_STATE, lambda state: state == 0)
+    duty._turn._lease._folder.remove(str(duty._turn._lease._mine))  # another has taken it
+    for name in (metrics.EVICT_LEASE_HELD, metrics.VOLUME_USED_BYTES, metrics.SHELF_CHUNKS):
+        until(name, lambda value: value == 0)
+
+
 def test_settings_become_limits() -> None:
     settings = Settings(evict_shelf_gb=1.5, evict_percent=80, evict_low_percent=70)
     assert limits_of(settings) == Limits(

@@ -21,6 +21,7 @@ from kvshelf.upkeep.evict import Limits  # noqa: E402
 from kvshelf.upkeep.evict import duty as duty_module  # noqa: E402
 from kvshelf.upkeep.evict.duty import EvictionDuty  # noqa: E402
 from kvshelf.upkeep.evict.journal import RemovedWriter  # noqa: E402
+from kvshelf.upkeep.evict.limits import Amount  # noqa: E402
 from kvshelf.upkeep.evict.news import News  # noqa: E402
 from kvshelf.vllm.compat import KeyRun  # noqa: E402
 from kvshelf.vllm.faultlog import FaultLog  # noqa: E402
@@ -292,8 +293,8 @@ def test_every_root_has_a_duty_and_only_its_own_chunks_can_go(
 def test_bytes_of_a_namespace_are_those_in_all_roots(pair: Pair) -> None:
     eviction = pair.manager._eviction
     eviction._duties = [object(), object()]  # type: ignore[list-item]
-    eviction._count(0, News(shelf_bytes={"x": 5, "y": 1}))
-    eviction._count(1, News(shelf_bytes={"x": 7}))
+    eviction._count(0, News(shelf={"x": Amount(1, 5), "y": Amount(1, 1)}))
+    eviction._count(1, News(shelf={"x": Amount(1, 7)}))
     stats = pair.counted(metrics.SHELF_BYTES)
     assert "12" in stats and ": 1" in stats
     eviction._count(0, News())

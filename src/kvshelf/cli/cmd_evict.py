@@ -80,6 +80,7 @@ class _Command:
         self._said: dict[str, float] = {}
         self._sum: Report | None = None
         self._exposition: Any = None
+        self._holder = ""  # the other process that was last said to hold the lease
 
     def _evictor(self, root: Path, limits: Limits, **more: Any) -> Evictor:
         from kvshelf.upkeep.evict import Evictor  # noqa: PLC0415
@@ -126,7 +127,7 @@ class _Command:
             return None
         from kvshelf.upkeep.evict.exposition import Exposition, serve  # noqa: PLC0415
 
-        self._exposition = Exposition()
+        self._exposition = Exposition(os.fspath(self._root))
         try:
             return serve(self._exposition, self._options.metrics_port)
         except (OSError, OverflowError) as error:
@@ -136,9 +137,13 @@ class _Command:
     def begins(self) -> None:
         """A step says more."""
 
-    def waits(self, reason: str) -> None:
+    def waits(self, reason: str, holder: str) -> None:
         if self._exposition is not None:
-            self._exposition.waits(reason)
+            self._exposition.waits(reason, holder)
+        if holder and holder != self._holder:
+            text = f"{holder} holds the lease and evicts by its own limits; those given here"
+            self._say(f"{self._root}: waits: {text} do not count until it ends", repeat=True)
+        self._holder = holder
 
     def reported(self, report: Report) -> None:
         try:
@@ -148,6 +153,8 @@ class _Command:
             self._end(error)
 
     def stands_back(self, *, can_remove: bool) -> None:
+        if self._exposition is not None:
+            self._exposition.stands_back()
         if not can_remove:
             text = f"{self._root}: nothing can be removed: left the lease to another"
             self._say(text, repeat=False)

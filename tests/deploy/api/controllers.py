@@ -35,6 +35,8 @@ def reconcile(store: Store) -> None:
         )
     for claim in store.all("PersistentVolumeClaim"):
         _claim(store, claim)
+    for job in store.all("Job"):
+        _status(store, job, {"succeeded": 1, "conditions": [_condition("Complete")]})
 
 
 def _condition(kind: str) -> Object:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +53,11 @@ RESOURCES = (
             ("StorageClass", "spec.storageClassName"),
         ),
     ),
+    Resource("", "v1", "PersistentVolume", "persistentvolumes", ("pv",), namespaced=False),
     Resource("apps", "v1", "Deployment", "deployments", ("deploy",)),
+    Resource("batch", "v1", "Job", "jobs"),
+    Resource("policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets", ("pdb",)),
+    Resource("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies", ("netpol",)),
     Resource("rbac.authorization.k8s.io", "v1", "Role", "roles"),
     Resource("rbac.authorization.k8s.io", "v1", "RoleBinding", "rolebindings"),
     Resource(
@@ -75,6 +80,9 @@ RESOURCES = (
         columns=(("Hostnames", "spec.hostnames"),),
     ),
     Resource("inference.networking.k8s.io", "v1", "InferencePool", "inferencepools", ("infpool",)),
+    Resource("networking.istio.io", "v1", "DestinationRule", "destinationrules", ("dr",)),
+    Resource("networking.gke.io", "v1", "HealthCheckPolicy", "healthcheckpolicies"),
+    Resource("networking.gke.io", "v1", "GCPBackendPolicy", "gcpbackendpolicies"),
     Resource("monitoring.coreos.com", "v1", "PodMonitor", "podmonitors"),
     Resource("monitoring.coreos.com", "v1", "ServiceMonitor", "servicemonitors"),
     Resource("monitoring.coreos.com", "v1", "PrometheusRule", "prometheusrules"),
@@ -82,18 +90,24 @@ RESOURCES = (
 VERBS = ["create", "delete", "get", "list", "patch", "update", "watch"]
 
 
-def groups() -> dict[str, list[Resource]]:
-    """Resources by API version."""
+def groups(without: Collection[str] = ()) -> dict[str, list[Resource]]:
+    """Resources by API version.
+
+    Args:
+        without: groups of custom resources that the cluster does not have.
+    """
     found: dict[str, list[Resource]] = {}
     for resource in RESOURCES:
-        found.setdefault(resource.api_version, []).append(resource)
+        if resource.group not in without:
+            found.setdefault(resource.api_version, []).append(resource)
     return found
 
 
 def _computed(item: Object, path: str) -> Any:
     status = item.get("status", {})
     if path == "ready":
-        return "1/1"
+        count = len(item["spec"]["containers"])
+        return f"{count}/{count}"
     if path == "restarts":
         return 0
     if path == "phase":

@@ -8,7 +8,7 @@ import re
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -34,9 +34,13 @@ class Server:
         store: its objects.
         backends: base addresses of processes that stand for pods: the n-th pod of the model server,
             in order of its name, is the n-th of them.
+
+    Args:
+        without: groups of custom resources that the cluster does not have.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, without: Collection[str] = ()) -> None:
+        self.groups = kinds.groups(without)
         self.store = Store()
         self.backends: list[str] = []
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
@@ -113,11 +117,14 @@ class _Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         query = {key: values[-1] for key, values in parse_qs(url.query).items()}
         try:
-            if method == "GET" and (found := discovery(url.path)) is not None:
+            if (
+                method == "GET"
+                and (found := discovery(url.path, self.server_side.groups)) is not None
+            ):
                 self._send(200, found)
                 return
             match = _PATH.match(url.path)
-            resource = _resource(match.groupdict()) if match else None
+            resource = _resource(match.groupdict(), self.server_side.groups) if match else None
             if match is None or resource is None:
                 raise RefusedError(404, "NotFound", f"no path {url.path}")
             if match["sub"] == "proxy":
@@ -272,8 +279,11 @@ def _failure(error: RefusedError) -> Object:
     }
 
 
-def _resource(path: dict[str, str]) -> kinds.Resource | None:
-    for resource in kinds.RESOURCES:
+Groups = dict[str, list[kinds.Resource]]
+
+
+def _resource(path: dict[str, str], groups: Groups) -> kinds.Resource | None:
+    for resource in (one for resources in groups.values() for one in resources):
         if (resource.group, resource.version, resource.plural) == (
             path["group"] or "",
             path["version"],
@@ -305,9 +315,8 @@ def _matches(item: Object, space: str | None, query: dict[str, str]) -> bool:
     return True
 
 
-def discovery(path: str) -> Object | None:
+def discovery(path: str, groups: Groups) -> Object | None:
     """What clients ask before anything else; None for other paths."""
-    groups = kinds.groups()
     if path == "/version":
         return {"major": "1", "minor": "37", "gitVersion": "v1.37.0", "platform": "test"}
     if path == "/api":

@@ -99,7 +99,7 @@ def test_a_limit_is_kept_and_what_went_is_told(root: Path) -> None:
         assert news.removed_files == 40 - len(left) == len(news.gone)
         assert news.removed_bytes == news.removed_files * CHUNK_BYTES
         assert set(news.gone) == set(keys[: len(news.gone)])  # the oldest
-        assert set(news.shelf_bytes) == {FOLDER}
+        assert set(news.shelf) == {FOLDER}
         assert news.faults == []
 
 
@@ -246,6 +246,29 @@ def test_who_loses_the_lease_or_fails_leaves_nothing_under_way(
             assert time.monotonic() < deadline
             time.sleep(0.01)
     assert len(made) == 2 and set(left) == {made[1]}  # what failed is made anew
+def test_who_is_stuck_goes_on_saying_so_while_it_stands_back(root: Path) -> None:
+    """It leaves the lease for seconds; an alert has minutes to see the state."""
+    stuck = Report(
+        State.STUCK, Volume(0, 1), needs=(Need(Amount(5, 5), "shelf_bytes"),), held=Held(Amount(5))
+    )
+    looked = 0
+    with duties(root, evictor=Steps(lambda: stuck)) as (duty,):
+        heard = Heard(duty)
+        heard.until(lambda news: news.state is State.STUCK and not news.is_holder)
+        is_ours = duty._turn.is_ours
+
+        def count() -> bool:
+            nonlocal looked
+            looked += 1
+            return is_ours()
+
+        duty._turn.is_ours = count  # type: ignore[method-assign]
+        deadline = time.monotonic() + 30
+        while looked < 3:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        news = duty.take()
+        assert (news.is_holder, news.state, news.held_chunks) == (False, State.STUCK, 5)
 
 
 def test_what_must_stay_is_no_reason_to_leave_the_lease(root: Path) -> None:

@@ -53,8 +53,9 @@ class Listener(Protocol):
     def begins(self) -> None:
         """It is this process's turn: a step follows."""
 
-    def waits(self, reason: str) -> None:
-        """It is another's turn, or nobody's for this reason."""
+    def waits(self, reason: str, holder: str) -> None:
+        """It is the turn of this other process ("" if that is not known), or nobody's for this
+        reason."""
 
     def reported(self, report: Report) -> None:
         """A step has ended."""
@@ -268,7 +269,8 @@ class EvictionDuty:
             self._listener.begins()
         elif not was_back:
             failure = self._turn.failure
-            self._listener.waits("" if failure is None else f"the lease cannot be used: {failure}")
+            reason = "" if failure is None else f"the lease cannot be used: {failure}"
+            self._listener.waits(reason, self._turn.holder)
         self._holds(is_holder)
         return is_holder
 

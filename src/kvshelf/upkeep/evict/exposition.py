@@ -17,10 +17,9 @@ from typing import Any
 from kvshelf import metrics
 from kvshelf.disk.threads import start
 from kvshelf.errors import ResourceError
-from kvshelf.upkeep.evict.report import Report, State
+from kvshelf.upkeep.evict.report import STATES, Report
 from kvshelf.upkeep.evict.series import with_own_series
 
-_STATES = (State.IDLE, State.SCANNING, State.EVICTING, State.STUCK, State.BLIND)
 # A step that takes longer hangs in the storage: it should take a second.
 HEALTHY_SECONDS = 60.0
 # What a kernel without IPv6, or with ipv6.disable, says.
@@ -28,9 +27,17 @@ _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.ENOPROTOOPT, errno.EI
 
 
 class Exposition:
-    """Sums up reports, as a collector of prometheus_client. Thread-safe."""
+    """Sums up reports, as a collector of prometheus_client. Thread-safe.
 
-    def __init__(self) -> None:
+    Args:
+        root: what the series of a root say.
+    """
+
+    def __init__(self, root: str = "") -> None:
+        self._root = root
+        self._is_holder: bool | None = None  # until the lease was looked at
+        self._is_shown = False
+        self._waits_for = ""
         self._lock = threading.Lock()
         self._counters: Counter[tuple[str, str]] = Counter()
         self._report: Report | None = None
@@ -46,6 +53,8 @@ class Exposition:
             for limit in report.unfreed.keys() - (self._report.unfreed if self._report else {}):
                 self._counters[metrics.EVICT_NO_EFFECT, limit] += 1
             self._report = report
+            self._is_holder = self._is_shown = True
+            self._waits_for = ""
             self._last_step = time.monotonic()
             is_refused = errno.EROFS in report.faults and not report.removed
             self._fails(f"the root cannot be written: {os.strerror(errno.EROFS)}" * is_refused)
@@ -58,11 +67,22 @@ class Exposition:
                 name = errno.errorcode.get(number, str(number))
                 self._counters[metrics.EVICT_FAULTS, name] += times
 
-    def waits(self, reason: str = "") -> None:
-        """Nothing is done: another evicts, and all is well, or nobody can for this reason."""
+    def waits(self, reason: str = "", holder: str = "") -> None:
+        """Nothing is done: another evicts, and all is well, or nobody can for this reason.
+
+        Args:
+            holder: the process that holds the lease; "" if it is not known.
+        """
         with self._lock:
+            self._is_holder = self._is_shown = False
+            self._waits_for = holder
             self._last_step = time.monotonic()
             self._fails(reason)
+
+    def stands_back(self) -> None:
+        """The lease was left, because nothing could be done: what was seen last is still shown."""
+        with self._lock:
+            self._is_holder = False
 
     def fault(self, error: Exception) -> None:
         """Count what failed."""
@@ -81,6 +101,12 @@ class Exposition:
             if self._failing_since is None or now - self._failing_since < HEALTHY_SECONDS:
                 return ""
             return self._reason
+
+    def state(self) -> str:
+        """What ``/healthz`` says of an evictor that is well."""
+        with self._lock:
+            holder = self._waits_for
+        return f"ok: waits, {holder} holds the lease" if holder else "ok"
 
     def healthy(self) -> bool:
         """Whether steps end, and the lease and the root can be used."""
@@ -106,8 +132,10 @@ class Exposition:
             values: dict[str, list[tuple[str, float]]] = {}
             for (name, label), value in self._counters.items():
                 values.setdefault(name, []).append((label, value))
-            if self._report is not None:
-                values.update(_gauges(self._report))
+            if self._report is not None and self._is_shown:
+                values.update(_gauges(self._report, self._root))
+            if self._is_holder is not None:
+                values[metrics.EVICT_LEASE_HELD] = [(self._root, float(self._is_holder))]
         for metric in metrics.EVICT_METRICS:
             yield _family(metric, values.get(metric.name, ()))
 
@@ -124,7 +152,7 @@ def _family(metric: metrics.Metric, values: Iterable[tuple[str, float]]) -> Any:
     return family
 
 
-def _gauges(report: Report) -> dict[str, list[tuple[str, float]]]:
+def _gauges(report: Report, root: str) -> dict[str, list[tuple[str, float]]]:
     shown = with_own_series(report.usage)
     volume = report.volume
     found: dict[str, list[tuple[str, float]]] = {
@@ -132,11 +160,11 @@ def _gauges(report: Report) -> dict[str, list[tuple[str, float]]]:
         metrics.SHELF_BYTES: [(name, amount.bytes) for name, amount in shown.items()],
         metrics.EVICT_HELD: [("", report.held.amount.files)],
         metrics.SHELF_FOREIGN: [("", report.foreign)],
-        metrics.EVICT_STATE: [("", _STATES.index(report.state))] if report.state in _STATES else [],
+        metrics.EVICT_STATE: [(root, STATES.index(report.state))] if report.state in STATES else [],
     }
     if volume.counts_bytes:  # else no sample: 0 of 0 would look like a number
-        found[metrics.VOLUME_USED_BYTES] = [("", volume.used_bytes)]
-        found[metrics.VOLUME_TOTAL_BYTES] = [("", volume.total_bytes)]
+        found[metrics.VOLUME_USED_BYTES] = [(root, volume.used_bytes)]
+        found[metrics.VOLUME_TOTAL_BYTES] = [(root, volume.total_bytes)]
     return found
 
 
@@ -198,7 +226,7 @@ def serve(exposition: Exposition, port: int, host: str = "") -> ThreadingHTTPSer
             elif self.path == "/healthz":
                 reason = exposition.health()
                 status = HTTPStatus.SERVICE_UNAVAILABLE if reason else HTTPStatus.OK
-                self._answer(status, f"{reason or 'ok'}\n")
+                self._answer(status, f"{reason or exposition.state()}\n")
             else:
                 self._answer(HTTPStatus.NOT_FOUND, "there are /metrics and /healthz\n")
 

@@ -108,6 +108,13 @@ class Lease:
         """Whether this process may count itself the holder right now. No system call."""
         return self._clock() < self._trusted_until
 
+    @property
+    def holder(self) -> str:
+        """The other process that held the lease at the last look, as "host, process N"; "" if
+        there was none."""
+        owner = self._watched.owner if self._mine is None and self._watched is not None else None
+        return "" if owner is None else f"{owner.host}, process {owner.pid}"
+
     def tick(self) -> bool:
         """Take, renew or watch the lease, whatever is due; True if this process holds it now.
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kvshelf.disk.clock import Reading
+from kvshelf.disk.volume import Volume
 from kvshelf.upkeep.evict.limits import Amount
 from kvshelf.upkeep.evict.mends import with_mend
 from kvshelf.upkeep.evict.report import Report, State, no_effect_text
@@ -41,8 +42,11 @@ class News:
         removed_files, removed_bytes: that this replica evicted.
         gone: keys of this replica's namespace that somebody evicted.
         dropped: keys that were not kept for the owner.
-        shelf_bytes: of all chunks by namespace, as the holder knows them; empty for others. Of 100
+        shelf: all chunks by namespace, as the holder knows them; empty for others. Of 100
             namespaces and ``series.OTHER``.
+        volume: the root's file system, as the holder saw it; None from others.
+        state: what the holder does; None from others. What was seen last stays while the holder
+            stands back.
         held_chunks: chunk files that this replica could not remove when it last tried.
         leftovers: files of dead writers that this replica removed.
         room_requests: how often this replica asked for room, because its stores failed.
@@ -58,7 +62,9 @@ class News:
     removed_bytes: int = 0
     gone: dict[bytes, None] = field(default_factory=dict)
     dropped: int = 0
-    shelf_bytes: Mapping[str, int] = field(default_factory=dict)
+    shelf: Mapping[str, Amount] = field(default_factory=dict)
+    volume: Volume | None = None
+    state: State | None = None
     leftovers: Amount = field(default_factory=Amount)
     room_requests: int = 0
     no_effect: list[str] = field(default_factory=list)
@@ -90,29 +96,36 @@ class NewsBox:
         with self._lock:
             news, self.has_news = self._news, False
             self._news = News(
-                news.is_holder, shelf_bytes=news.shelf_bytes, held_chunks=news.held_chunks
+                news.is_holder,
+                shelf=news.shelf,
+                held_chunks=news.held_chunks,
+                volume=news.volume,
+                state=news.state,
             )
         return news
 
     def begins(self) -> None:
         self._holds(True)
 
-    def waits(self, reason: str) -> None:
-        del reason  # a fault of the lease is one already
+    def waits(self, reason: str, holder: str) -> None:
+        del reason, holder  # a fault of the lease is one already
         self._holds(False)
 
     def stands_back(self, *, can_remove: bool) -> None:
         del can_remove  # a fault, or the report, has said so
-        self._holds(False, keep_held=True)  # until another removes them, or this one tries again
+        self._holds(False, is_standing_back=True)
 
-    def _holds(self, is_holder: bool, *, keep_held: bool = False) -> None:
-        if is_holder == self._news.is_holder and (is_holder or not self._news.held_chunks):
+    def _holds(self, is_holder: bool, *, is_standing_back: bool = False) -> None:
+        """What this replica saw last stays told while it stands back: that it is stuck, say."""
+        news = self._news
+        if is_holder == news.is_holder and (is_standing_back or is_holder or news.state is None):
             return
         self._pass_since = None
         with self._lock:
-            self._news.is_holder, self._news.shelf_bytes = is_holder, {}
-            if not keep_held:
-                self._news.held_chunks = 0
+            self._news.is_holder = is_holder
+            if not is_standing_back:
+                self._news.shelf, self._news.held_chunks = {}, 0
+                self._news.volume = self._news.state = None
             self.has_news = True
 
     def failed(self, part: str, error: Exception) -> None:
@@ -160,7 +173,7 @@ class NewsBox:
             name = errno.errorcode.get(number, "other")
             text = str(report.held) if number in report.held.by_errno else os.strerror(number)
             self._add_fault(Fault("evict", name, text, times))
-        shelf_bytes = self._shelf_bytes(report)
+        shelf = self._shelf(report)
         vain = report.unfreed.keys() - self._unfreed
         self._unfreed = frozenset(report.unfreed)
         with self._lock:
@@ -174,18 +187,18 @@ class NewsBox:
             news.removed_files += report.removed.files
             news.removed_bytes += report.removed.bytes
             news.pass_seconds = ended if ended is not None else news.pass_seconds
-            known = shelf_bytes, report.held.amount.files
-            if known != (news.shelf_bytes, news.held_chunks) or report.removed or ended is not None:
-                news.shelf_bytes, news.held_chunks = known
+            known = shelf, report.held.amount.files, report.volume, report.state
+            before = news.shelf, news.held_chunks, news.volume, news.state
+            if known != before or report.removed or ended is not None:
+                news.shelf, news.held_chunks, news.volume, news.state = known
                 self.has_news = True
 
-    def _shelf_bytes(self, report: Report) -> Mapping[str, int]:
+    def _shelf(self, report: Report) -> Mapping[str, Amount]:
         """By namespace that has a series. Chosen anew when an evictor has looked again."""
-        if report.usage is not self._usage or not self._news.shelf_bytes:
+        if report.usage is not self._usage or not self._news.shelf:
             self._usage = report.usage
-            shown = with_own_series(report.usage, kept=self._news.shelf_bytes)
-            return {folder: amount.bytes for folder, amount in shown.items()}
-        return self._news.shelf_bytes
+            return with_own_series(report.usage, kept=self._news.shelf)
+        return self._news.shelf
 
     def _pass_ended(self, report: Report) -> float | None:
         """Seconds that the pass took which has ended with this step, if one has."""

@@ -37,6 +37,10 @@ class State(Enum):
     STOPPED = "stopped"
 
 
+# A state's number in metrics is its place here; STOPPED has none.
+STATES = (State.IDLE, State.SCANNING, State.EVICTING, State.STUCK, State.BLIND)
+
+
 @dataclass(frozen=True, slots=True)
 class Held:
     """Chunk files that the file system refused to remove. They are tried again after a while.

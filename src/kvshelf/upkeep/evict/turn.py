@@ -64,6 +64,11 @@ class Turn:
         return getattr(self._lease, "failure", None)
 
     @property
+    def holder(self) -> str:
+        """The other process that holds the lease; see ``Lease.holder``."""
+        return self._lease.holder
+
+    @property
     def stands_back(self) -> bool:
         """Whether ``stand_back`` still holds."""
         return time.monotonic() < self._back_until

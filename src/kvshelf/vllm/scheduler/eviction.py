@@ -10,7 +10,6 @@ import functools
 import logging
 import os
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from kvshelf import metrics
@@ -18,7 +17,9 @@ from kvshelf.config import Settings
 from kvshelf.shelf import Shelf
 from kvshelf.upkeep.evict import Limits
 from kvshelf.upkeep.evict.duty import EvictionDuty
+from kvshelf.upkeep.evict.limits import Amount
 from kvshelf.upkeep.evict.news import News
+from kvshelf.upkeep.evict.report import STATES
 from kvshelf.vllm.faultlog import FaultLog
 from kvshelf.vllm.report import NoRoom
 from kvshelf.vllm.scheduler.masked import MaskedShelf
@@ -75,7 +76,7 @@ class EvictionNews:
         self._logger = logger
         self._faults = FaultLog(logger)
         self._holds: set[int] = set()  # roots in which this engine evicts
-        self._bytes: dict[int, Mapping[str, int]] = {}  # of each root, by namespace
+        self._shown: dict[int, Mapping[str, Amount]] = {}  # of each root, by namespace
         self._held: dict[int, int] = {}  # chunk files of each root that cannot be removed
         self._counted: set[str] = set()  # namespaces
         for duty in duties:
@@ -112,6 +113,11 @@ class EvictionNews:
                 self._logger.warning("kvshelf: eviction still waits for the storage; left behind")
 
     def _count(self, root: int, news: News) -> None:
+        self._count_state(root, news)
+        self._count_events(news)
+
+    def _count_state(self, root: int, news: News) -> None:
+        """What holds now, as gauges. What the lease holder knows is 0 from others."""
         stats = self._stats
         if news.is_holder != (root in self._holds):
             self._holds ^= {root}
@@ -120,14 +126,26 @@ class EvictionNews:
             self._logger.info("kvshelf: this engine %s keeps %s within its limits", what, path)
         if news.clock is not None:
             self._shelf.set_clock(root, news.clock)
-        stats.gauge(metrics.EVICT_LEASE_HELD, float(news.is_holder), self._shelf.roots[root])
+        name = self._shelf.roots[root]
+        stats.gauge(metrics.EVICT_LEASE_HELD, float(news.is_holder), name)
+        state, volume = news.state, news.volume
+        stats.gauge(metrics.EVICT_STATE, STATES.index(state) if state in STATES else 0, name)
+        stats.gauge(metrics.VOLUME_USED_BYTES, volume.used_bytes if volume else 0, name)
+        stats.gauge(metrics.VOLUME_TOTAL_BYTES, volume.total_bytes if volume else 0, name)
         self._held[root] = news.held_chunks
         stats.gauge(metrics.EVICT_HELD, sum(self._held.values()))
-        self._bytes[root] = news.shelf_bytes
-        known = sum(map(Counter, self._bytes.values()), Counter[str]())
+        self._shown[root] = news.shelf
+        known: dict[str, Amount] = {}
+        for folder, amount in (pair for shown in self._shown.values() for pair in shown.items()):
+            known[folder] = known.get(folder, Amount()) + amount
         for folder in self._counted | known.keys():
-            stats.gauge(metrics.SHELF_BYTES, known[folder], folder)
+            amount = known.get(folder, Amount())
+            stats.gauge(metrics.SHELF_BYTES, amount.bytes, folder)
+            stats.gauge(metrics.SHELF_CHUNKS, amount.files, folder)
         self._counted = set(known)
+
+    def _count_events(self, news: News) -> None:
+        stats = self._stats
         for name, value in (
             (metrics.EVICTED_CHUNKS, news.removed_files),
             (metrics.EVICTED_BYTES, news.removed_bytes),
