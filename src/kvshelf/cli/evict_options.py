@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvshelf.cli.common import CommandError, Exit, asked, safe
+from kvshelf.cli.common import CommandError, Exit, safe
 from kvshelf.cli.evict_volume import counted_volume
 from kvshelf.cli.units import duration, number, size, whole
 from kvshelf.errors import ConfigError

@@ -246,6 +246,8 @@ def test_who_loses_the_lease_or_fails_leaves_nothing_under_way(
             assert time.monotonic() < deadline
             time.sleep(0.01)
     assert len(made) == 2 and set(left) == {made[1]}  # what failed is made anew
+
+
 def test_who_is_stuck_goes_on_saying_so_while_it_stands_back(root: Path) -> None:
     """It leaves the lease for seconds; an alert has minutes to see the state."""
     stuck = Report(

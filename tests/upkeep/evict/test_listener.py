@@ -22,7 +22,7 @@ def test_without_turns_every_step_is_its_own_and_a_listener_hears_it(tmp_path: P
         def begins(self) -> None:
             heard.append("begins")
 
-        def waits(self, reason: str) -> None:
+        def waits(self, reason: str, holder: str) -> None:
             heard.append("waits")
 
         def stands_back(self, *, can_remove: bool) -> None:

@@ -30,16 +30,16 @@ def test_series_are_chosen_when_the_shelf_was_looked_at(
     box, usage = NewsBox(tmp_path), Usage(a=Amount(1, 10), b=Amount(2, 20))
     for _ in range(5):
         reported(box, usage)
-    assert box.take().shelf_bytes == {"a": 10, "b": 20} and calls == [2]
+    assert box.take().shelf == usage and calls == [2]
     reported(box, usage)
     assert calls == [2] and not box.has_news
     reported(box, Usage(a=Amount(1, 11)))
-    assert box.take().shelf_bytes == {"a": 11} and calls == [2, 1]
-    box.waits("")  # another has the lease for a while
+    assert box.take().shelf == {"a": Amount(1, 11)} and calls == [2, 1]
+    box.waits("", "")  # another has the lease for a while
     box.begins()
-    assert box.take().shelf_bytes == {}
+    assert box.take().shelf == {}
     reported(box, box._usage)  # type: ignore[arg-type]
-    assert box.take().shelf_bytes == {"a": 11}
+    assert box.take().shelf == {"a": Amount(1, 11)}
 
 
 def test_a_usage_is_added_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
