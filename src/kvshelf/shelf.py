@@ -47,7 +47,7 @@ from kvshelf.engine import (
 )
 from kvshelf.engine.arrays import as_block_ids, groups_of
 from kvshelf.engine.check import check_batch, check_lookup_keys, check_store, check_touch_keys
-from kvshelf.engine.parts import Jobs, Part, countdown, of_all_ranks, open_engines, total
+from kvshelf.engine.parts import Jobs, Part, countdown, open_engines, total
 from kvshelf.opening import open_all
 
 EngineFactory = Callable[..., Engine]
@@ -147,10 +147,9 @@ class Shelf:
         self._position = {group: position for position, group in enumerate(ids)}
         self._own_jobs = itertools.count(-1, -1)
         self._groups = tuple(groups)
-        self._jobs = Jobs()
-        self._lock = threading.Lock()  # guards _jobs; no call under it waits for storage
         more: dict[str, Any] = {"namespace": identity.digest, "rank": rank, "device": device}
         self._engines = open_engines(engine, self.roots, self._groups, self._config, **more)
+        self._jobs = Jobs(self._engines, ranks=world_size)
         for index, reading in enumerate(opened.clocks):
             if reading is not None:
                 self.set_clock(index, reading.ahead_ns)
@@ -230,7 +229,7 @@ class Shelf:
         for each in shares:
             call = methodcaller("submit_lookup_keys", job_id, folders, each.keys, each.runs, mask)
             parts[each.root] = Part(each.rows, call)
-        self._submit(job_id, JobKind.LOOKUP, parts)
+        self._jobs.submit(job_id, JobKind.LOOKUP, parts)
 
     def submit_probe(self, job_id: JobId, keys: Sequence[bytes], bytes_max: int) -> None:
         """Queue a measurement: up to ``bytes_max`` of each chunk's files, all ranks', are read."""
@@ -239,13 +238,13 @@ class Shelf:
             files = [chunk_path_in(each, key) for key in share.keys for each in self._rank_folders]
             rows = (share.rows[:, np.newaxis] * len(ranks) + ranks).ravel()
             parts[share.root] = Part(rows, methodcaller("submit_probe", job_id, files, bytes_max))
-        self._submit(job_id, JobKind.PROBE, parts)
+        self._jobs.submit(job_id, JobKind.PROBE, parts)
 
     def submit_ping(self, job_id: JobId, root: int) -> None:
         """Queue a probe of a name in this root that no cache can know: does it answer at all."""
         name = f"{self._folder}/{secrets.token_hex(16)}-g0.kv"
         part = Part(np.arange(1), methodcaller("submit_probe", job_id, [name], 0))
-        self._submit(job_id, JobKind.PROBE, {root: part})
+        self._jobs.submit(job_id, JobKind.PROBE, {root: part})
 
     def touch(self, keys: Sequence[bytes]) -> None:
         """Mark chunks as used now, in the background."""
@@ -282,16 +281,7 @@ class Shelf:
 
     def poll(self) -> list[JobResult]:
         """Reports since the last call; lookups of several ranks reduced to one status a key."""
-        ranks, reports = len(self._rank_folders), list[JobResult]()
-        if not self._jobs:  # as in most steps: the lock takes longer than to look
-            return reports
-        with self._lock:
-            for root, engine in enumerate(self._engines):
-                for report in engine.poll():
-                    whole = self._jobs.joined(root, of_all_ranks(report, ranks))
-                    if whole is not None:
-                        reports.append(whole)
-        return reports
+        return self._jobs.poll()
 
     def wait(self, job_ids: Sequence[JobId], phase: Phase, timeout_seconds: float) -> bool:
         left = countdown(timeout_seconds)
@@ -319,8 +309,7 @@ class Shelf:
     def close(self, timeout_seconds: float = 5.0) -> bool:
         left = countdown(timeout_seconds)
         if len(self._engines) > 1:  # what a root has begun ends while another one is waited for
-            with self._lock:
-                jobs = list(self._jobs)
+            jobs = self._jobs.unfinished()
             self.cancel(jobs)
             self.wait(jobs, Phase.FINISHED, left())
         closed = [engine.close(left()) for engine in self._engines]
@@ -356,6 +345,11 @@ class Shelf:
         self.close()
 
     def _transfer(self, kind: JobKind, job_id: JobId, chunks: Sequence[Chunk], stream: int) -> None:
+        verb = f"submit_{kind.value}"
+        if len(self._engines) == 1:  # as nearly everywhere: there is nothing to split
+            call = methodcaller(verb, job_id, self._batch(chunks), stream)
+            self._jobs.submit(job_id, kind, {0: Part(_ALL, call)})
+            return
         parts: dict[int, Part] = {}
         shares = self.shares([chunk[0] for chunk in chunks])
         for share in shares:
@@ -365,9 +359,8 @@ class Shelf:
                 check_store(batch, self._groups, self._config.piece_bytes)
             elif len(shares) > 1:
                 check_batch(batch, self._groups)
-            call = methodcaller(f"submit_{kind.value}", job_id, batch, stream)
-            parts[share.root] = Part(share.rows, call)
-        self._submit(job_id, kind, parts)
+            parts[share.root] = Part(share.rows, methodcaller(verb, job_id, batch, stream))
+        self._jobs.submit(job_id, kind, parts)
 
     def _batch(self, chunks: Sequence[Chunk]) -> Batch:
         builder = BatchBuilder()
@@ -378,10 +371,6 @@ class Shelf:
             group = position.get(group_of(key), -1)
             builder.add(chunk_path(folder, rank, key), key, group, first_block, ids)
         return builder.build()
-
-    def _submit(self, job_id: JobId, kind: JobKind, parts: dict[int, Part]) -> None:
-        with self._lock:
-            self._jobs.submit(job_id, kind, parts, self._engines)
 
     def _run(
         self, submit: Callable[[JobId, Any], None], work: Sequence[Any], limit_seconds: float

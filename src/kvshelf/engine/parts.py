@@ -1,15 +1,16 @@
 """Jobs in parts: what is asked of several roots reports once, when all of them have.
 
-    job -> parts, one a root -> engines -> reports -> Jobs.joined -> one report a job
+    job -> Jobs.submit -> parts, one a root -> engines -> reports -> Jobs.poll -> one report a job
 
-No threads; whoever has the engines has the lock.
+Threads: any; nothing here waits for storage.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -55,24 +56,25 @@ class _Job:
 
 
 class Jobs:
-    """Jobs from their submission to their FINISHED report, by the caller's ids."""
+    """Jobs of several engines, from their submission to their FINISHED report.
 
-    def __init__(self) -> None:
+    Args:
+        engines: by root.
+        ranks: that a lookup asks for each key; its report has one status a key.
+    """
+
+    def __init__(self, engines: Sequence[Engine], *, ranks: int) -> None:
+        self._engines = engines
+        self._ranks = ranks
+        self._lock = threading.Lock()  # guards the jobs; no call under it waits for storage
         self._jobs: dict[JobId, _Job | None] = {}  # None: of one part
 
-    def __len__(self) -> int:
-        return len(self._jobs)
+    def unfinished(self) -> list[JobId]:
+        """Ids of the jobs whose FINISHED report has not been polled."""
+        with self._lock:
+            return list(self._jobs)
 
-    def __iter__(self) -> Iterator[JobId]:
-        return iter(self._jobs)
-
-    def submit(
-        self,
-        job_id: JobId,
-        kind: JobKind,
-        parts: Mapping[int, Part],
-        engines: Sequence[Engine],
-    ) -> None:
+    def submit(self, job_id: JobId, kind: JobKind, parts: Mapping[int, Part]) -> None:
         """Hand a job's parts out, by root. What an engine refuses when another has taken its part
         already is CANCELLED there.
 
@@ -80,31 +82,48 @@ class Jobs:
             ValueError: the id is in use, or there are no parts.
             what an engine raises, if none takes its part.
         """
-        if job_id in self._jobs:
-            raise ValueError(f"job id {job_id} is in use")
         if not parts:
             raise ValueError("a job needs at least one chunk or key")
-        if len(parts) == 1:
-            ((root, part),) = parts.items()
-            part.submit(engines[root])
-            self._jobs[job_id] = None
-            return
-        refused: dict[int, Exception] = {}
+        with self._lock:
+            if job_id in self._jobs:
+                raise ValueError(f"job id {job_id} is in use")
+            if len(parts) == 1:
+                for root, part in parts.items():
+                    part.submit(self._engines[root])
+                self._jobs[job_id] = None
+            else:
+                self._jobs[job_id] = self._handed_out(job_id, kind, parts)
+
+    def poll(self) -> list[JobResult]:
+        """Reports since the last call, of each root the oldest first."""
+        reports: list[JobResult] = []
+        if not self._jobs:  # as in most steps: the lock takes longer than to look
+            return reports
+        with self._lock:
+            for root, engine in enumerate(self._engines):
+                for report in engine.poll():
+                    whole = self._joined(root, _of_all_ranks(report, self._ranks))
+                    if whole is not None:
+                        reports.append(whole)
+        return reports
+
+    def _handed_out(self, job_id: JobId, kind: JobKind, parts: Mapping[int, Part]) -> _Job:
+        job, refused = _Job(parts), dict[int, Exception]()
         for root, part in parts.items():
             try:
-                part.submit(engines[root])
+                part.submit(self._engines[root])
             except Exception as error:
                 refused[root] = error
         if len(refused) == len(parts):
             raise next(iter(refused.values()))
-        job = self._jobs[job_id] = _Job(parts)
         for root in refused:
             statuses = (FileStatus.CANCELLED,) * len(parts[root].rows)
             for phase in Phase:
                 report = JobResult(job_id, kind, phase, statuses, (0,) * len(statuses), 0, 0.0)
                 job.reports[phase][root] = report
+        return job
 
-    def joined(self, root: int, report: JobResult) -> JobResult | None:
+    def _joined(self, root: int, report: JobResult) -> JobResult | None:
         """The job's report, if that of this root was the last one that was missing."""
         job = self._jobs[report.job_id]
         if job is not None:
@@ -171,7 +190,7 @@ def total(each_root: Collection[EngineStats]) -> EngineStats:
     return EngineStats(**{**sums, "direct": all(stats.direct for stats in each_root)})
 
 
-def of_all_ranks(report: JobResult, ranks: int) -> JobResult:
+def _of_all_ranks(report: JobResult, ranks: int) -> JobResult:
     """A lookup's report with one status a key: OK only if every rank has the chunk.
 
     Args:
