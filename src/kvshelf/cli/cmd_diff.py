@@ -10,6 +10,7 @@ from itertools import groupby
 from typing import Any
 
 from kvshelf.cli.common import (
+    ROOT_HELP,
     CommandError,
     Exit,
     existing_shelf,
@@ -25,7 +26,7 @@ HELP = "say in what two namespaces differ, why that matters, and what makes them
 DESCRIPTION = """\
 Engines share chunks only within a namespace: a folder for all that decides the bytes
 of the KV cache. Print each identity field that differs, as FIELD: LEFT | RIGHT, what it
-means, and what makes the two equal. A and B are folders of the shelf, or the first
+means, and what makes the two equal. A and B are folders of the root, or the first
 characters of a folder or of a digest. Exit status 1: they differ.
 """
 # Columns of a wide terminal; longer values are cut, --json is complete.
@@ -33,7 +34,7 @@ _VALUE_CHARS_MAX = 160
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("root", metavar="ROOT", help="the shelf's directory")
+    parser.add_argument("root", metavar="ROOT", help=ROOT_HELP)
     parser.add_argument("left", metavar="A", help="a namespace")
     parser.add_argument("right", metavar="B", help="another one")
 

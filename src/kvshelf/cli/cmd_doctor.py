@@ -55,7 +55,9 @@ _MARKS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("root", metavar="ROOT", help="the shelf's directory")
+    parser.add_argument(
+        "root", metavar="ROOT", help="a root of a shelf, or a directory that is to be one"
+    )
     parser.add_argument("--quick", action="store_true", help="measure no speed: a second or two")
     parser.add_argument(
         "--size",
@@ -89,7 +91,7 @@ def run(options: argparse.Namespace) -> Exit:
         try:
             findings += check_mount(mount_of(root)) + check_room(root) + check_folders(root)
             with ended_as_by_ctrl_c():
-                rows = _probe(options, root, findings, settings_given or Settings())
+                rows = _try_out(options, root, findings, settings_given or Settings())
                 if options.peer:
                     findings += _meet(root, options.wait)
         except OSError as error:
@@ -135,7 +137,7 @@ def _bad(findings: Sequence[Finding]) -> bool:
     return any(finding.severity is Severity.PROBLEM for finding in findings)
 
 
-def _probe(
+def _try_out(
     options: argparse.Namespace, root: Path, findings: list[Finding], settings: Settings
 ) -> list[Row]:
     """Semantics, a trial and speed, in a scratch folder."""

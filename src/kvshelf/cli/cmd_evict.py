@@ -34,13 +34,13 @@ __all__ = ["DESCRIPTION", "HELP", "add_arguments", "run"]
 
 HELP = "remove the chunks least recently used while a limit is exceeded"
 DESCRIPTION = """\
-Looks at the shelf every second, and when a limit is exceeded removes the chunks that
+Looks at the root every second, and when a limit is exceeded removes the chunks that
 were not used for longest until the low mark is reached. Runs until SIGTERM or SIGINT;
-with --once until the shelf is within its limits. Several may run at once, also beside
+with --once until the root is within its limits. Several may run at once, also beside
 engines: one evicts and the others wait, but --once does not wait. Without any limit,
 90 percent of the file system and of its inodes may be used. See docs/eviction.md.
 Exit status 1 with --once: a limit is still exceeded, and nothing more may go, or what
-went made no room; or some of the shelf could not be read or removed.
+went made no room; or some of the root could not be read or removed.
 """
 # How long a hung step is waited for once the command is to end.
 STOP_SECONDS = 2.0

@@ -23,13 +23,13 @@ from kvshelf.text import bytes_text
 from kvshelf.upkeep.census.census import Census, RankSample, summary
 from kvshelf.upkeep.census.folders import temp_bytes
 
-HELP = "list the namespaces of a shelf: chunks, bytes, ages, identities"
+HELP = "list the namespaces of a root: chunks, bytes, ages, identities"
 DESCRIPTION = """\
-List each namespace of a shelf with its model, ranks, chunk files, bytes, and how long
+List each namespace of a root with its model, ranks, chunk files, bytes, and how long
 ago chunks were stored and last used: the youngest tenth, the middle, the oldest
-tenth. A big shelf answers from a sample of its folders at once, marked "~", and
-better the longer it may count. Writes nothing
-but a file of a moment, whose time is the file system's.
+tenth. On a big root the numbers are estimates from some of its folders, marked "~":
+they come at once, and get better the longer it may count. Writes nothing but a file of
+a moment, whose time is the file system's.
 
 --sizes       what takes how much room, the largest namespace first: ranks, temp files,
               and what is free on the file system.

@@ -10,6 +10,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 from kvshelf.cli.common import (
+    ROOT_HELP,
     CommandError,
     Exit,
     ended_as_by_ctrl_c,
@@ -24,9 +25,9 @@ from kvshelf.errors import ConfigError, NotAShelfError
 from kvshelf.upkeep.scrub.findings import Finding, Totals
 from kvshelf.upkeep.scrub.settings import ScrubSettings
 
-HELP = "verify every chunk of a shelf, and remove what is bad"
+HELP = "verify every chunk of a root, and remove what is bad"
 DESCRIPTION = """\
-Read every chunk file of a shelf at a set rate and verify its checksums. Damaged files
+Read every chunk file of a root at a set rate and verify its checksums. Damaged files
 and files under a wrong name are removed: the next request computes them anew. So are
 temp files of writers that have ended and, with --unused-for, namespaces that no
 engine uses. Everything else that is wrong is reported and kept. Reading changes
@@ -42,7 +43,7 @@ _BYTES_PER_SECOND_MIN = 100
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("root", metavar="ROOT", help="the shelf's directory")
+    parser.add_argument("root", metavar="ROOT", help=ROOT_HELP)
     parser.add_argument("--dry-run", action="store_true", help="remove nothing; from the start")
     parser.add_argument(
         "--max-bytes-per-second",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kvshelf.cli import counting
-from kvshelf.cli.common import CommandError, Exit, existing_shelf, print_json, safe
+from kvshelf.cli.common import ROOT_HELP, CommandError, Exit, existing_shelf, print_json, safe
 from kvshelf.cli.scrape import ScrapeError, scrape
 from kvshelf.cli.units import duration
 from kvshelf.disk.volume import Volume, volume_of
@@ -21,9 +21,9 @@ from kvshelf.upkeep.census.census import SHARES
 from kvshelf.upkeep.census.estimate import Estimate
 from kvshelf.upkeep.census.watch import View, Watch
 
-HELP = "watch a shelf: bytes, chunks, what is stored and evicted, ages, free space"
+HELP = "watch a root: bytes, chunks, what is stored and evicted, ages, free space"
 DESCRIPTION = """\
-Look at a shelf every few seconds and show what there is and what comes and goes, from
+Look at a root every few seconds and show what there is and what comes and goes, from
 a sample of its folders that takes a twentieth of a core. With --metrics, show hits of
 a vLLM server too. Ctrl-C ends it. Writes nothing
 but a file of a moment, whose time is the file system's.
@@ -47,7 +47,7 @@ class _Moment:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("root", metavar="ROOT", help="the shelf's directory")
+    parser.add_argument("root", metavar="ROOT", help=ROOT_HELP)
     parser.add_argument(
         "--every",
         type=duration("1ms", "1d"),

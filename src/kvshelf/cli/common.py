@@ -42,11 +42,14 @@ exit status:
   0   fine
   1   differences or findings
   2   wrong usage
-  10  no such shelf, or no answer from its mount within 30 s
+  10  no such root, or no answer from its mount within 30 s
   11  the system gives no thread or no memory
   130 interrupted
-  141 whoever read the output is gone
+  141 broken pipe
 """
+
+
+ROOT_HELP = "a root of a shelf: a directory that holds namespaces"
 
 
 class CommandError(Exception):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kvshelf.cli.common import CommandError, Exit, existing_shelf, safe
+from kvshelf.cli.common import ROOT_HELP, CommandError, Exit, existing_shelf, safe
 from kvshelf.cli.units import duration
 from kvshelf.disk.volume import Volume
 from kvshelf.text import age_text, bytes_text
@@ -22,7 +22,7 @@ _REDRAW_SECONDS = 0.5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("root", metavar="ROOT", help="the shelf's directory")
+    parser.add_argument("root", metavar="ROOT", help=ROOT_HELP)
     parser.add_argument("--exact", action="store_true", help="count everything, however long")
     parser.add_argument(
         "--for",

@@ -50,7 +50,7 @@ def _under(path: str, fields: str) -> str:
 
 
 _LS = f"""
-root | text | | the shelf's directory
+root | text | | the directory
 exact | boolean | | whether everything was counted
 confidence | number | | of the estimates' errors, from 0 to 1
 folders | number | folders | that hold chunk files
@@ -72,7 +72,7 @@ namespaces[].ranks[].rank | number | |
 {_under("namespaces[].ranks[].", _SUMMARY)}
 """
 _IDENTITIES = """
-root | text | | the shelf's directory
+root | text | | the directory
 namespaces | list of object | | in order of their folders
 namespaces[].folder | text | | name in the root
 namespaces[].model | text or null | | null: its namespace.json is damaged
@@ -82,7 +82,7 @@ namespaces[].identity | any | | all that decides the bytes, as in namespace.json
 namespaces[].problem | text or null | | what is wrong with namespace.json: a finding
 """
 _DIFF = """
-root | text | | the shelf's directory
+root | text | | the directory
 left | text | | the folder of A
 right | text | | the folder of B
 differences | list of object | | in order of their fields; empty: they share
@@ -93,7 +93,7 @@ differences[].meaning | text | | what the field is; empty: not known
 differences[].remedy | text | | what makes the two equal; empty: not known
 """
 _TOP = f"""
-root | text | | the shelf's directory
+root | text | | the directory
 time | number | s | since 1970, by this host's clock
 files | estimate | files | chunk files
 bytes | estimate | bytes | their lengths
@@ -130,7 +130,7 @@ volume.used_percent | number or null | % | null: not counted
 volume.used_inode_percent | number or null | % | null: not counted
 exceeded | list of object | | limits that are exceeded
 exceeded[].limit | text | | its name
-exceeded[].namespace | text or null | | whose limit it is; null: the shelf's
+exceeded[].namespace | text or null | | whose limit it is; null: the root's
 exceeded[].bytes | number | bytes | that are still to go
 exceeded[].files | number | files | that are still to go
 no_effect | list of object | | limits that removal does not help to keep

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvshelf.cli.common import CommandError, Exit, safe
+from kvshelf.cli.common import ROOT_HELP, CommandError, Exit, safe
 from kvshelf.cli.evict_volume import counted_volume
 from kvshelf.cli.units import duration, number, size, whole
 from kvshelf.errors import ConfigError
@@ -34,7 +34,7 @@ OPTIONS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("root", metavar="ROOT", help="the shelf's directory")
+    add("root", metavar="ROOT", help=ROOT_HELP)
     add("--shelf-limit", metavar="SIZE", type=size, help="bytes of all chunks together")
     add("--volume-percent", metavar="P", type=float, help="of the file system that may be used")
     add("--inode-percent", metavar="P", type=float, help="of its inodes that may be used")

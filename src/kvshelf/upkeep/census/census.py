@@ -32,7 +32,7 @@ class RankSample:
     stored: Counter[int] = field(default_factory=Counter)
     used: Counter[int] = field(default_factory=Counter)
 
-    def look(self, name: str, now: float, unread: Unread) -> None:
+    def count(self, name: str, now: float, unread: Unread) -> None:
         """Count the chunk files of one folder."""
         chunks = chunks_in(self.folder, name, unread).values()
         self.files.append(len(chunks))
@@ -141,7 +141,7 @@ class Census:
         least = len(self._left) - len(self.ranks)
         while self._left and (len(self._left) > least or self._clock() < end):
             sample, name = self._left.pop()
-            sample.look(name, self._now, self.unread)
+            sample.count(name, self._now, self.unread)
 
     def namespaces(self) -> Iterator[tuple[str, list[RankSample]]]:
         """The samples of each namespace that has any rank."""

@@ -80,7 +80,7 @@ class Watch:
         """
         before, before_at = self._seen, self._at
         self._at = self._clock()
-        now, seen = 1e-9 * self._file_clock.now_ns(), self._scan(limited=before is None)
+        now, seen = 1e-9 * self._file_clock.now_ns(), self._count(limited=before is None)
         self._seen = seen
         stored, used = _ages(seen, now)
         weight = len(DIGITS) / len(self._digits)
@@ -99,7 +99,7 @@ class Watch:
             unread=self._unread,
         )
 
-    def _scan(self, *, limited: bool) -> _Seen:
+    def _count(self, *, limited: bool) -> _Seen:
         """The first look decides how many folders are looked into from then on."""
         unread = Unread()
         ranks = rank_folders(self._root, unread)
