@@ -75,7 +75,7 @@ test-native: $(VENV)/.tools
 	$(CTEST) build-native-test
 
 test-asan: $(VENV)/.tools
-	$(CMAKE) -B build-asan -DKVSHELF_SANITIZE=address,undefined
+	$(CMAKE) -B build-asan -DKVSHELF_SANITIZE=address,undefined -DCMAKE_CXX_FLAGS_RELEASE=-O1
 	cmake --build build-asan
 	$(CTEST) build-asan
 

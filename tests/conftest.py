@@ -48,6 +48,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(no_stress)
         if is_slow(item, float(config.getini("timeout"))):
             item.add_marker(pytest.mark.slow)
+    if hasattr(config, "workerinput"):
+        longest_first(items)
+
+
+def longest_first(items: list[pytest.Item]) -> None:
+    """Files with engines, then those with slow tests: no core waits at the end for a long file.
+    For xdist's --dist loadfile with --no-loadscope-reorder."""
+    rank: dict[Path, int] = {}
+    for item in items:
+        own = 0 if any(item.iter_markers("e2e")) else 1 if any(item.iter_markers("slow")) else 2
+        rank[item.path] = min(own, rank.get(item.path, own))
+    items.sort(key=lambda item: rank[item.path])
 
 
 @pytest.fixture(scope="session")

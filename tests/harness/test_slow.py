@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import longest_first
 from tests.harness.quirk_mount import REPOSITORY
 from tests.harness.slow import own_seconds
 
@@ -44,6 +45,19 @@ def test_what_takes_long_must_have_the_mark(tmp_path: Path, options: list[str]) 
     status, said = run("0.6")
     assert status == 1 and len(said) == 1 and "test_unmarked[0.7]" in said[0], said
     assert run("60") == (0, [])
+
+
+def test_files_with_long_tests_come_first() -> None:
+    class Item:
+        def __init__(self, name: str, *marks: str) -> None:
+            self.path, self.name, self.marks = Path(name[0]), name, marks
+
+        def iter_markers(self, mark: str) -> list[str]:
+            return [each for each in self.marks if each == mark]
+
+    items = [Item("a1"), Item("b1", "slow"), Item("b2"), Item("c1"), Item("c2", "e2e", "slow")]
+    longest_first(items)  # type: ignore[arg-type]
+    assert [item.name for item in items] == ["c1", "c2", "b1", "b2", "a1"]
 
 
 def test_a_loaded_machine_makes_no_test_slow() -> None:
