@@ -9,7 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness import slow
 from tests.harness.faulty_mount import FaultyMount
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    slow.pytest_addoption(parser)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -17,8 +22,18 @@ def pytest_configure(config: pytest.Config) -> None:
     that tests interrupt."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    slow.pytest_configure(config)
 
 
+def is_slow(item: pytest.Item, usual_timeout_seconds: float) -> bool:
+    """By another mark than ``slow`` itself: engines, stress, and what may take unusually long."""
+    if any(item.iter_markers("e2e")) or any(item.iter_markers("stress")):
+        return True
+    timeout = item.get_closest_marker("timeout")
+    return timeout is not None and timeout.args[0] > usual_timeout_seconds
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip what cannot run here, with a reason: the core is tested without vLLM."""
     has_vllm = importlib.util.find_spec("vllm") is not None
@@ -31,6 +46,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(no_vllm)
         if "stress" not in config.option.markexpr and any(item.iter_markers("stress")):
             item.add_marker(no_stress)
+        if is_slow(item, float(config.getini("timeout"))):
+            item.add_marker(pytest.mark.slow)
+    if hasattr(config, "workerinput"):
+        longest_first(items)
+
+
+def longest_first(items: list[pytest.Item]) -> None:
+    """Files with engines, then those with slow tests: no core waits at the end for a long file.
+    For xdist's --dist loadfile with --no-loadscope-reorder."""
+    rank: dict[Path, int] = {}
+    for item in items:
+        own = 0 if any(item.iter_markers("e2e")) else 1 if any(item.iter_markers("slow")) else 2
+        rank[item.path] = min(own, rank.get(item.path, own))
+    items.sort(key=lambda item: rank[item.path])
 
 
 @pytest.fixture(scope="session")

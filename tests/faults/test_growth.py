@@ -16,6 +16,7 @@ from .mount import FaultyMount, why_not
 
 REASON = why_not()
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.timeout(300),
     pytest.mark.skipif(REASON is not None, reason=REASON or ""),
 ]

@@ -14,6 +14,7 @@ import pytest
 from tests.harness.shared_mounts import SYSTEMS, mounted
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_two_nodes_share(name: str, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness import faulty_mount
 from tests.harness.faults import OPERATIONS
 from tests.harness.faulty_mount import FaultyMount, why_not
 from tests.harness.quirk_mount import rename_noreplace
@@ -272,7 +273,10 @@ def test_a_call_hangs_until_told(mount: FaultyMount, fault: str, call: str) -> N
         os.close(handle)
 
 
-def test_a_frozen_server_answers_nobody(mount: FaultyMount) -> None:
+def test_a_frozen_server_answers_nobody(
+    mount: FaultyMount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(faulty_mount, "ANSWER_SECONDS", 0.3)
     mount.freeze()
     hung = threading.Thread(target=os.statvfs, args=(mount.path,))
     hung.start()
@@ -281,6 +285,7 @@ def test_a_frozen_server_answers_nobody(mount: FaultyMount) -> None:
     mount.thaw()
     hung.join(PATIENCE_SECONDS)
     assert not hung.is_alive()
+    monkeypatch.undo()
     assert mount.stalled() == 0 and error_of(CALLS["read"].__get__(mount.path)) == errno.EIO
 
 

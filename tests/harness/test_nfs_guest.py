@@ -9,7 +9,10 @@ import pytest
 from tests.harness.nfs_guest import MOUNTS, run_in_guest, why_not
 
 REASON = why_not()
-pytestmark = pytest.mark.skipif(REASON is not None, reason=REASON or "")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(REASON is not None, reason=REASON or ""),
+]
 
 
 @pytest.mark.parametrize("version", ["3", "4.2"])

@@ -31,6 +31,7 @@ def shelf_bytes(root: Path) -> int:
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_ten_replicas_keep_the_limit_together(tmp_path: Path) -> None:
     root = open_root(tmp_path / "shelf")
