@@ -296,7 +296,7 @@ def test_metrics_and_health(tmp_path: Path) -> None:
         assert "kvshelf:evicted_chunks_total 20.0\n" in text
         assert f"kvshelf:evicted_bytes_total {20.0 * CHUNK_BYTES}\n" in text
         assert f'kvshelf:shelf_chunks{{namespace="{shelf.folders[0]}"}} 10.0\n' in text
-        assert "kvshelf:evict_state 0.0\n" in text
+        assert 'kvshelf:evict_state{root=""} 0.0\n' in text
         with urllib.request.urlopen(f"{url}/healthz", timeout=10) as answer:
             assert answer.status == 200
         exposition._last_step -= 100

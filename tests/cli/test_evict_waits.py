@@ -35,7 +35,7 @@ def test_one_that_waits_says_for_whom_and_takes_over(tmp_path: Path) -> None:
         time.sleep(0.01)
     port = free_port()
     daemon = Daemon(
-        tmp_path, "--shelf-limit", "1GB", "--interval", 0.05, "--lease-seconds", 3,
+        tmp_path, "--shelf-limit", "1GB", "--every", "0.05s", "--lease", "3s",
         "--metrics-port", port, "--json",
     )  # fmt: skip
     held = f'kvshelf:evict_lease_held{{root="{tmp_path}"}}'

@@ -39,7 +39,7 @@ kvshelf:evict_no_effect counter limit
 kvshelf:evict_pass_seconds gauge
 kvshelf:evict_room_requests counter
 kvshelf:evict_spared_chunks counter
-kvshelf:evict_state gauge
+kvshelf:evict_state gauge root
 kvshelf:evicted_bytes counter
 kvshelf:evicted_chunks counter
 kvshelf:evicted_temp_bytes counter
@@ -63,8 +63,8 @@ kvshelf:shelf_foreign_files gauge
 kvshelf:store_bytes counter
 kvshelf:store_outcomes counter outcome
 kvshelf:store_seconds histogram
-kvshelf:volume_total_bytes gauge
-kvshelf:volume_used_bytes gauge
+kvshelf:volume_total_bytes gauge root
+kvshelf:volume_used_bytes gauge root
 kvshelf:weight_epochs counter
 kvshelf:weights_known gauge
 kvshelf:write_buffer_used_bytes gauge

@@ -83,9 +83,9 @@ def test_steps_that_fail_are_unhealthy_with_their_reason(clock: list[float]) -> 
 def test_a_volume_that_counts_nothing_has_no_sample(clock: list[float]) -> None:
     exposition = Exposition()
     exposition.add(Report(State.IDLE, Volume(0, 0, bytes_unknown="0 of 0")))
-    assert "\nkvshelf:volume_total_bytes " not in exposition.text()
+    assert "\nkvshelf:volume_total_bytes{" not in exposition.text()
     exposition.add(IDLE)
-    assert "\nkvshelf:volume_total_bytes 2" in exposition.text()
+    assert '\nkvshelf:volume_total_bytes{root=""} 2' in exposition.text()
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,7 @@ def test_a_blind_evictor_is_no_success(
     assert "3 folders could not be looked into, so their chunks do not count" in told.err
     exposition = Exposition()
     exposition.add(Evictor(tmp_path, Limits(shelf_bytes=10**12)).step(seconds_max=10))
-    assert f"{metrics.EVICT_STATE} 4.0\n" in exposition.text()
+    assert f'{metrics.EVICT_STATE}{{root=""}} 4.0\n' in exposition.text()
 
 
 def test_memory_a_rank_folder(tmp_path: Path) -> None:
