@@ -199,7 +199,7 @@ def hit_ranges(scheduler_side: Any, computed_tokens: int, tokens: int) -> list[r
 def bound_event_payloads(scheduler_side: Any, keys_max: int) -> None:
     """Forget the oldest payloads of self-describing KV events.
 
-    vLLM keeps that of a chunk, some 10 KB, until it is gone from the CPU's memory. No chunk ever is
+    vLLM keeps that of a chunk, some 10 KB, until it leaves the CPU's memory. No chunk ever is
     there with us, so all would be kept for ever. A removal without its payload names the chunk's
     last block alone.
     """

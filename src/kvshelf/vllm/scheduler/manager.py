@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from typing_extensions import override
@@ -43,7 +44,7 @@ from kvshelf.vllm.report import WorkerReport
 from kvshelf.vllm.scheduler.admission import Admission
 from kvshelf.vllm.scheduler.audit import Audits
 from kvshelf.vllm.scheduler.breakers import Breakers
-from kvshelf.vllm.scheduler.chunk_table import Answer, ChunkTable
+from kvshelf.vllm.scheduler.chunk_table import Answer, ChunkTable, Record
 from kvshelf.vllm.scheduler.earlier_stores import EarlierStores
 from kvshelf.vllm.scheduler.epochs import Epochs
 from kvshelf.vllm.scheduler.events import Events
@@ -59,7 +60,7 @@ from kvshelf.vllm.stats import StatsSink
 logger = compat.logger_of(__name__)
 
 # Names for the hot path of lookups, which runs once a key: an attribute of an enum is slow.
-_HIT, _MISS, _PENDING = Answer.HIT, Answer.MISS, Answer.PENDING
+_HIT, _MISS = Answer.HIT, Answer.MISS
 _FOUND, _ABSENT, _LATER = LookupResult.HIT, LookupResult.MISS, LookupResult.RETRY
 
 # A step forgets so many evicted keys: a millisecond or two of the scheduler's thread.
@@ -67,6 +68,8 @@ EVICTED_KEYS_A_STEP = 1024
 # An engine without requests makes no steps. After so long without one, what is known may be old.
 PAUSE_SECONDS = 0.1
 _NEVER = float("-inf")
+# In the table's place for a scan whose keys need more than a look.
+_NO_RECORDS: Mapping[bytes, Record] = MappingProxyType({})
 
 
 class KvshelfManager(OffloadingManager):
@@ -97,6 +100,7 @@ class KvshelfManager(OffloadingManager):
         self._table = table
         # The hot path's own references.
         self._records, self._asked, self._wanted = table.records, table.asked, table.wanted
+        self._record_of: Callable[[bytes], Record | None] = table.records.get
         self._retry_seconds = settings.breaker_retry_seconds
         self._earlier_stores = EarlierStores()
         self._evicted: deque[tuple[int, bytes]] = deque()  # (root, key) to be forgotten
@@ -164,29 +168,32 @@ class KvshelfManager(OffloadingManager):
         self._shut = self._all_roots if is_refused else self._breakers.shut_to(req_id)
         self._scanned = self._keys.mask_of(req_id)
         self._is_plain = not self._shut and not self._scanned
+        self._record_of = (self._records if self._is_plain else _NO_RECORDS).get
 
     @override
     def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
-        if not self._is_plain:
-            key = masked(key, self._scanned)
-            if self._shut == self._all_roots or self._shelf.root_of(key) in self._shut:
-                return _ABSENT
-        record = self._records.get(key)
-        if record is None:  # as ``ChunkTable.ask`` does
-            self._records[key] = self._asked
-            self._wanted.append(key)
-            return _LATER
+        record = self._record_of(key)
+        if record is None:
+            if not self._is_plain:
+                key = masked(key, self._scanned)
+                if self._shut == self._all_roots or self._shelf.root_of(key) in self._shut:
+                    return _ABSENT
+                record = self._records.get(key)
+            if record is None:  # as ``ChunkTable.ask`` does
+                self._records[key] = self._asked
+                self._wanted.append(key)
+                return _LATER
         answer = record.answer
-        if answer is _PENDING:
-            self._lookups.fetch()
-            answer = self._table.answer(key) or _PENDING
         if answer is _HIT:
             return _FOUND
         if answer is _MISS:
             return _ABSENT
         if answer is None:
             self._wanted += self._table.ask((key,))
-        return _LATER
+            return _LATER
+        self._lookups.fetch()
+        answer = self._table.answer(key)
+        return _FOUND if answer is _HIT else _ABSENT if answer is _MISS else _LATER
 
     def prefetch(self, runs: Iterable[compat.KeyRun], req_id: str = "") -> None:
         """Ask for a new request's keys before the scheduler does."""

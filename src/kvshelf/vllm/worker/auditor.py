@@ -222,7 +222,7 @@ class Auditor:
                     self._say(logging.WARNING, task, found, f"read again: {again.verdict.value}")
                     return Finding(task.chunk.key, again.verdict, status, again.distance)
                 if not held.remove():
-                    reason = "its file is gone or replaced by now"
+                    reason = "its file is absent or replaced by now"
         except (OSError, NotAShelfError) as error:
             reason = f"its file cannot be removed: {error}"
         self._say(logging.ERROR, task, found, reason)

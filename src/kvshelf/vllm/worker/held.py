@@ -31,7 +31,7 @@ class HeldFile:
     seen: os.stat_result
 
     def remove(self) -> bool:
-        """Take the name away; False if it is another file's by now, or gone.
+        """Take the name away; False if it is another file's by now, or absent.
 
         Raises:
             OSError: it cannot be removed.
