@@ -33,6 +33,8 @@ from kvshelf.upkeep.evict.turn import Turn
 WAKE_SECONDS = 1.0
 # Between two steps the lease is looked at. The holder trusts it for two thirds of its time.
 STEP_SECONDS = 0.5
+# A step without a lease.
+ALONE_SECONDS = 1.0
 # So long chunks may lie in a folder that eviction does not know: two calls each time.
 RENEW_SECONDS = 10.0
 _NICE = 10
@@ -123,7 +125,7 @@ class EvictionDuty:
         )
         self._is_holder = False
         self._clock = FileClock(root, file_mode=file_mode)
-        self._step_seconds = min(STEP_SECONDS, lease_seconds / 10)
+        self._step_seconds = min(STEP_SECONDS, lease_seconds / 10) if by_turns else ALONE_SECONDS
         self._make_evictor = evictor
         self._evictor: Steps | None = None
         self._reader = RemovedReader(root, folder) if folder is not None else None
