@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes.util
 import functools
 import json
@@ -129,7 +130,8 @@ class FaultyMount:
         assert process.stdin is not None and process.stdout is not None
         self.thaw()
         self.set()
-        process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # of a server that has ended
+            process.stdin.close()
         try:
             process.wait(10)
         except subprocess.TimeoutExpired:

@@ -330,6 +330,18 @@ def test_nothing_is_left_of_it(tmp_path: Path) -> None:
     assert (mount.source / "file").read_bytes() == DATA
 
 
+def test_a_server_that_was_killed(tmp_path: Path) -> None:
+    mount = FaultyMount(tmp_path)
+    mount._process.kill()
+    mount._process.wait()
+    try:
+        assert error_of(lambda: os.statvfs(mount.path)) == errno.ENOTCONN
+        mount.set(read="EIO")
+    finally:
+        mount.close()
+    assert not os.path.ismount(mount.path) and mount.path.stat()
+
+
 def test_it_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     code = (
         "import os, pathlib; from tests.harness.faulty_mount import FaultyMount\n"
