@@ -3,7 +3,8 @@
 Run as root in a mount namespace of its own: ``unshare --mount python container.py SPEC``, where
 SPEC is JSON: ``root`` (an empty folder), ``keep`` (paths of this machine that the process needs),
 ``mounts`` ([source, target] pairs; a source "tmpfs" is memory), ``uid``, ``gid``, ``groups``,
-``env``, ``argv``. Everything of this machine that is not named is read-only or not there.
+``env``, ``argv``, ``cgroup`` (a folder of the memory controller, or null). Everything of this
+machine that is not named is read-only or not there.
 """
 
 from __future__ import annotations
@@ -65,6 +66,8 @@ def below(volume: Path, root: Path, kept: list[str]) -> None:
 def main() -> None:
     spec = json.loads(sys.argv[1])
     root = Path(spec["root"])
+    if spec["cgroup"] is not None:
+        (Path(spec["cgroup"]) / "cgroup.procs").write_text(str(os.getpid()))
     build(root, spec["keep"], spec["mounts"])
     os.chroot(root)
     os.chdir("/")

@@ -1,8 +1,9 @@
 """Starts the containers of rendered pods on this machine, as a kubelet would, without images.
 
-The command, arguments, environment, mounts, user and probes are the manifest's. Replaced are: the
-image, by this machine's own files, read-only; ``vllm serve MODEL``, by the module behind it, since
-the CPU build of vLLM is no distribution named vllm; the port, because all pods share one network.
+The command, arguments, environment, mounts, user, memory limit and probes are the manifest's.
+Replaced are: the image, by this machine's own files, read-only; ``vllm serve MODEL``, by the module
+behind it, since the CPU build of vLLM is no distribution named vllm; the port, because all pods
+share one network.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 
 import httpx
 
+from tests.deploy.memory import MemoryLimit
 from tests.deploy.render import Object, named
 from tests.deploy.tools import REPOSITORY
 from tests.e2e.servers import free_port
@@ -67,6 +69,8 @@ class Pod:
         self._objects, self._claims, self._folder = objects, claims, folder
         self._process: subprocess.Popen[bytes] | None = None
         folder.mkdir()
+        limit = self.container["resources"]["limits"]["memory"]
+        self.memory = MemoryLimit(f"{folder.parent.name}-{folder.name}", limit)
         self.environment = self._environment() | variables
 
     def _environment(self) -> dict[str, str]:
@@ -136,6 +140,7 @@ class Pod:
             "groups": [context["fsGroup"]],
             "env": self.environment,
             "argv": self.command(),
+            "cgroup": str(self.memory.path) if self.memory.path else None,
         }
         helper = Path(__file__).with_name("container.py")
         with self.log.open("wb") as log:
@@ -209,6 +214,18 @@ class Pod:
         assert self._process is not None
         return self._process.wait(seconds)
 
+    def kill(self) -> None:
+        """As the kernel does when memory runs out, or a node that is lost."""
+        assert self._process is not None
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    @property
+    def pre_stop_seconds(self) -> float:
+        """How long it still serves after it was told to end, and no new requests come."""
+        pause = self.container.get("lifecycle", {}).get("preStop", {}).get("sleep", {})
+        return float(pause.get("seconds", 0))
+
     def terminate(self) -> int:
         """As a kubelet does after preStop: SIGTERM, and after the grace period the end of the test.
 
@@ -216,8 +233,7 @@ class Pod:
             The exit status.
         """
         assert self._process is not None
-        pause = self.container.get("lifecycle", {}).get("preStop", {}).get("sleep", {})
-        grace = self.spec["terminationGracePeriodSeconds"] - pause.get("seconds", 0)
+        grace = self.spec["terminationGracePeriodSeconds"] - self.pre_stop_seconds
         self._process.terminate()
         try:
             return self._process.wait(grace)
@@ -230,6 +246,7 @@ class Pod:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
+        self.memory.close()
 
 
 def _paths() -> list[Path]:

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ import pytest
 from demo.damage import chunk_files
 
 from kvshelf import Chunk, Identity, Shelf, make_key
-from kvshelf.cli.main import COMMANDS
+from kvshelf.cli.main import COMMANDS, main
 from tests.deploy import expressions
 from tests.deploy.prometheus import Prometheus
 from tests.deploy.render import DEPLOY, kustomize
@@ -67,10 +67,7 @@ def test_the_charts_container_brings_a_full_volume_below_its_limit(
     pod = Pod(objects, "kv-evictor", tmp_path / "pod", {CLAIM: volume})
     try:
         pod.launch().ready(60)
-        deadline = time.monotonic() + 60
-        while used(volume) > 0.9 or pod.metric("kvshelf:evicted_chunks_total") == 0:
-            assert time.monotonic() < deadline, pod.log_tail()
-            time.sleep(0.1)
+        wait_for(lambda: used(volume) <= 0.9 and pod.metric("kvshelf:evicted_chunks_total"), pod)
         left = len(chunk_files(volume / "kv-cache"))
         assert before - left == pod.metric("kvshelf:evicted_chunks_total")
         assert used(volume) > 0.8  # to its low mark, and no further
@@ -78,6 +75,44 @@ def test_the_charts_container_brings_a_full_volume_below_its_limit(
         assert pod.terminate() == 0
     finally:
         pod.close()
+
+
+def test_an_evictor_that_is_killed_leaves_its_work_to_the_next(
+    volume: Path, tmp_path: Path
+) -> None:
+    """Killed in the midst of an eviction, as by the kernel: the next pod takes the lease, and no
+    chunk is half."""
+    slow = {**DEFAULTS, "rate": 4}  # files a second: it is still at work when it is killed
+    objects = [*template(slow, tmp_path), *kustomize(DEPLOY / "base/storage")]
+    first = Pod(objects, "kv-evictor", tmp_path / "first", {CLAIM: volume})
+    before = len(chunk_files(volume / "kv-cache"))
+    try:
+        first.launch().ready(60)
+        wait_for(lambda: len(chunk_files(volume / "kv-cache")) < before, first)
+        first.kill()
+    finally:
+        first.close()
+    assert used(volume) > 0.9
+    objects = [*template(DEFAULTS, tmp_path), *kustomize(DEPLOY / "base/storage")]
+    second = Pod(objects, "kv-evictor", tmp_path / "second", {CLAIM: volume})
+    try:
+        second.launch().ready(60)
+        wait_for(lambda: used(volume) <= 0.9, second)
+        assert second.metric("kvshelf:evict_lease_held") == 1
+        assert second.terminate() == 0
+    finally:
+        second.close()
+    left = chunk_files(volume / "kv-cache")
+    assert 40 < len(left) < before
+    assert len({path.stat().st_size for path in left}) == 1
+    assert main(["scrub", str(volume / "kv-cache")]) == 0
+
+
+def wait_for(condition: Callable[[], object], pod: Pod, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, pod.log_tail()
+        time.sleep(0.05)
 
 
 def capacity_is_shown(pod: Pod, folder: Path) -> None:

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
+from kvshelf.config import Settings
 from tests.deploy import strict
 from tests.deploy.render import (
     DEPLOY,
     GATEWAYS,
     PREFIX,
     Object,
+    connector_config,
     copy_of_deploy,
     kustomize,
     named,
@@ -211,3 +213,16 @@ def test_a_changed_setting_rolls_the_pods(scratch: Path) -> None:
     after = kustomize(deploy / "overlays/cpu")
     name = "Deployment", "llm-d-model-server"
     assert named(before, *name)["spec"]["template"] != named(after, *name)["spec"]["template"]
+
+
+def test_with_the_charts_eviction_the_replicas_do_not_evict(scratch: Path) -> None:
+    """As kvshelf itself reads the pod's settings and environment."""
+    deploy = copy_of_deploy(scratch)
+    for is_on in (True, False):
+        if not is_on:
+            switch_on(deploy, "evict-chart")
+        objects = kustomize(deploy / "overlays/cpu")
+        server = named(objects, *SERVER)["spec"]["template"]["spec"]["containers"][0]
+        environment = {v["name"]: v["value"] for v in server["env"] if "value" in v}
+        given = connector_config(objects)["kv_connector_extra_config"]
+        assert Settings.from_mapping(given, environment).evict is is_on

@@ -6,6 +6,7 @@ fault-injecting file system is at hand, through a mount of its own, as another n
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 import time
@@ -79,21 +80,42 @@ def as_fs_group(path: Path) -> None:
         entry.chmod(entry.stat().st_mode | (0o2770 if entry.is_dir() else 0o660))
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Site]:
+@contextlib.contextmanager
+def claim_disk(folder: Path) -> Iterator[Path]:
+    """A file system of its own and of a known size."""
     if reason := why_not():
         pytest.skip(reason)
-    folder = tmp_path_factory.mktemp("claim")
-    objects = rendered(folder)
     disk = folder / "disk"
     disk.mkdir()
     size = f"size={CLAIM_MIB}m,mode=755"
     subprocess.run(["mount", "-t", "tmpfs", "-o", size, "none", disk], check=True)
-    mount = None
     try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+@contextlib.contextmanager
+def shared_claim(folder: Path, model: Path) -> Iterator[Path]:
+    """A claim's directory with the model on it, as the kubelet gives it to the pods."""
+    with claim_disk(folder) as disk:
+        claim = disk / "claim"
+        claim.mkdir()
+        shutil.copytree(model, claim / "models/tiny")
+        as_fs_group(claim)
+        yield claim
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("claim")
+    objects = rendered(folder)
+    with claim_disk(folder) as disk, contextlib.ExitStack() as stack:
+        mount = None
         claim = other = disk / "claim/source"
         if why_no_mount() is None:
             mount = FaultyMount(disk / "claim")
+            stack.callback(mount.close)
             other = mount.path
         else:
             claim.mkdir(parents=True)
@@ -101,17 +123,11 @@ def site(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator
         as_fs_group(claim)
         one = Pod(objects, "llm-d-model-server", folder / "one", {CLAIM: claim}, **PATIENCE)
         two = Pod(objects, "llm-d-model-server", folder / "two", {CLAIM: other}, **PATIENCE)
-        try:
-            one.launch()
-            two.launch()
-            yield Site(claim, objects, one.ready(START_SECONDS), two.ready(START_SECONDS), mount)
-        finally:
-            one.close()
-            two.close()
-    finally:
-        if mount is not None:
-            mount.close()
-        subprocess.run(["umount", "-l", disk], check=True)
+        stack.callback(one.close)
+        stack.callback(two.close)
+        one.launch()
+        two.launch()
+        yield Site(claim, objects, one.ready(START_SECONDS), two.ready(START_SECONDS), mount)
 
 
 def complete(pod: Pod, prompt: list[int]) -> dict[str, object]:
@@ -188,6 +204,15 @@ def test_the_process_is_what_the_security_context_says(site: Site) -> None:
     owner = next(iter(chunk_files(site.shelf))).stat()
     assert owner.st_uid in (0, 1000)  # 0 where the second pod's mount acts as root
     assert owner.st_gid == 1000
+
+
+def test_the_containers_stay_within_the_manifests_memory(site: Site) -> None:
+    for pod in (site.one, site.two):
+        if pod.memory.path is None:
+            pytest.skip("no memory cgroups here")
+        assert pod.memory.number("memory.limit_in_bytes") == pod.memory.limit == 12 << 30
+        assert 100 << 20 < pod.memory.number("memory.max_usage_in_bytes") < pod.memory.limit
+        assert pod.memory.number("memory.failcnt") == 0
 
 
 @pytest.fixture(scope="module")
