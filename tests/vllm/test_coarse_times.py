@@ -14,11 +14,13 @@ pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm
 
 from kvshelf import Chunk, EngineConfig, FileStatus, Identity, make_key  # noqa: E402
+from kvshelf.config import Settings  # noqa: E402
 from kvshelf.disk.clock import FileClock  # noqa: E402
 from kvshelf.disk.keys import ChunkKey  # noqa: E402
 from kvshelf.shelf import Shelf  # noqa: E402
 from kvshelf.upkeep.evict import Evictor, Limits  # noqa: E402
 from kvshelf.vllm.faultlog import FaultLog  # noqa: E402
+from kvshelf.vllm.scheduler.chunk_table import ChunkTable  # noqa: E402
 from kvshelf.vllm.scheduler.masked import MaskedShelf  # noqa: E402
 from kvshelf.vllm.scheduler.touches import Touches  # noqa: E402
 from tests.harness.loop_mount import loop_mount  # noqa: E402
@@ -87,12 +89,13 @@ def test_what_is_kept_of_a_prompt_can_be_loaded(
         masked = MaskedShelf(s)
         masked.set_clock(0, reading)
         log = FaultLog(logging.getLogger("test"))
-        touches = Touches(masked, log, chunk_tokens=TOKENS, interval_seconds=600, keys_max=10_000)
+        table = ChunkTable.of(Settings(), 1)
+        touches = Touches(masked, table, log, chunk_tokens=TOKENS, interval_seconds=600)
         for prompt, keys in enumerate(names):
             request = Request(str(prompt), keys)
-            touches.stores(keys, request)
+            times_ns = touches.stores(keys, request)
             assert set(s.store([Chunk(key, [0]) for key in keys])) == {FileStatus.OK}
-            touches.stored(keys)
+            touches.touch(keys, times_ns)
             assert s.drain(30)
         files = [[path / "shelf" / s.path_of(key) for key in keys] for keys in names]
     size = files[0][0].stat().st_size

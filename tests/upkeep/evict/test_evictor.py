@@ -169,9 +169,10 @@ def test_a_long_first_scan_does_not_hold_up_removal(
         report = evictor.step(seconds_max=0.1)
     assert not evictor.phase.is_known
     report = settle(evictor)
-    assert report.state is State.IDLE and report.shelf.files == 1000
-    # A sample of a hundred chunks is off by a few percent of all.
-    assert len(shelf.gone() & shelf.oldest(500)) >= 400 and len(shelf.gone()) == 500
+    gone = shelf.gone()
+    assert report.state is State.IDLE and report.shelf.files == 1500 - len(gone)
+    # A sample of a hundred chunks, as a busy machine takes, is off by a few percent of all.
+    assert len(gone & shelf.oldest(500)) >= 400 and 500 <= len(gone) <= 575
 
 
 def test_after_a_sample_the_scan_has_twice_the_time(
@@ -186,7 +187,7 @@ def test_after_a_sample_the_scan_has_twice_the_time(
     waits = {evictor._sampling._seconds}
     while evictor.step(seconds_max=0.1).state in (State.SCANNING, State.EVICTING):
         waits.add(evictor._sampling._seconds)
-    assert {0.01, 0.02} <= waits and len(shelf.gone()) == 500
+    assert {0.01, 0.02} <= waits and 500 <= len(shelf.gone()) <= 575  # as above
 
 
 def test_a_namespace_has_a_limit_of_its_own(tmp_path: Path) -> None:
