@@ -46,7 +46,7 @@ def served(request: pytest.FixtureRequest) -> Iterator[ThreadingHTTPServer]:
 
 def answer(host: str, server: ThreadingHTTPServer) -> str:
     url = f"http://{host}:{server.server_address[1]}/healthz"
-    with urllib.request.urlopen(url, timeout=10) as response:
+    with urllib.request.urlopen(url, timeout=60) as response:
         return str(response.read().decode())
 
 
