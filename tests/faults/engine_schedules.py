@@ -14,7 +14,7 @@ from pathlib import Path
 
 from engines import LOGPROB_TOLERANCE, Answer, EngineProcess, engine_arguments
 from faulty_calls import FaultyCalls, Rule
-from kvshelf.vllm.faultlog import INTERVAL_SECONDS
+from kvshelf.faultlog import INTERVAL_SECONDS
 from tiny_model import make_tiny_model
 
 from .schedule import name_of, random_rules

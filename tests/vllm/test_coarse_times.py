@@ -16,9 +16,9 @@ pytestmark = pytest.mark.vllm
 from kvshelf import Chunk, EngineConfig, FileStatus, Identity, make_key  # noqa: E402
 from kvshelf.disk.clock import FileClock  # noqa: E402
 from kvshelf.disk.keys import ChunkKey  # noqa: E402
+from kvshelf.faultlog import FaultLog  # noqa: E402
 from kvshelf.shelf import Shelf  # noqa: E402
 from kvshelf.upkeep.evict import Evictor, Limits  # noqa: E402
-from kvshelf.vllm.faultlog import FaultLog  # noqa: E402
 from kvshelf.vllm.scheduler.masked import MaskedShelf  # noqa: E402
 from kvshelf.vllm.scheduler.touches import Touches  # noqa: E402
 from tests.harness.loop_mount import loop_mount  # noqa: E402

@@ -30,10 +30,10 @@ from kvshelf.config.values import parse_bool
 from kvshelf.disk.namespace import Identity
 from kvshelf.engine import FileStatus, GroupMemory, JobKind, JobResult, Pages, Phase
 from kvshelf.errors import ConfigError
+from kvshelf.faultlog import FaultLog
 from kvshelf.shelf import Chunk, Shelf, engine_config
 from kvshelf.vllm import compat
 from kvshelf.vllm.adapters import Adapter
-from kvshelf.vllm.faultlog import FaultLog
 from kvshelf.vllm.scheduler.epochs import Epochs
 from kvshelf.vllm.scheduler.eviction import duties_of
 from kvshelf.vllm.scheduler.manager import KvshelfManager

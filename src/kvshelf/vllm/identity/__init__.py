@@ -27,7 +27,7 @@ from kvshelf.vllm.identity.fields import fields_in
 from kvshelf.vllm.identity.model_files import file_digests
 from kvshelf.vllm.identity.refusals import refuse
 from kvshelf.vllm.identity.values import plain as _plain
-from kvshelf.vllm.identity.weights import Weights, draft_of, load_format_of, weights_of
+from kvshelf.weights import Weights, draft_of, load_format_of, weights_of
 
 logger = compat.logger_of(__name__)
 

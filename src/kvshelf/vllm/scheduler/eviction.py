@@ -15,10 +15,10 @@ from collections.abc import Mapping, Sequence
 
 from kvshelf import metrics
 from kvshelf.config import Settings
+from kvshelf.faultlog import FaultLog
 from kvshelf.shelf import Shelf
 from kvshelf.upkeep.evict import Limits
 from kvshelf.upkeep.evict.duty import EvictionDuty, News
-from kvshelf.vllm.faultlog import FaultLog
 from kvshelf.vllm.report import NoRoom
 from kvshelf.vllm.scheduler.masked import MaskedShelf
 from kvshelf.vllm.stats import StatsSink

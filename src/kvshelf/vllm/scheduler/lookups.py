@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kvshelf import metrics
+from kvshelf.breaker import State
 from kvshelf.engine import FileStatus, JobKind, JobResult, Phase
+from kvshelf.faultlog import FaultLog
 from kvshelf.vllm.compat import KeyRun
-from kvshelf.vllm.faultlog import FaultLog
-from kvshelf.vllm.scheduler.breaker import State
 from kvshelf.vllm.scheduler.breakers import Breakers
 from kvshelf.vllm.scheduler.masked import MaskedShelf
 from kvshelf.vllm.scheduler.presence import Answer, Presence

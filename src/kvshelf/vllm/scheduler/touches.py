@@ -17,9 +17,9 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from kvshelf.faultlog import FaultLog
 from kvshelf.vllm import compat
 from kvshelf.vllm.bounded import drop_oldest
-from kvshelf.vllm.faultlog import FaultLog
 from kvshelf.vllm.scheduler.masked import MaskedShelf
 
 _STEP_NS = 1_000_000

@@ -21,9 +21,9 @@ from vllm.v1.kv_offload.base import (
 
 from kvshelf.disk.keys import group_of
 from kvshelf.engine import FileStatus, JobKind, JobResult, Phase
+from kvshelf.faultlog import FaultLog
 from kvshelf.shelf import Chunk, Shelf
 from kvshelf.vllm import compat
-from kvshelf.vllm.faultlog import FaultLog
 from kvshelf.vllm.report import WorkerReport
 from kvshelf.vllm.specs import ChunkKeysSpec, ChunkPlan, audited_keys, plan_chunks
 from kvshelf.vllm.worker.auditor import Auditor

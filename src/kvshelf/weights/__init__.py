@@ -1,6 +1,6 @@
 """Which weights an engine has: content that cannot miss a changed row, or the word "in memory".
 
-Files of a folder are hashed whole (``weight_files``); a hub's model is named by the
+Files of a folder are hashed whole (``files``); a hub's model is named by the
 commit of its snapshot, which is content. Where the files do not say what a loader puts into memory
 (dummy weights, object stores, loaders of others), nothing is guessed: ``IN_MEMORY``.
 """
@@ -17,7 +17,7 @@ from typing import Any
 
 from kvshelf.config import Settings
 from kvshelf.errors import ConfigError
-from kvshelf.vllm.identity.weight_files import digest_of_files
+from kvshelf.weights.files import digest_of_files
 
 IN_MEMORY = "in memory"
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".npz")
