@@ -1,0 +1,211 @@
+"""The backend through SGLang's own factory: bytes, damage, settings, deadlines."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("sglang", reason="SGLang is not on PYTHONPATH: make test-sglang")
+
+from kvshelf.errors import ConfigError
+from tests.sglang.rig import (
+    PAGE_TOKENS,
+    arguments,
+    backend_of,
+    config_of,
+    hashes,
+    make_mla_pool,
+    make_model,
+    make_pool,
+    page_bytes,
+    slots,
+)
+
+LAYOUTS = ("layer_first", "page_first", "page_first_direct")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return make_model(tmp_path / "tiny")
+
+
+def chunk_files(shelf: Path) -> list[Path]:
+    return sorted(shelf.rglob("*.kv"))
+
+
+def stored(shelf: Path, model: Path, pages: int = 8, **config: Any) -> Any:
+    """A pool whose first pages are on the shelf."""
+    pool = make_pool(seed=1)
+    with backend_of(shelf, pool, arguments(model), config_of(shelf, **config)) as backend:
+        assert all(backend.batch_set_v1(hashes(pages), slots(list(range(pages)))))
+    return pool
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_bytes_come_back_to_other_pages(tmp_path: Path, model: Path, layout: str) -> None:
+    source, target = make_pool(layout, seed=1), make_pool(layout, seed=2)
+    shelf, keys, places = tmp_path / "shelf", hashes(6), [9, 3, 31, 0, 17, 5]
+    with backend_of(shelf, source, arguments(model)) as backend:
+        assert backend.batch_exists(keys) == 0
+        assert backend.batch_set_v1(keys, slots([1, 2, 3, 4, 5, 6])) == [True] * 6
+    untouched = {p: page_bytes(target, p) for p in range(32) if p not in places}
+    with backend_of(shelf, target, arguments(model)) as backend:
+        assert backend.batch_exists(keys) == 6
+        assert backend.batch_exists([*keys[:3], "ab" * 32, *keys[3:]]) == 3
+        assert backend.batch_get_v1(keys, slots(places)) == [True] * 6
+    for page, place in enumerate(places):
+        assert page_bytes(target, place) == page_bytes(source, page + 1)
+    assert all(page_bytes(target, p) == content for p, content in untouched.items())
+
+
+@pytest.mark.parametrize("layout", ["layer_first", "page_first"])
+def test_ranks_of_a_replicated_model_share_one_writers_files(
+    tmp_path: Path, model: Path, layout: str
+) -> None:
+    source, target = make_mla_pool(layout, seed=1), make_mla_pool(layout, seed=2)
+    shelf, keys = tmp_path / "shelf", hashes(4)
+    writer = config_of(shelf, is_mla_model=True, tp_size=2)
+    reader = config_of(shelf, is_mla_model=True, tp_size=4, tp_rank=3)
+    with backend_of(shelf, source, arguments(model), writer) as backend:
+        assert all(backend.batch_set_v1(keys, slots([0, 1, 2, 3])))
+    with backend_of(shelf, target, arguments(model), reader) as backend:
+        assert backend.batch_exists(keys) == 4
+        assert backend.batch_get_v1(keys, slots([4, 5, 6, 7])) == [True] * 4
+    assert [page_bytes(target, p + 4) for p in range(4)] == [
+        page_bytes(source, p) for p in range(4)
+    ]
+
+
+def test_a_page_is_found_once_all_ranks_have_it(tmp_path: Path, model: Path) -> None:
+    shelf, keys = tmp_path / "shelf", hashes(3)
+    pools = [make_pool(seed=1), make_pool(seed=2)]
+    configs = [config_of(shelf, tp_size=2, tp_rank=rank) for rank in range(2)]
+    with (
+        backend_of(shelf, pools[0], arguments(model), configs[0]) as first,
+        backend_of(shelf, pools[1], arguments(model), configs[1]) as second,
+    ):
+        first.batch_set_v1(keys, slots([0, 1, 2]))
+        assert first.batch_exists(keys) == second.batch_exists(keys) == 0
+        second.batch_set_v1(keys[:2], slots([0, 1]))
+        assert first.batch_exists(keys) == second.batch_exists(keys) == 2
+        assert second.batch_get_v1(keys[:2], slots([5, 6])) == [True, True]
+    assert page_bytes(pools[1], 5) == page_bytes(pools[1], 0) != page_bytes(pools[0], 0)
+
+
+def _flip(file: Path, other: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[5000] ^= 1
+    file.write_bytes(content)
+
+
+def _shorten(file: Path, other: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-4096])
+
+
+def _swap(file: Path, other: Path) -> None:
+    shutil.copyfile(other, file)
+
+
+def _remove(file: Path, other: Path) -> None:
+    file.unlink()
+
+
+def _empty(file: Path, other: Path) -> None:
+    file.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [_flip, _shorten, _swap, _remove, _empty])
+def test_damage_is_a_miss_and_is_stored_again(tmp_path: Path, model: Path, damage: Any) -> None:
+    shelf, keys = tmp_path / "shelf", hashes(8)
+    source = stored(shelf, model)
+    files = chunk_files(shelf)
+    hit = next(path for path in files if keys[3] in path.name)
+    damage(hit, next(path for path in files if keys[4] in path.name))
+    target = make_pool(seed=2)
+    with backend_of(shelf, target, arguments(model)) as backend:
+        assert backend.batch_exists(keys) == (3 if damage in (_remove, _empty) else 8)
+        good = backend.batch_get_v1(keys, slots(list(range(8))))
+        assert good == [page != 3 for page in range(8)]
+        for page in (0, 1, 2, 4, 5, 6, 7):
+            assert page_bytes(target, page) == page_bytes(source, page)
+        assert backend.batch_exists(keys) == 3  # the bad file is removed
+        target.kv_buffer.copy_(source.kv_buffer)  # SGLang computes the page
+        assert all(backend.batch_set_v1(keys, slots(list(range(8)))))
+        assert backend.batch_exists(keys) == 8
+        assert all(backend.batch_get_v1(keys, slots(list(range(8, 16)))))
+    assert page_bytes(target, 11) == page_bytes(source, 3)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"load_timeout": 3}, "did you mean load_timeout_seconds"),
+        ({"load_timeout_seconds": "soon"}, "load_timeout_seconds='soon'"),
+        ({"shared_storage_path": "relative"}, "shared_storage_path"),
+        ({"admission": "always"}, "prefetch-policy"),
+        ({"block_size": 16}, "of vLLM only"),
+        ({"interface_v1": 0}, "must be 1"),
+    ],
+)
+def test_a_bad_setting_ends_the_start(
+    tmp_path: Path, model: Path, given: dict[str, Any], named: str
+) -> None:
+    config = config_of(tmp_path / "shelf", extra=given)
+    with (
+        pytest.raises(ConfigError, match=named),
+        backend_of(tmp_path / "shelf", make_pool(), arguments(model), config),
+    ):
+        pass
+
+
+def namespace(shelf: Path, pool: Any, server_args: Any, **parts: Any) -> str:
+    with backend_of(shelf, pool, server_args, config_of(shelf, **parts)) as backend:
+        return str(backend._pools["kv"].shelf.folder)
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path / "shelf"
+
+
+def test_whoever_has_other_bytes_has_another_namespace(shelf: Path, tmp_path: Path) -> None:
+    model = make_model(tmp_path / "m" / "tiny")
+    other = make_model(tmp_path / "o" / "tiny", weights=b"other weights")
+    mine = namespace(shelf, make_pool(), arguments(model))
+    assert mine == namespace(shelf, make_pool(seed=5, pages=8), arguments(model))
+    others = {
+        namespace(shelf, make_pool(), arguments(other)),
+        namespace(shelf, make_pool(), arguments(model, quantization="fp8")),
+        namespace(shelf, make_pool("page_first"), arguments(model)),
+        namespace(shelf, make_pool(), arguments(model), tp_size=2),
+        namespace(shelf, make_pool(), arguments(model), extra={"identity_salt": "a"}),
+        namespace(shelf, make_mla_pool(), arguments(model), is_mla_model=True),
+    }
+    assert len(others) == 6
+    assert mine not in others
+
+
+def test_unknown_weights_need_a_name(shelf: Path, model: Path) -> None:
+    unknown = arguments(model)
+    unknown.load_format = "dummy"
+    with pytest.raises(ConfigError, match="identity_salt"):
+        namespace(shelf, make_pool(), unknown)
+    assert namespace(shelf, make_pool(), unknown, extra={"identity_salt": "run 7"})
+
+
+def test_adapters_are_refused(shelf: Path, model: Path) -> None:
+    with pytest.raises(ConfigError, match="LoRA"):
+        namespace(shelf, make_pool(), arguments(model, enable_lora=True))
+
+
+def test_slots_that_are_no_pages_are_refused(shelf: Path, model: Path) -> None:
+    with backend_of(shelf, make_pool(), arguments(model)) as backend:
+        with pytest.raises(ValueError, match="no whole pages"):
+            backend.batch_get_v1(hashes(2), slots([0, 1]) + 1)
+        with pytest.raises(ValueError, match="slots for 3 pages"):
+            backend.batch_set_v1(hashes(3), slots([0, 1]))
+    assert PAGE_TOKENS == 16
