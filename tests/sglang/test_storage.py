@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
 pytest.importorskip("sglang", reason="SGLang is not on PYTHONPATH: make test-sglang")
+
+from prometheus_client import REGISTRY
+from sglang.srt.mem_cache.hicache_storage import PoolHitPolicy, PoolName, PoolTransfer
 
 from kvshelf.errors import ConfigError
 from tests.sglang.rig import (
@@ -209,3 +214,91 @@ def test_slots_that_are_no_pages_are_refused(shelf: Path, model: Path) -> None:
         with pytest.raises(ValueError, match="slots for 3 pages"):
             backend.batch_set_v1(hashes(3), slots([0, 1]))
     assert PAGE_TOKENS == 16
+
+
+def test_pools_of_a_hybrid_model_gate_the_prefix(shelf: Path, model: Path) -> None:
+    main, side, state = make_pool(seed=1), make_mla_pool(seed=2), make_mla_pool(seed=3)
+    keys, places = hashes(6), slots([0, 1, 2, 3, 4, 5])
+    with backend_of(shelf, main, arguments(model)) as backend:
+        backend.register_mem_host_pool_v2(side, PoolName.INDEXER)
+        backend.register_mem_host_pool_v2(state, PoolName.MAMBA)
+        backend.batch_set_v1(keys, places)
+        stored = backend.batch_set_v2(
+            [
+                PoolTransfer(PoolName.INDEXER, host_indices=places[:80], keys=keys[:5]),
+                PoolTransfer(PoolName.MAMBA, host_indices=slots([8, 9]), keys=[keys[2], keys[4]]),
+            ]
+        )
+        assert stored == {PoolName.INDEXER: [True] * 5, PoolName.MAMBA: [True] * 2}
+        wanted = [
+            PoolTransfer(PoolName.INDEXER),
+            PoolTransfer(PoolName.MAMBA, keys=keys[:1], hit_policy=PoolHitPolicy.TRAILING_PAGES),
+        ]
+        found = backend.batch_exists_v2(keys, wanted)
+        assert found.kv_hit_pages == 5
+        assert found.extra_pool_hit_pages == {"kv": 6, "indexer": 5, "mamba": 5}
+        assert getattr(found, "restorable_prefix_pages", [3, 5]) == [3, 5]
+        assert backend.batch_exists_v2(keys[:4], wanted).kv_hit_pages == 3
+        expected = [page_bytes(side, page) for page in range(5)]
+        side.kv_buffer.zero_()
+        loaded = backend.batch_get_v2(
+            [
+                PoolTransfer(PoolName.INDEXER, host_indices=slots([10, 11, 12]), keys=keys[2:5]),
+                PoolTransfer(PoolName.MAMBA, host_indices=slots([1]), keys=keys[:2]),
+            ]
+        )
+        assert loaded == {PoolName.INDEXER: [True] * 3, PoolName.MAMBA: [False] * 2}
+        assert [page_bytes(side, p) for p in (10, 11, 12)] == expected[2:]
+
+
+def test_storage_that_hangs_is_left_alone(shelf: Path, model: Path) -> None:
+    """The breaker: after breaker_faults late lookups nothing is asked, until a try succeeds."""
+    extra = {"breaker_faults": 2, "breaker_retry_seconds": 0.2, "lookup_wait_seconds": 0.1}
+    keys = hashes(2)
+    with backend_of(shelf, make_pool(), arguments(model), config_of(shelf, extra=extra)) as backend:
+        assert all(backend.batch_set_v1(keys, slots([0, 1])))
+        jobs = backend._pools["kv"].jobs
+        asked = []
+
+        def late(submit: Any, limit: float) -> None:
+            asked.append(limit)
+
+        with mock.patch.object(jobs, "ask", late):
+            assert [backend.batch_exists(keys) for _ in range(5)] == [0] * 5
+            assert asked == [0.1, 0.1]
+            assert backend.batch_get_v1(keys, slots([2, 3])) == [False, False]
+            time.sleep(0.25)
+            assert backend.batch_exists(keys) == 0
+            assert len(asked) == 3
+        time.sleep(0.25)
+        assert backend.batch_exists(keys) == 2  # the try succeeds
+        assert all(backend.batch_get_v1(keys, slots([2, 3])))
+
+
+def test_metrics_are_prometheus(shelf: Path, model: Path) -> None:
+    def value(name: str, **labels: str) -> float:
+        return REGISTRY.get_sample_value(name, labels) or 0.0
+
+    names = ("kvshelf:load_chunks_total", "kvshelf:store_bytes_total")
+    before = [value(each) for each in names]
+    absent = value("kvshelf:load_failures_total", cause="not_found")
+    pool = make_pool()
+    with backend_of(shelf, pool, arguments(model)) as backend:
+        backend.batch_set_v1(hashes(3), slots([0, 1, 2]))
+        backend.batch_get_v1(hashes(4), slots([0, 1, 2, 3]))
+        size = len(page_bytes(pool, 0))
+    assert [value(each) - old for each, old in zip(names, before, strict=True)] == [3, 3 * size]
+    assert value("kvshelf:load_failures_total", cause="not_found") == absent + 1
+
+
+def test_this_engine_evicts(shelf: Path, model: Path) -> None:
+    pool = make_pool(pages=64)
+    limit = 20 * (len(page_bytes(pool, 0)) + 4096)
+    extra = {"evict_shelf_gb": limit / 1e9, "evict_lease_seconds": 1}
+    with backend_of(shelf, pool, arguments(model), config_of(shelf, extra=extra)) as backend:
+        assert all(backend.batch_set_v1(hashes(64), slots(list(range(64)))))
+        deadline = time.monotonic() + 60
+        while len(chunk_files(shelf)) > 20:
+            assert time.monotonic() < deadline, len(chunk_files(shelf))
+            time.sleep(0.1)
+        assert len(chunk_files(shelf)) > 10

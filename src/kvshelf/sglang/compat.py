@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from typing import Any
 
 import sglang
 from sglang.srt.mem_cache import utils
+from sglang.srt.mem_cache.hicache_storage import PoolTransferResult
 
 
 def engine_version() -> str:
@@ -27,3 +29,11 @@ def server_arguments() -> Any:
 def hashes_know_namespaces() -> bool:
     """Whether page hashes hold a request's ``extra_key`` and ``cache_salt``."""
     return hasattr(utils, "get_storage_hash_str")
+
+
+def pool_result(pages: int, hits: dict[str, int], restorable: list[int]) -> PoolTransferResult:
+    """What ``batch_exists_v2`` answers; older versions take no list of restorable lengths."""
+    more: dict[str, Any] = {}
+    if "restorable_prefix_pages" in {each.name for each in dataclasses.fields(PoolTransferResult)}:
+        more["restorable_prefix_pages"] = restorable
+    return PoolTransferResult(pages, hits, **more)

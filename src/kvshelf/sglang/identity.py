@@ -16,7 +16,7 @@ from kvshelf.disk.namespace import Identity
 from kvshelf.errors import ConfigError
 from kvshelf.sglang.compat import engine_version, hashes_know_namespaces
 from kvshelf.sglang.memory import HostPages
-from kvshelf.weights import Weights, model_folder, weights_of
+from kvshelf.weights import Weights, model_folder, model_name, weights_of
 
 # Server arguments that change what the model computes, or how. Absent ones are of other versions.
 _ARGUMENTS = (
@@ -67,7 +67,7 @@ def identity_of(
         raise ConfigError("enable_lora", True, "kvshelf.sglang does not tell LoRA adapters apart")
     weights = _weights(server_args, settings)
     fields: dict[str, Any] = {
-        "model": str(getattr(server_args, "model_path", storage_config.model_name)),
+        "model": model_name(str(server_args.model_path)),
         "engine": f"sglang {engine_version()}",
         "hash": "sha256, namespaces" if hashes_know_namespaces() else "sha256",
         "weights": weights.name,
@@ -94,8 +94,8 @@ def identity_of(
         },
         "salt": settings.identity_salt,
     }
-    if storage_config.is_mla_model and name == "kv":
-        fields["parallel"]["tp_size"] = "any"  # every rank has the same bytes
+    if _is_replicated(storage_config, name):
+        fields["parallel"]["tp_size"] = "any"
     return Identity(fields)
 
 
@@ -106,9 +106,14 @@ def rank_of(storage_config: Any, name: str) -> tuple[int, int]:
     """
     world = storage_config.attn_cp_size
     rank = storage_config.attn_cp_rank
-    if storage_config.is_mla_model and name == "kv":
+    if _is_replicated(storage_config, name):
         return rank, world
     return storage_config.tp_rank * world + rank, storage_config.tp_size * world
+
+
+def _is_replicated(storage_config: Any, name: str) -> bool:
+    """Whether every tensor parallel rank has the same bytes: MLA's, but never a state's."""
+    return storage_config.is_mla_model and name != "mamba"
 
 
 def _weights(server_args: Any, settings: Settings) -> Weights:

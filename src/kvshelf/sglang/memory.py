@@ -26,7 +26,7 @@ class HostPages:
     """
 
     def __init__(self, pool: Any) -> None:
-        self.page_tokens = int(pool.page_size)
+        self.page_tokens = int(getattr(pool, "page_size", 1) or 1)  # of states: 1
         self.layout = str(getattr(pool, "layout", ""))
         count = int(pool.size) // self.page_tokens
         try:

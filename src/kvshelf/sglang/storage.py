@@ -12,7 +12,7 @@ every page after it, and never reads the bytes of that page.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +22,9 @@ from sglang.srt.mem_cache.hicache_storage import (
     HiCacheStorage,
     HiCacheStorageConfig,
     HiCacheStorageExtraInfo,
+    PoolHitPolicy,
+    PoolTransfer,
+    PoolTransferResult,
 )
 from typing_extensions import override
 
@@ -30,7 +33,7 @@ from kvshelf.config import Settings
 from kvshelf.disk.keys import ChunkKey, make_key
 from kvshelf.engine import FileStatus
 from kvshelf.faultlog import FaultLog
-from kvshelf.sglang.compat import server_arguments
+from kvshelf.sglang.compat import pool_result, server_arguments
 from kvshelf.sglang.eviction import NO_ROOM, Eviction
 from kvshelf.sglang.health import Health
 from kvshelf.sglang.identity import identity_of, rank_of
@@ -118,6 +121,50 @@ class KvshelfStorage(HiCacheStorage):
     ) -> list[bool]:
         """Store pages from host memory: True where the page is on the shelf now."""
         return self._store(_KV, keys, host_indices)
+
+    @override
+    def register_mem_host_pool_v2(self, host_pool: Any, host_pool_name: Any) -> None:
+        super().register_mem_host_pool_v2(host_pool, host_pool_name)
+        if str(host_pool_name) not in self._pools:
+            self._pools[str(host_pool_name)] = self._open(host_pool, str(host_pool_name))
+
+    @override
+    def batch_exists_v2(
+        self,
+        keys: list[str],
+        pool_transfers: list[PoolTransfer] | None = None,
+        extra_info: HiCacheStorageExtraInfo | None = None,
+    ) -> PoolTransferResult:
+        """The longest prefix of which every pool has what its policy wants.
+
+        Pools of policies other than ALL_PAGES and TRAILING_PAGES are not reported: no verdict.
+        """
+        kv_pages = self.batch_exists(keys)
+        hits = {_KV: kv_pages} if kv_pages else {}
+        restorable = set(range(1, kv_pages + 1))
+        for transfer in pool_transfers or []:
+            wants_all = transfer.hit_policy == PoolHitPolicy.ALL_PAGES
+            if not wants_all and transfer.hit_policy != PoolHitPolicy.TRAILING_PAGES:
+                continue
+            window = kv_pages if wants_all else max(1, len(transfer.keys or ()))
+            found = self._found(str(transfer.name), keys[:kv_pages], only_leading=wants_all)
+            whole = {p for p in range(1, kv_pages + 1) if all(found[max(0, p - window) : p])}
+            if whole:
+                hits[str(transfer.name)] = max(whole)
+            restorable &= whole
+        return pool_result(max(restorable, default=0), hits, sorted(restorable))
+
+    @override
+    def batch_get_v2(
+        self, transfers: list[PoolTransfer], extra_info: HiCacheStorageExtraInfo | None = None
+    ) -> dict[str, list[bool]]:
+        return {each.name: self._moved(self._load, each) for each in transfers}
+
+    @override
+    def batch_set_v2(
+        self, transfers: list[PoolTransfer], extra_info: HiCacheStorageExtraInfo | None = None
+    ) -> dict[str, list[bool]]:
+        return {each.name: self._moved(self._store, each) for each in transfers}
 
     @override
     def exists(self, key: str) -> bool:
@@ -289,6 +336,15 @@ class KvshelfStorage(HiCacheStorage):
                 self._faults.fault(f"store failed ({cause})", _described(key, error))
         self._show_gauges(pool)
         return [status is FileStatus.OK for status in result.statuses]
+
+    def _moved(self, move: Callable[..., list[bool]], transfer: PoolTransfer) -> list[bool]:
+        """Load or store one pool's part; slots that do not fit its keys move nothing."""
+        keys = transfer.keys or []
+        try:
+            return move(str(transfer.name), keys, transfer.host_indices)
+        except (ValueError, AttributeError) as error:
+            self._faults.fault(f"transfer of pool {transfer.name} refused", str(error))
+            return [False] * len(keys)
 
     def _show_gauges(self, pool: _Pool) -> None:
         for name, labels, value in metrics.engine_gauges(pool.shelf.stats()):

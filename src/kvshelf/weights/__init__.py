@@ -106,6 +106,12 @@ def load_format_of(load_config: Any) -> str:
     return str(getattr(load_config, "load_format", "auto")).rsplit(".", 1)[-1].lower()
 
 
+def model_name(model: str) -> str:
+    """The name without the place: a local directory's last part, a hub name as it is."""
+    path = Path(model)
+    return path.resolve().name if path.is_absolute() or path.exists() else model
+
+
 def model_folder(model_config: Any, load_config: Any) -> Path | None:
     """Where a model's files are: its own folder, or its snapshot in a hub's cache."""
     path = Path(str(model_config.model))
