@@ -1,6 +1,6 @@
 """Starts SGLang engines on a CPU; the rest of the harness is ``engines.py``'s.
 
-SGLang lies in a directory of its own, ``SGLANG_SITE`` (``make build/sglang/.done`` makes one), for
+SGLang lies in a directory of its own, ``SGLANG_SITE`` (``make test-sglang`` sets it), for
 it wants other versions of some packages than vLLM; what it shares with vLLM comes from the
 environment of the tests.
 """
@@ -24,7 +24,7 @@ PAGE_TOKENS = 16
 
 def sglang_site() -> Path:
     """Where SGLang is installed for the tests."""
-    return Path(os.environ.get("SGLANG_SITE", REPOSITORY / "build/sglang/site"))
+    return Path(os.environ.get("SGLANG_SITE", REPOSITORY / "build/sglang"))
 
 
 def why_no_sglang() -> str | None:

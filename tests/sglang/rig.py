@@ -23,7 +23,15 @@ PAGE_TOKENS = 16
 LAYERS, HEADS, HEAD_DIM = 3, 2, 8
 
 
-def make_pool(layout: str = "layer_first", pages: int = 32, seed: int = 0) -> Any:
+def make_pool(
+    layout: str = "layer_first",
+    pages: int = 32,
+    seed: int = 0,
+    *,
+    layers: int = LAYERS,
+    heads: int = HEADS,
+    head_dim: int = HEAD_DIM,
+) -> Any:
     """A host pool of random KV: SGLang's class over memory that needs no GPU to copy from."""
     pool = object.__new__(MHATokenToKVPoolHost)
     size = pages * PAGE_TOKENS
@@ -32,20 +40,22 @@ def make_pool(layout: str = "layer_first", pages: int = 32, seed: int = 0) -> An
         "size": size,
         "page_num": pages,
         "layout": layout,
-        "layer_num": LAYERS,
-        "head_num": HEADS,
-        "head_dim": HEAD_DIM,
-        "v_head_dim": HEAD_DIM,
+        "layer_num": layers,
+        "head_num": heads,
+        "head_dim": head_dim,
+        "v_head_dim": head_dim,
         "dtype": torch.float32,
         "start_layer": 0,
-        "end_layer": LAYERS,
+        "end_layer": layers,
+        "device": "cpu",
+        "pin_memory": False,
     }.items():
         setattr(pool, name, value)
-    token = (HEADS, HEAD_DIM)
+    token = (heads, head_dim)
     shape = {
-        "layer_first": (2, LAYERS, size, *token),
-        "page_first": (2, size, LAYERS, *token),
-        "page_first_direct": (2, pages, LAYERS, PAGE_TOKENS, *token),
+        "layer_first": (2, layers, size, *token),
+        "page_first": (2, size, layers, *token),
+        "page_first_direct": (2, pages, layers, PAGE_TOKENS, *token),
     }[layout]
     pool.kv_buffer = torch.rand(shape, generator=torch.Generator().manual_seed(seed))
     return pool

@@ -88,7 +88,8 @@ def site(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator
         pytest.skip(reason)
     folder = tmp_path_factory.mktemp("sglang")
     shelf = folder / "shelf"
-    config = storage_config(shelf, load_timeout_seconds=4, load_stall_seconds=2, evict=False)
+    limits = {"load_timeout_seconds": 4, "load_stall_seconds": 2, "lookup_timeout_seconds": 2}
+    config = storage_config(shelf, evict=False, **limits)
     arguments = sglang_arguments(tiny_model, "dynamic", config)
     faults = FaultyCalls(folder / "rules", shelf)
     first = SglangProcess("first", arguments, folder / "first.log")

@@ -211,7 +211,7 @@ class KvshelfStorage(HiCacheStorage):
     def clear(self) -> None:
         """Nothing is removed: other engines use the shelf."""
         logger.warning(
-            "kvshelf: clear removes nothing from %s, which other engines use: use kvshelf rm",
+            "kvshelf: clear removes nothing from %s, which other engines use: use kvshelf evict",
             ", ".join(self._settings.roots),
         )
 
