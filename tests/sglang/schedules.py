@@ -118,7 +118,7 @@ def one_seed(
     longest = max(longest, time.monotonic() - begun)
     faults.set()
     told["stored"] += store.completed_tokens // PAGE_TOKENS
-    there = [path for path in shelf.rglob("*.kv") if path.name[:64] in set(keys)]
+    there = sorted(path for path in shelf.rglob("*.kv") if path.name[:64] in set(keys))
     told["damaged"] += damage_files(there, chance)
 
     pool.kv_buffer.zero_()
@@ -146,7 +146,9 @@ def main() -> None:
     faults.attach()
     pool, server_args = make_pool(), arguments(make_model(shelf.parent / "tiny"))
     told, longest = Counter[str](), 0.0
-    with backend_of(shelf, pool, server_args, config_of(shelf, extra=SETTINGS)) as backend:
+    # Odd runs with several pages a chunk.
+    extra = {**SETTINGS, "pages_per_chunk": 4 if first % 2 else 1}
+    with backend_of(shelf, pool, server_args, config_of(shelf, extra=extra)) as backend:
         controller = controller_of(pool, backend)
         controller.prefetch_sync_queue = _Queue()
         for seed in range(first, first + count):

@@ -17,7 +17,8 @@ SEEDS = 200
 
 
 @pytest.mark.timeout(600)
-def test_no_wrong_byte_and_no_hang(tmp_path: Path) -> None:
+@pytest.mark.parametrize("first", [0, 1_000_001])  # a page a chunk, and four
+def test_no_wrong_byte_and_no_hang(tmp_path: Path, first: int) -> None:
     reason = why_no_calls()
     if reason:
         pytest.skip(reason)
@@ -26,7 +27,7 @@ def test_no_wrong_byte_and_no_hang(tmp_path: Path) -> None:
     rules = FaultyCalls(tmp_path / "rules", shelf)
     command = [sys.executable, "-m", "tests.sglang.schedules"]
     done = subprocess.run(
-        [*command, str(rules.file), str(shelf), "0", str(SEEDS)],
+        [*command, str(rules.file), str(shelf), str(first), str(SEEDS)],
         capture_output=True,
         text=True,
         cwd=REPOSITORY,

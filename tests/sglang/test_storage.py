@@ -67,6 +67,42 @@ def test_bytes_come_back_to_other_pages(tmp_path: Path, model: Path, layout: str
     assert all(page_bytes(target, p) == content for p, content in untouched.items())
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_several_pages_a_chunk(tmp_path: Path, model: Path, layout: str) -> None:
+    source, target = make_pool(layout, seed=1), make_pool(layout, seed=2)
+    shelf, keys = tmp_path / "shelf", hashes(30)
+    config = config_of(shelf, extra={"pages_per_chunk": 4})
+    with backend_of(shelf, source, arguments(model), config) as backend:
+        assert all(backend.batch_set_v1(keys[:10], slots(list(range(10)))))  # 4, 4, 2
+        assert all(backend.batch_set_v1(keys[10:17], slots(list(range(10, 17)))))  # 4, 3
+        assert backend.batch_exists(keys) == 17
+    assert len(chunk_files(shelf)) == 5
+    places = list(reversed(range(17)))
+    with backend_of(shelf, target, arguments(model), config) as backend:
+        assert backend.batch_exists(keys) == 17
+        assert all(backend.batch_get_v1(keys[:5], slots(places[:5])))  # ends within a chunk
+        assert all(backend.batch_get_v1(keys[5:17], slots(places[5:])))
+    assert [page_bytes(target, at) for at in places] == [page_bytes(source, p) for p in range(17)]
+
+
+def test_damage_of_a_chunk_of_pages_is_a_miss_of_those_that_it_holds(
+    tmp_path: Path, model: Path
+) -> None:
+    shelf, keys = tmp_path / "shelf", hashes(12)
+    source = stored(shelf, model, pages=12, extra={"pages_per_chunk": 4})
+    _flip(next(path for path in chunk_files(shelf) if keys[7] in path.name), shelf)
+    target = make_pool(seed=2)
+    config = config_of(shelf, extra={"pages_per_chunk": 4})
+    with backend_of(shelf, target, arguments(model), config) as backend:
+        assert backend.batch_exists(keys) == 12
+        good = backend.batch_get_v1(keys, slots(list(range(12))))
+        assert good == [not 4 <= page < 8 for page in range(12)]
+        assert backend.batch_exists(keys) == 4
+        assert all(backend.batch_set_v1(keys[4:], slots(list(range(20, 28)))))
+        assert backend.batch_exists(keys) == 12
+    assert page_bytes(target, 2) == page_bytes(source, 2)
+
+
 @pytest.mark.parametrize("layout", ["layer_first", "page_first"])
 def test_ranks_of_a_replicated_model_share_one_writers_files(
     tmp_path: Path, model: Path, layout: str
@@ -154,6 +190,7 @@ def test_damage_is_a_miss_and_is_stored_again(tmp_path: Path, model: Path, damag
         ({"admission": "always"}, "prefetch-policy"),
         ({"block_size": 16}, "of vLLM only"),
         ({"interface_v1": 0}, "must be 1"),
+        ({"pages_per_chunk": 200}, "from 1 to 128"),
     ],
 )
 def test_a_bad_setting_ends_the_start(

@@ -9,6 +9,19 @@ docs/sglang.md is the page for users.
 
 from __future__ import annotations
 
-from kvshelf.sglang.storage import KvshelfStorage
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kvshelf.sglang.storage import KvshelfStorage
+
+
+def __getattr__(name: str) -> Any:
+    """Import when first used: what knows no SGLang can be used without it."""
+    if name != "KvshelfStorage":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from kvshelf.sglang.storage import KvshelfStorage  # noqa: PLC0415
+
+    return KvshelfStorage
+
 
 __all__ = ["KvshelfStorage"]

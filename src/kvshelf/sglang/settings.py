@@ -10,6 +10,8 @@ from kvshelf.errors import ConfigError
 
 # SGLang's own keys in the same mapping.
 _SGLANG_KEYS = frozenset({"backend_name", "module_path", "class_name", "interface_v1"})
+_PAGES = "pages_per_chunk"
+_PAGES_MAX = 128  # SGLang hands over so many in one call
 # Settings that do nothing here would mislead; what to use instead.
 _INSTEAD = {
     "admission": "of vLLM only: SGLang's --hicache-storage-prefetch-policy decides",
@@ -43,4 +45,22 @@ def read_settings(extra_config: Mapping[str, Any] | None) -> Settings:
         )
     for name in _INSTEAD.keys() & given.keys():
         raise ConfigError(name, given[name], _INSTEAD[name])
-    return Settings.from_mapping({k: v for k, v in given.items() if k not in _SGLANG_KEYS})
+    return Settings.from_mapping(
+        {k: v for k, v in given.items() if k not in _SGLANG_KEYS and k != _PAGES}
+    )
+
+
+def pages_per_chunk(extra_config: Mapping[str, Any] | None) -> int:
+    """How many pages one chunk file has at most; 1 if it is not given.
+
+    Raises:
+        ConfigError: it is no number from 1 to 128.
+    """
+    value = (extra_config or {}).get(_PAGES, 1)
+    try:
+        number = int(str(value))
+    except ValueError:
+        number = 0
+    if not 1 <= number <= _PAGES_MAX:
+        raise ConfigError(_PAGES, value, f"a whole number from 1 to {_PAGES_MAX}")
+    return number

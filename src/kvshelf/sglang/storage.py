@@ -35,11 +35,12 @@ from kvshelf.engine import FileStatus
 from kvshelf.faultlog import FaultLog
 from kvshelf.sglang.compat import pool_result, server_arguments
 from kvshelf.sglang.eviction import NO_ROOM, Eviction
+from kvshelf.sglang.groups import Groups, Part
 from kvshelf.sglang.health import Health
 from kvshelf.sglang.identity import identity_of, rank_of
 from kvshelf.sglang.jobs import Jobs
 from kvshelf.sglang.memory import HostPages
-from kvshelf.sglang.settings import read_settings
+from kvshelf.sglang.settings import pages_per_chunk, read_settings
 from kvshelf.sglang.stats import Stats
 from kvshelf.shelf import Chunk, Shelf, engine_config
 
@@ -58,6 +59,7 @@ class _Pool:
     pages: HostPages
     shelf: Shelf
     jobs: Jobs
+    groups: Groups
 
 
 class KvshelfStorage(HiCacheStorage):
@@ -77,6 +79,7 @@ class KvshelfStorage(HiCacheStorage):
         del kwargs  # SGLang's, empty
         self._config = storage_config
         self._settings: Settings = read_settings(storage_config.extra_config)
+        self._pages_per_chunk = pages_per_chunk(storage_config.extra_config)
         self._stats = Stats()
         self._faults = FaultLog(logger)
         self._pools: dict[str, _Pool] = {}
@@ -235,6 +238,10 @@ class KvshelfStorage(HiCacheStorage):
             name=name,
             settings=self._settings,
         )
+        # Of a state, such as Mamba's, not every page of a prompt has one.
+        groups = Groups(self._pages_per_chunk if name == _KV else 1)
+        if groups.most > 1:
+            identity = identity.with_field("pages_per_chunk", groups.most)
         rank, world = rank_of(self._config, name)
         shelf = Shelf(
             self._settings.roots,
@@ -256,17 +263,22 @@ class KvshelfStorage(HiCacheStorage):
             shelf.folder,
             ", ".join(shelf.roots),
         )
-        return _Pool(pages, shelf, Jobs(shelf))
+        return _Pool(pages, shelf, Jobs(shelf), groups)
 
     def _found(self, name: str, hashes: Sequence[str], *, only_leading: bool) -> list[bool]:
-        """Which pages are on the shelf; after the first absent one nothing is asked."""
+        """Which pages are on the shelf.
+
+        Args:
+            only_leading: those after the first absent one are of no use.
+        """
         if self._eviction is not None:
             self._eviction.take_news()
         pool = self._pools.get(name)
         if pool is None or not hashes or not self._reading.admits():
             return [False] * len(hashes)
         keys = _keys(hashes)
-        runs = [len(keys)] if only_leading else []
+        # With several pages a chunk, a page's name may be absent and the page there.
+        runs = [len(keys)] if only_leading and pool.groups.most == 1 else []
         result = pool.jobs.ask(
             lambda job: pool.shelf.submit_lookup(job, keys, runs),
             self._settings.lookup_wait_seconds,
@@ -286,15 +298,16 @@ class KvshelfStorage(HiCacheStorage):
             count = sum(each in statuses for each in result.statuses)
             if count:
                 self._stats.count(metrics.LOOKUPS, label, by=count)
-        return [each is FileStatus.OK for each in result.statuses]
+        return pool.groups.found(hashes, [each is FileStatus.OK for each in result.statuses])
 
     def _load(self, name: str, hashes: Sequence[str], host_indices: torch.Tensor) -> list[bool]:
         pool = self._pools.get(name)
         if pool is None or not hashes or not self._reading.admits():
             return [False] * len(hashes)
-        keys, rows = _keys(hashes), pool.pages.rows(host_indices, len(hashes))
+        parts, rows = pool.groups.to_load(hashes), pool.pages.rows(host_indices, len(hashes))
+        keys = _keys([part.name for part in parts])
         result = pool.jobs.run(
-            lambda job: pool.shelf.submit_load(job, _chunks(keys, rows)),
+            lambda job: pool.shelf.submit_load(job, _chunks(keys, parts, rows)),
             self._settings.load_timeout_seconds,
         )
         self._reading.saw(result.statuses)
@@ -310,15 +323,18 @@ class KvshelfStorage(HiCacheStorage):
                 self._faults.fault(f"load failed ({cause}), recompute", _described(key, error))
         pool.shelf.touch([key for key, is_good in zip(keys, good, strict=True) if is_good])
         self._show_gauges(pool)
-        return good
+        loaded = _of_pages(parts, good)
+        pool.groups.forget([each for each, ok in zip(hashes, loaded, strict=True) if not ok])
+        return loaded
 
     def _store(self, name: str, hashes: Sequence[str], host_indices: torch.Tensor) -> list[bool]:
         pool = self._pools.get(name)
         if pool is None or not hashes or not self._writing.admits():
             return [False] * len(hashes)
-        keys, rows = _keys(hashes), pool.pages.rows(host_indices, len(hashes))
+        parts, rows = pool.groups.to_store(hashes), pool.pages.rows(host_indices, len(hashes))
+        keys = _keys([part.name for part in parts])
         result = pool.jobs.run(
-            lambda job: pool.shelf.submit_store(job, _chunks(keys, rows)),
+            lambda job: pool.shelf.submit_store(job, _chunks(keys, parts, rows)),
             self._settings.max_write_queued_seconds + self._settings.store_timeout_seconds,
         )
         full = [key for key, e in zip(keys, result.errnos, strict=True) if e in NO_ROOM]
@@ -335,7 +351,7 @@ class KvshelfStorage(HiCacheStorage):
                 self._stats.count(metrics.STORE_OUTCOMES, cause)
                 self._faults.fault(f"store failed ({cause})", _described(key, error))
         self._show_gauges(pool)
-        return [status is FileStatus.OK for status in result.statuses]
+        return _of_pages(parts, [status is FileStatus.OK for status in result.statuses])
 
     def _moved(self, move: Callable[..., list[bool]], transfer: PoolTransfer) -> list[bool]:
         """Load or store one pool's part; slots that do not fit its keys move nothing."""
@@ -351,8 +367,16 @@ class KvshelfStorage(HiCacheStorage):
             self._stats.gauge(name, value, *labels)
 
 
-def _chunks(keys: Sequence[bytes], rows: NDArray[Any]) -> list[Chunk]:
-    return [Chunk(key, rows[i : i + 1]) for i, key in enumerate(keys)]
+def _chunks(keys: Sequence[bytes], parts: Sequence[Part], rows: NDArray[Any]) -> list[Chunk]:
+    return [
+        Chunk(key, rows[part.begin : part.end], part.first_block)
+        for key, part in zip(keys, parts, strict=True)
+    ]
+
+
+def _of_pages(parts: Sequence[Part], good: Sequence[bool]) -> list[bool]:
+    """What is true of each part, for each of its pages."""
+    return [ok for part, ok in zip(parts, good, strict=True) for _ in range(part.begin, part.end)]
 
 
 def _described(key: bytes, error: int) -> str:
