@@ -22,6 +22,7 @@ import torch
 from sglang.srt.managers.cache_controller import PrefetchOperation, StorageOperation
 
 from faulty_calls import FaultyCalls, Rule
+from kvshelf.disk.keys import make_key
 from tests.sglang.rig import (
     PAGE_TOKENS,
     arguments,
@@ -118,7 +119,9 @@ def one_seed(
     longest = max(longest, time.monotonic() - begun)
     faults.set()
     told["stored"] += store.completed_tokens // PAGE_TOKENS
-    there = sorted(path for path in shelf.rglob("*.kv") if path.name[:64] in set(keys))
+    chunks = controller.storage_backend._pools["kv"].shelf
+    paths = [shelf / chunks.path_of(make_key(bytes.fromhex(key), 0)) for key in keys]
+    there = [path for path in paths if path.exists()]
     told["damaged"] += damage_files(there, chance)
 
     pool.kv_buffer.zero_()
@@ -135,6 +138,8 @@ def one_seed(
     told["found"] += found
     told["loaded"] += loaded
     told["wrong"] += sum(page_bytes(pool, PAGES + i) != expected[i] for i in range(loaded))
+    for path in there:
+        path.unlink(missing_ok=True)
     told["overwritten"] += sum(any(page_bytes(pool, page)) for page in range(PAGES))
     return told, longest
 

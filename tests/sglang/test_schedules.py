@@ -13,7 +13,7 @@ import pytest
 from faulty_calls import FaultyCalls, why_no_calls
 
 REPOSITORY = Path(__file__).parents[2]
-SEEDS = 200
+SEEDS = 100
 
 
 @pytest.mark.timeout(600)
