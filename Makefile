@@ -124,16 +124,16 @@ test-matrix: test-window
 	python scripts/matrix.py build/matrix $(MATRIX)
 
 # SGLang's real engine on the CPU, on the same shelf: 230 MB of packages and a minute, once; then two
-# engines of one minute each, and its classes in half a minute. SGLANG=0.5.17 takes the oldest.
-SGLANG := $(shell sed -n 's/^sglang==//p' requirements/sglang.txt)
-SGLANG_SITE := $(abspath build/sglang)/$(SGLANG)
-WITH_SGLANG := SGLANG_SITE=$(SGLANG_SITE) PYTHONPATH=$(abspath tests/harness/sglang_stubs):$(SGLANG_SITE) \
-  SGLANG_USE_CPU_ENGINE=1 HF_HUB_OFFLINE=1
-build/sglang/$(SGLANG)/.done: $(VENV)/.kvshelf requirements/sglang.txt
+# engines of one minute each, and its classes in two minutes. SGLANG_LIST=requirements/sglang-oldest.txt
+# takes the oldest release.
+SGLANG_LIST ?= requirements/sglang.txt
+SGLANG := $(shell sed -n 's/^sglang==//p' $(SGLANG_LIST))
+SGLANG_SITE := $(abspath build/sglang/$(SGLANG))
+WITH_SGLANG := SGLANG_USE_CPU_ENGINE=1 HF_HUB_OFFLINE=1 SGLANG_SITE=$(SGLANG_SITE) \
+  PYTHONPATH=$(abspath tests/harness/sglang_stubs):$(SGLANG_SITE)
+build/sglang/$(SGLANG)/.done: $(VENV)/.kvshelf $(SGLANG_LIST)
 	@echo "make: installing SGLang $(SGLANG)"
-	@mkdir -p $(@D)
-	@sed 's/^sglang==.*/sglang==$(SGLANG)/' requirements/sglang.txt > $(@D)/requirements.txt
-	@$(call retry,$(PIP) --no-deps --upgrade --target $(@D) -r $(@D)/requirements.txt)
+	@$(call retry,$(PIP) --no-deps --upgrade --target $(@D) -r $(SGLANG_LIST))
 	@touch $@
 
 test-sglang: build/sglang/$(SGLANG)/.done

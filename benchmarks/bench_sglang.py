@@ -23,25 +23,20 @@ from typing import Any
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent / part) for part in ("", "demo")]
 
 import numpy as np  # noqa: E402
-from sglang.srt.managers.cache_controller import PrefetchOperation, StorageOperation  # noqa: E402
 from sglang.srt.mem_cache.hicache_storage import HiCacheFile  # noqa: E402
 from tests.sglang.rig import (  # noqa: E402
-    PAGE_TOKENS,
     arguments,
+    back_up,
     backend_of,
     config_of,
     controller_of,
     hashes,
     make_model,
     make_pool,
-    slots,
+    prefetch,
 )
 
 REPEATS = 3
-
-
-class Acks(list[Any]):
-    put = list.append
 
 
 def best(action: Any, repeats: int = REPEATS) -> float:
@@ -56,21 +51,16 @@ def best(action: Any, repeats: int = REPEATS) -> float:
 
 def transfer(controller: Any, pages: int, keys: list[str]) -> tuple[Any, Any]:
     """(store, load) of all pages, by SGLang's controller."""
-    indices = slots(list(range(pages)))
-    tokens = [0] * (pages * PAGE_TOKENS)
-    controller.prefetch_sync_queue = Acks()
+    places = list(range(pages))
+    return (
+        lambda: check(back_up(controller, keys, places), pages),
+        lambda: check(prefetch(controller, keys, places), pages),
+    )
 
-    def store() -> None:
-        operation = StorageOperation(indices, tokens, hash_value=keys)
-        controller._page_backup(operation)
-        assert operation.completed_tokens == len(tokens)
 
-    def load() -> None:
-        operation = PrefetchOperation("r", tokens)
-        operation.hash_value, operation.host_indices = keys, indices
-        assert controller._page_transfer(operation) == pages
-
-    return store, load
+def check(moved: int, pages: int) -> None:
+    if moved != pages:
+        raise RuntimeError(f"{moved} of {pages} pages moved")
 
 
 def plain_reads(files: list[Path], threads: int) -> float:

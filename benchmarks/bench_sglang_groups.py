@@ -50,7 +50,6 @@ def serve(engine: Engine, shelf: Shelf, pages: list[str]) -> tuple[int, int]:
         if not shelf.chunks.get(part.name, set()).issuperset(blocks):
             break
         loaded = part.end
-    engine.groups.forget(rest[loaded:])
     new = pages[own + loaded :]
     for begin in range(0, len(new), 128):
         for part in engine.groups.to_store(new[begin : begin + 128]):

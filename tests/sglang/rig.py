@@ -6,12 +6,17 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import torch
-from sglang.srt.managers.cache_controller import HiCacheController
+from sglang.srt.managers.cache_controller import (
+    HiCacheController,
+    PrefetchOperation,
+    StorageOperation,
+)
 from sglang.srt.mem_cache.hicache_storage import HiCacheStorageConfig
 from sglang.srt.mem_cache.pool_host.mha import MHATokenToKVPoolHost
 from sglang.srt.mem_cache.pool_host.mla import MLATokenToKVPoolHost
@@ -161,6 +166,23 @@ def controller_of(pool: Any, backend: Any) -> HiCacheController:
     controller.page_size = PAGE_TOKENS
     controller.mem_pool_host = controller.storage_host_pool = pool
     controller.storage_backend = backend
+    controller.has_draft = False  # 0.5.17 asks
+    controller.prefetch_sync_queue = SimpleQueue()
     controller.page_get_func = controller._page_get_zero_copy
     controller.page_set_func = controller._page_set_zero_copy
     return controller
+
+
+def back_up(controller: HiCacheController, keys: list[str], pages: list[int]) -> int:
+    """Store pages as SGLang's backup thread does; how many it takes for stored."""
+    operation = StorageOperation(slots(pages), [0] * len(pages) * PAGE_TOKENS, hash_value=keys)
+    controller._page_backup(operation)
+    return int(operation.completed_tokens) // PAGE_TOKENS
+
+
+def prefetch(controller: HiCacheController, keys: list[str], pages: list[int]) -> int:
+    """Load pages as SGLang's prefetch thread does; how many it takes for loaded."""
+    operation = PrefetchOperation("request", [0] * len(pages) * PAGE_TOKENS)
+    operation.hash_value, operation.host_indices = keys, slots(pages)
+    loaded = controller._page_transfer(operation)
+    return int(operation.completed_tokens) // PAGE_TOKENS if loaded is None else int(loaded)

@@ -19,13 +19,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from sglang.srt.managers.cache_controller import PrefetchOperation, StorageOperation
 
 from faulty_calls import FaultyCalls, Rule
 from kvshelf.disk.keys import make_key
 from tests.sglang.rig import (
-    PAGE_TOKENS,
     arguments,
+    back_up,
     backend_of,
     config_of,
     controller_of,
@@ -33,7 +32,7 @@ from tests.sglang.rig import (
     make_model,
     make_pool,
     page_bytes,
-    slots,
+    prefetch,
 )
 
 PAGES = 12
@@ -50,10 +49,6 @@ SETTINGS = {
     "lookup_threads": 4,
     "close_timeout_seconds": 1,
 }
-
-
-class _Queue(list[Any]):
-    put = list.append
 
 
 def rules_of(chance: random.Random, operations: tuple[str, ...]) -> list[Rule]:
@@ -108,17 +103,15 @@ def one_seed(
 ) -> tuple[Counter[str], float]:
     """Store, damage, prefetch, compare; (what happened, seconds of the longest call)."""
     chance, told, longest = random.Random(seed), Counter[str](), 0.0
-    keys, tokens = hashes(PAGES, seed + 1), PAGES * PAGE_TOKENS
+    keys = hashes(PAGES, seed + 1)
     generator = torch.Generator().manual_seed(seed)
     pool.kv_buffer.copy_(torch.rand(pool.kv_buffer.shape, generator=generator))
     expected = [page_bytes(pool, page) for page in range(PAGES)]
     faults.set(*rules_of(chance, ("open", "write", "rename", "mkdir", "close", "read", "stat")))
-    store = StorageOperation(slots(list(range(PAGES))), [0] * tokens, hash_value=keys)
     begun = time.monotonic()
-    controller._page_backup(store)
+    told["stored"] += back_up(controller, keys, list(range(PAGES)))
     longest = max(longest, time.monotonic() - begun)
     faults.set()
-    told["stored"] += store.completed_tokens // PAGE_TOKENS
     chunks = controller.storage_backend._pools["kv"].shelf
     paths = [shelf / chunks.path_of(make_key(bytes.fromhex(key), 0)) for key in keys]
     there = [path for path in paths if path.exists()]
@@ -129,10 +122,8 @@ def one_seed(
     begun = time.monotonic()
     found = controller.storage_backend.batch_exists(keys)
     longest = max(longest, time.monotonic() - begun)
-    load = PrefetchOperation("r", [0] * tokens)
-    load.hash_value, load.host_indices = keys, slots(list(range(PAGES, 2 * PAGES)))
     begun = time.monotonic()
-    loaded = controller._page_transfer(load)
+    loaded = prefetch(controller, keys, list(range(PAGES, 2 * PAGES)))
     longest = max(longest, time.monotonic() - begun)
     faults.set()
     told["found"] += found
@@ -155,7 +146,6 @@ def main() -> None:
     extra = {**SETTINGS, "pages_per_chunk": 4 if first % 2 else 1}
     with backend_of(shelf, pool, server_args, config_of(shelf, extra=extra)) as backend:
         controller = controller_of(pool, backend)
-        controller.prefetch_sync_queue = _Queue()
         for seed in range(first, first + count):
             more, seconds = one_seed(seed, controller, faults, shelf, pool)
             told += more

@@ -20,13 +20,16 @@ from kvshelf.errors import ConfigError
 from tests.sglang.rig import (
     PAGE_TOKENS,
     arguments,
+    back_up,
     backend_of,
     config_of,
+    controller_of,
     hashes,
     make_mla_pool,
     make_model,
     make_pool,
     page_bytes,
+    prefetch,
     slots,
 )
 
@@ -339,3 +342,33 @@ def test_this_engine_evicts(shelf: Path, model: Path) -> None:
             assert time.monotonic() < deadline, len(chunk_files(shelf))
             time.sleep(0.1)
         assert len(chunk_files(shelf)) > 10
+
+
+def test_failures_that_sglang_injects(
+    shelf: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SGLang's own hooks: calls fail and wait at random (0.5.17 has none and takes no notice)."""
+    monkeypatch.setenv("SGLANG_TEST_HICACHE_BACKEND_RANDOM_DELAY", "0.01")
+    monkeypatch.setenv("SGLANG_TEST_HICACHE_BACKEND_RANDOM_FAILURE", "0.3")
+    pool = make_pool(seed=1)
+    loaded = 0
+    with backend_of(shelf, pool, arguments(model)) as backend:
+        controller = controller_of(pool, backend)
+        for seed in range(40):
+            pages, places = list(range(12)), list(range(12, 24))
+            expected = [page_bytes(pool, page) for page in pages]
+            back_up(controller, hashes(12, seed), pages)
+            pool.kv_buffer[:, :, 12 * PAGE_TOKENS :] = 0
+            count = prefetch(controller, hashes(12, seed), places)
+            assert [page_bytes(pool, place) for place in places[:count]] == expected[:count]
+            loaded += count
+    assert loaded > 100
+
+
+def test_an_engine_that_refuses_jobs_is_a_miss(shelf: Path, model: Path) -> None:
+    """SGLang's threads must not meet an exception: 0.5.17's would end."""
+    with backend_of(shelf, make_pool(), arguments(model)) as backend:
+        backend._pools["kv"].shelf.close()
+        assert backend.batch_exists(hashes(2)) == 0
+        assert backend.batch_get_v1(hashes(2), slots([0, 1])) == [False, False]
+        assert backend.batch_set_v1(hashes(2), slots([0, 1])) == [False, False]

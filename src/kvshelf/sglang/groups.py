@@ -98,12 +98,6 @@ class Groups:
                 begin = part.end
         return parts + self._new(pages, begin, len(pages))
 
-    def forget(self, pages: Sequence[str]) -> None:
-        """These pages could not be loaded from where they were thought to be."""
-        with self._lock:
-            for page in pages:
-                self._chunk_of.pop(page, None)
-
     def _knows(self, page: str) -> bool:
         with self._lock:
             return page in self._chunk_of

@@ -263,7 +263,7 @@ class KvshelfStorage(HiCacheStorage):
             shelf.folder,
             ", ".join(shelf.roots),
         )
-        return _Pool(pages, shelf, Jobs(shelf), groups)
+        return _Pool(pages, shelf, Jobs(shelf, self._faults), groups)
 
     def _found(self, name: str, hashes: Sequence[str], *, only_leading: bool) -> list[bool]:
         """Which pages are on the shelf.
@@ -310,6 +310,8 @@ class KvshelfStorage(HiCacheStorage):
             lambda job: pool.shelf.submit_load(job, _chunks(keys, parts, rows)),
             self._settings.load_timeout_seconds,
         )
+        if result is None:
+            return [False] * len(hashes)
         self._reading.saw(result.statuses)
         good = [status is FileStatus.OK for status in result.statuses]
         stats = self._stats
@@ -323,9 +325,7 @@ class KvshelfStorage(HiCacheStorage):
                 self._faults.fault(f"load failed ({cause}), recompute", _described(key, error))
         pool.shelf.touch([key for key, is_good in zip(keys, good, strict=True) if is_good])
         self._show_gauges(pool)
-        loaded = _of_pages(parts, good)
-        pool.groups.forget([each for each, ok in zip(hashes, loaded, strict=True) if not ok])
-        return loaded
+        return _of_pages(parts, good)
 
     def _store(self, name: str, hashes: Sequence[str], host_indices: torch.Tensor) -> list[bool]:
         pool = self._pools.get(name)
@@ -337,6 +337,8 @@ class KvshelfStorage(HiCacheStorage):
             lambda job: pool.shelf.submit_store(job, _chunks(keys, parts, rows)),
             self._settings.max_write_queued_seconds + self._settings.store_timeout_seconds,
         )
+        if result is None:
+            return [False] * len(hashes)
         full = [key for key, e in zip(keys, result.errnos, strict=True) if e in NO_ROOM]
         if full and self._eviction is not None:
             self._eviction.want_room(full)
