@@ -5,6 +5,7 @@ The first engine's answers are of an empty shelf: what SGLang says without stora
 
 from __future__ import annotations
 
+import importlib.metadata
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -86,6 +87,8 @@ def site(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator
     reason = why_no_calls()
     if reason:
         pytest.skip(reason)
+    if importlib.metadata.version("sglang") < "0.5.23":
+        pytest.skip("engines of older releases ask Triton for a GPU's driver")
     folder = tmp_path_factory.mktemp("sglang")
     shelf = folder / "shelf"
     limits = {"load_timeout_seconds": 4, "load_stall_seconds": 2, "lookup_timeout_seconds": 2}
