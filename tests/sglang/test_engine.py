@@ -111,9 +111,9 @@ def site(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator
 def damage(site: Site, case: str) -> None:
     file = site.files[case][BAD_PAGE]
     content = file.read_bytes()
-    if case == "flipped":  # one bit in each 64 bytes of KV
+    if case == "flipped":  # in each 64 bytes of KV the highest bit of an exponent
         payload = bytearray(content)
-        payload[4096::64] = bytes(byte ^ 0x40 for byte in payload[4096::64])
+        payload[4099::64] = bytes(byte ^ 0x40 for byte in payload[4099::64])
         file.write_bytes(payload)
     elif case == "short":
         file.write_bytes(content[: len(content) // 2])
