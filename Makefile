@@ -16,7 +16,7 @@ CMAKE := cmake -S . -G Ninja
 CTEST := ctest --output-on-failure --no-tests=error --test-dir
 
 .DELETE_ON_ERROR:
-.PHONY: FORCE setup tools lint check test test-native test-asan test-tsan fuzz coverage stress reliability dist test-window test-matrix test-peer demo bench clean
+.PHONY: FORCE setup tools lint check test test-native test-asan test-tsan fuzz coverage stress reliability dist test-window test-matrix test-peer test-sglang demo demo-sglang bench bench-sglang clean
 
 # A registry's hiccup is not a broken set-up: one second try.
 define retry
@@ -133,6 +133,22 @@ MATRIX := 0.27.1 0.28.0 0.29.0 0.30.0 0.31.0
 test-matrix: test-window
 	python scripts/matrix.py build/matrix $(MATRIX)
 
+# SGLang's real engine on the CPU, on the same shelf: 230 MB of packages and a minute, once; then two
+# engines of one minute each, and its classes in two minutes. SGLANG_LIST=requirements/sglang-oldest.txt
+# takes the oldest release.
+SGLANG_LIST ?= requirements/sglang.txt
+SGLANG := $(shell sed -n 's/^sglang==//p' $(SGLANG_LIST))
+SGLANG_SITE := $(abspath build/sglang/$(SGLANG))
+WITH_SGLANG := SGLANG_USE_CPU_ENGINE=1 HF_HUB_OFFLINE=1 SGLANG_SITE=$(SGLANG_SITE) \
+  PYTHONPATH=$(abspath tests/harness/sglang_stubs):$(SGLANG_SITE)
+build/sglang/$(SGLANG)/.done: $(VENV)/.kvshelf $(SGLANG_LIST)
+	@echo "make: installing SGLang $(SGLANG)"
+	@$(call retry,$(PIP) --no-deps --upgrade --target $(@D) -r $(SGLANG_LIST))
+	@touch $@
+
+test-sglang: build/sglang/$(SGLANG)/.done
+	$(WITH_SGLANG) python -m pytest tests/sglang $(PYTEST_ARGS)
+
 # vLLM's own offloading tests, of the installed version, with kvshelf's classes put in (an sdist of
 # 40 MB, once, and half a minute).
 test-peer: $(VENV)/.kvshelf
@@ -163,10 +179,16 @@ dist: $(VENV)/.dist
 demo: $(VENV)/.kvshelf
 	@python demo/run.py
 
+demo-sglang: build/sglang/$(SGLANG)/.done
+	@$(WITH_SGLANG) python demo/sglang_run.py
+
 bench: $(VENV)/.kvshelf
 	python benchmarks/bench_engine.py
 	python benchmarks/bench_lookup.py
 	python benchmarks/bench_adapter.py
+
+bench-sglang: build/sglang/$(SGLANG)/.done
+	$(WITH_SGLANG) python benchmarks/bench_sglang.py --json benchmarks/results/sglang.json
 
 clean:
 	rm -rf $(VENV) build build-* dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -23,8 +23,8 @@ from types import SimpleNamespace
 
 from bench_engine import RESULTS, file_system, machine
 from kvshelf.config import Settings
-from kvshelf.vllm.identity.weight_cache import RACY_SECONDS
-from kvshelf.vllm.identity.weights import weights_of
+from kvshelf.weights import weights_of
+from kvshelf.weights.cache import RACY_SECONDS
 
 ROUNDS = 3
 _BLOCK_BYTES = 64 << 20

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from kvshelf.vllm.faultlog import INTERVAL_SECONDS
+from kvshelf.faultlog import INTERVAL_SECONDS
 from tests.harness.engines import LOGPROB_TOLERANCE, Answer, EngineProcess, engine_arguments
 from tests.harness.faulty_calls import FaultyCalls, Rule
 from tests.harness.tiny_model import make_tiny_model

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from kvshelf.vllm.scheduler.breaker import Breaker, State
+from kvshelf.breaker import Breaker, State
 
 
 def opened(faults: int = 3) -> Breaker:

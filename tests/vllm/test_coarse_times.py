@@ -17,9 +17,9 @@ from kvshelf import Chunk, EngineConfig, FileStatus, Identity, make_key  # noqa:
 from kvshelf.config import Settings  # noqa: E402
 from kvshelf.disk.clock import FileClock  # noqa: E402
 from kvshelf.disk.keys import ChunkKey  # noqa: E402
+from kvshelf.faultlog import FaultLog  # noqa: E402
 from kvshelf.shelf import Shelf  # noqa: E402
 from kvshelf.upkeep.evict import Evictor, Limits  # noqa: E402
-from kvshelf.vllm.faultlog import FaultLog  # noqa: E402
 from kvshelf.vllm.scheduler.chunk_table import ChunkTable  # noqa: E402
 from kvshelf.vllm.scheduler.masked import MaskedShelf  # noqa: E402
 from kvshelf.vllm.scheduler.touches import Touches  # noqa: E402

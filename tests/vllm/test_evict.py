@@ -19,11 +19,10 @@ from kvshelf.config import Settings  # noqa: E402
 from kvshelf.shelf import Shelf  # noqa: E402
 from kvshelf.upkeep.evict import Limits  # noqa: E402
 from kvshelf.upkeep.evict import duty as duty_module  # noqa: E402
+from kvshelf.upkeep.evict.duties import duties_of, limits_of  # noqa: E402
 from kvshelf.upkeep.evict.journal import RemovedWriter  # noqa: E402
 from kvshelf.vllm.report import WorkerReport  # noqa: E402
-from kvshelf.vllm.scheduler import eviction as evict_module  # noqa: E402
 from kvshelf.vllm.scheduler import manager as manager_module  # noqa: E402
-from kvshelf.vllm.scheduler.eviction import limits_of  # noqa: E402
 from tests.harness.quirk_mount import quirk_mount  # noqa: E402
 from tests.vllm.test_adapter import (  # noqa: E402
     BLOCK_BYTES,
@@ -319,7 +318,7 @@ def test_an_engine_makes_a_namespace_again_that_somebody_removed(
     monkeypatch.setattr(duty_module, "WAKE_SECONDS", 0.05)
     settings = Settings(evict_lease_seconds=3.0)
     with Shelf([tmp_path / "a", tmp_path / "b"], IDENTITY) as shelf:
-        duties = evict_module.duties_of(settings, shelf)
+        duties = duties_of(settings, shelf)
         for duty in duties:
             duty.start()
         for name in ("a", "b"):

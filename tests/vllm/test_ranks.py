@@ -14,7 +14,7 @@ pytestmark = pytest.mark.vllm
 
 from kvshelf import Chunk, EngineConfig, Shelf  # noqa: E402
 from kvshelf.engine import Phase  # noqa: E402
-from kvshelf.vllm.faultlog import FaultLog  # noqa: E402
+from kvshelf.faultlog import FaultLog  # noqa: E402
 from kvshelf.vllm.report import WorkerReport  # noqa: E402
 from kvshelf.vllm.scheduler import manager as manager_module  # noqa: E402
 from kvshelf.vllm.scheduler.chunk_table import ChunkTable  # noqa: E402

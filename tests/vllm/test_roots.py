@@ -15,7 +15,9 @@ pytestmark = pytest.mark.vllm
 from vllm.v1.kv_offload.base import LookupResult, ReqContext  # noqa: E402
 
 from kvshelf import Identity, make_key, metrics  # noqa: E402
+from kvshelf.breaker import State  # noqa: E402
 from kvshelf.engine import EngineConfig, FileStatus, JobKind, JobResult, Phase  # noqa: E402
+from kvshelf.faultlog import FaultLog  # noqa: E402
 from kvshelf.shelf import Shelf  # noqa: E402
 from kvshelf.upkeep.evict import Limits  # noqa: E402
 from kvshelf.upkeep.evict import duty as duty_module  # noqa: E402
@@ -24,9 +26,7 @@ from kvshelf.upkeep.evict.journal import RemovedWriter  # noqa: E402
 from kvshelf.upkeep.evict.limits import Amount  # noqa: E402
 from kvshelf.upkeep.evict.news import News  # noqa: E402
 from kvshelf.vllm.compat import KeyRun  # noqa: E402
-from kvshelf.vllm.faultlog import FaultLog  # noqa: E402
 from kvshelf.vllm.report import WorkerReport  # noqa: E402
-from kvshelf.vllm.scheduler.breaker import State  # noqa: E402
 from kvshelf.vllm.scheduler.chunk_table import Answer  # noqa: E402
 from kvshelf.vllm.scheduler.manager import logger  # noqa: E402
 from kvshelf.vllm.tier import tier_settings  # noqa: E402

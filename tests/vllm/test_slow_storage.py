@@ -18,13 +18,13 @@ from vllm.v1.kv_offload.base import (
 )
 
 from kvshelf import Identity, make_key, metrics
+from kvshelf.breaker import State
 from kvshelf.config import Settings
 from kvshelf.engine import EngineStats, FileStatus, JobKind, JobResult, Phase
 from kvshelf.shelf import Shelf
 from kvshelf.testing.memory_engine import MemoryEngine
 from kvshelf.vllm.compat import KeyRun
 from kvshelf.vllm.report import WorkerReport
-from kvshelf.vllm.scheduler.breaker import State
 from kvshelf.vllm.scheduler.chunk_table import ChunkTable
 from kvshelf.vllm.scheduler.manager import KvshelfManager
 

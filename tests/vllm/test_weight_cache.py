@@ -16,8 +16,9 @@ pytestmark = pytest.mark.vllm
 
 from kvshelf.config import Settings  # noqa: E402
 from kvshelf.errors import ConfigError  # noqa: E402
-from kvshelf.vllm.identity import weight_cache, weight_files  # noqa: E402
-from kvshelf.vllm.identity.weight_files import digest_of_files  # noqa: E402
+from kvshelf.weights import cache as weight_cache  # noqa: E402
+from kvshelf.weights import files as weight_files  # noqa: E402
+from kvshelf.weights.files import digest_of_files  # noqa: E402
 
 
 class Node:

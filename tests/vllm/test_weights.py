@@ -14,13 +14,13 @@ pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm
 
 from kvshelf.errors import ConfigError  # noqa: E402
-from kvshelf.vllm.identity import weight_files  # noqa: E402
-from kvshelf.vllm.identity.weights import (  # noqa: E402
+from kvshelf.weights import (  # noqa: E402
     IN_MEMORY,
     draft_of,
     weights_are_known,
     weights_digest,
 )
+from kvshelf.weights import files as weight_files  # noqa: E402
 
 AUTO = SimpleNamespace(load_format="auto", download_dir=None)
 CONTENT = bytes(range(256)) * 400  # 102,400 bytes

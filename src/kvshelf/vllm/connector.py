@@ -22,7 +22,6 @@ from kvshelf.errors import ConfigError
 from kvshelf.vllm import compat, guards, patches
 from kvshelf.vllm.chunking import default_chunk, settle_chunk
 from kvshelf.vllm.identity import build_identity
-from kvshelf.vllm.identity.weights import weights_are_known
 from kvshelf.vllm.report import KvshelfWorkerMetadata
 from kvshelf.vllm.scheduler.engine_weights import EngineWeights
 from kvshelf.vllm.scheduler.epochs import Epochs
@@ -37,6 +36,7 @@ from kvshelf.vllm.scheduler.step_clock import StepClock
 from kvshelf.vllm.spec import IDENTITY_KEY
 from kvshelf.vllm.worker.pages import PAGES_KEY, page_kinds
 from kvshelf.vllm.worker.worker import KvshelfWorker, blocks_of
+from kvshelf.weights import weights_are_known
 
 logger = compat.logger_of(__name__)
 

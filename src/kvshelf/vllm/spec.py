@@ -22,9 +22,9 @@ from kvshelf.doctor.quick import quick_line
 from kvshelf.engine import EngineConfig, GroupMemory, Pages
 from kvshelf.errors import ConfigError
 from kvshelf.shelf import Shelf
+from kvshelf.upkeep.evict.duties import duties_of
 from kvshelf.vllm import compat
 from kvshelf.vllm.scheduler.chunk_table import ChunkTable
-from kvshelf.vllm.scheduler.eviction import duties_of
 from kvshelf.vllm.scheduler.manager import KvshelfManager
 from kvshelf.vllm.stats import metric_definitions
 from kvshelf.vllm.worker.auditor import Auditor

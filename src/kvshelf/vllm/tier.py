@@ -31,11 +31,11 @@ from kvshelf.disk.namespace import Identity
 from kvshelf.engine import EngineConfig, FileStatus, GroupMemory, JobKind, JobResult, Pages, Phase
 from kvshelf.errors import ConfigError
 from kvshelf.shelf import Chunk, Shelf
+from kvshelf.upkeep.evict.duties import duties_of
 from kvshelf.vllm import compat
 from kvshelf.vllm.adapters import Adapter
 from kvshelf.vllm.scheduler.chunk_table import ChunkTable
 from kvshelf.vllm.scheduler.epochs import Epochs
-from kvshelf.vllm.scheduler.eviction import duties_of
 from kvshelf.vllm.scheduler.manager import KvshelfManager
 from kvshelf.vllm.spec import IDENTITY_KEY
 from kvshelf.vllm.stats import metric_definitions

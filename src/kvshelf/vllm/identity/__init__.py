@@ -12,7 +12,6 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +26,7 @@ from kvshelf.vllm.identity.fields import fields_in
 from kvshelf.vllm.identity.model_files import file_digests
 from kvshelf.vllm.identity.refusals import refuse
 from kvshelf.vllm.identity.values import plain as _plain
-from kvshelf.vllm.identity.weights import Weights, draft_of, load_format_of, weights_of
+from kvshelf.weights import Weights, draft_of, load_format_of, model_name, weights_of
 
 logger = compat.logger_of(__name__)
 
@@ -140,12 +139,6 @@ def _load_fields(model: Any, load: Any, weights: Weights) -> Any:
             "seed": _plain(model.seed),
         }
     return fields
-
-
-def model_name(model: str) -> str:
-    """The name without the place: a local directory's last part, a hub name as it is."""
-    path = Path(model)
-    return path.resolve().name if path.is_absolute() or path.exists() else model
 
 
 def _config_fields(model: Any) -> dict[str, Any]:

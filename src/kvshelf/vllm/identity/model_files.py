@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kvshelf.errors import ConfigError
-from kvshelf.vllm.identity.weights import model_folder
+from kvshelf.weights import model_folder
 
 # JSON files that change no KV: read another way (the model's configuration, indexes of weights),
 # or used before tokens or after logits, or bookkeeping. Every other one counts.

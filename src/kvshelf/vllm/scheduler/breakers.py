@@ -14,11 +14,11 @@ from dataclasses import replace
 from functools import partial
 
 from kvshelf import metrics
+from kvshelf.breaker import Breaker, State
 from kvshelf.config import Settings
 from kvshelf.engine import FileStatus, JobResult
 from kvshelf.vllm.compat import KeyRun
 from kvshelf.vllm.report import STORAGE_FAULTS, Outcome
-from kvshelf.vllm.scheduler.breaker import Breaker, State
 from kvshelf.vllm.scheduler.masked import MaskedShelf
 from kvshelf.vllm.stats import StatsSink
 

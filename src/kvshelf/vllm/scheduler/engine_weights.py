@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from kvshelf.faultlog import FaultLog
 from kvshelf.vllm import compat
 from kvshelf.vllm.adapters import Adapter, Adapters
-from kvshelf.vllm.faultlog import FaultLog
 from kvshelf.vllm.scheduler.epochs import Epochs
 from kvshelf.vllm.worker.worker_weights import WeightsRead, give_up, read_adapters, read_weights
 

@@ -6,52 +6,20 @@ Every root has a duty of its own, with its own lease, limits and journal.
 from __future__ import annotations
 
 import errno
-import functools
 import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
 
 from kvshelf import metrics
-from kvshelf.config import Settings
-from kvshelf.shelf import Shelf
-from kvshelf.upkeep.evict import Limits
+from kvshelf.faultlog import FaultLog
 from kvshelf.upkeep.evict.duty import EvictionDuty
 from kvshelf.upkeep.evict.limits import Amount
 from kvshelf.upkeep.evict.news import News
 from kvshelf.upkeep.evict.report import STATES
-from kvshelf.vllm.faultlog import FaultLog
 from kvshelf.vllm.report import NoRoom
 from kvshelf.vllm.scheduler.masked import MaskedShelf
 from kvshelf.vllm.stats import StatsSink
-
-
-def limits_of(settings: Settings) -> Limits:
-    """What a user allows the shelf to take; nothing at all is limited if eviction is off."""
-    if not settings.evict:
-        return Limits()
-    return Limits(
-        shelf_bytes=int(settings.evict_shelf_gb * 1e9) or None,
-        volume_percent=settings.evict_percent,
-        inode_percent=settings.evict_percent,
-        low_percent=settings.evict_low_percent,
-    )
-
-
-def duties_of(settings: Settings, shelf: Shelf) -> list[EvictionDuty]:
-    """The duties of one engine, one a root, for its namespace. Not started."""
-    return [
-        EvictionDuty(
-            root,
-            shelf.folder,
-            limits=limits_of(settings),
-            lease_seconds=settings.evict_lease_seconds,
-            dir_mode=settings.dir_mode,
-            file_mode=settings.file_mode,
-            renew=functools.partial(shelf.renew_use, root),
-        )
-        for root in shelf.roots
-    ]
 
 
 class EvictionNews:

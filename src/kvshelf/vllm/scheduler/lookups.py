@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from kvshelf import metrics
+from kvshelf.breaker import State
 from kvshelf.engine import FileStatus, JobKind, JobResult, Phase
+from kvshelf.faultlog import FaultLog
 from kvshelf.vllm.compat import KeyRun
-from kvshelf.vllm.faultlog import FaultLog
-from kvshelf.vllm.scheduler.breaker import State
 from kvshelf.vllm.scheduler.breakers import Breakers
 from kvshelf.vllm.scheduler.chunk_table import ChunkTable
 from kvshelf.vllm.scheduler.masked import MaskedShelf

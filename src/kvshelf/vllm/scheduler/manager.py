@@ -35,11 +35,11 @@ from vllm.v1.kv_offload.base import (
 from kvshelf import metrics
 from kvshelf.config import Settings
 from kvshelf.disk.keys import masked, masked_all
+from kvshelf.faultlog import FaultLog
 from kvshelf.shelf import Shelf
 from kvshelf.upkeep.evict.duty import EvictionDuty
 from kvshelf.vllm import compat
 from kvshelf.vllm.adapters import Adapter
-from kvshelf.vllm.faultlog import FaultLog
 from kvshelf.vllm.report import WorkerReport
 from kvshelf.vllm.scheduler.admission import Admission
 from kvshelf.vllm.scheduler.audit import Audits

@@ -16,9 +16,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from kvshelf.faultlog import FaultLog
 from kvshelf.vllm import compat
 from kvshelf.vllm.bounded import drop_oldest
-from kvshelf.vllm.faultlog import FaultLog
 from kvshelf.vllm.scheduler.chunk_table import ChunkTable
 from kvshelf.vllm.scheduler.masked import MaskedShelf
 

@@ -29,9 +29,9 @@ from kvshelf.disk.namespace import Identity
 from kvshelf.disk.threads import start
 from kvshelf.engine import EngineConfig, FileStatus, GroupMemory, Pages
 from kvshelf.errors import ConfigError, NotAShelfError
+from kvshelf.faultlog import FaultLog
 from kvshelf.shelf import Chunk, Shelf
 from kvshelf.vllm import compat
-from kvshelf.vllm.faultlog import FaultLog
 from kvshelf.vllm.specs import ChunkPlan
 from kvshelf.vllm.worker.blocks import ComputedBlocks, Copied, host_bytes
 from kvshelf.vllm.worker.compare import Comparison, Kind, Section, Verdict, compare, tolerances

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from kvshelf import metrics
 from kvshelf.disk.keys import group_of
 from kvshelf.engine import EngineStats, FileStatus, JobResult
+from kvshelf.faultlog import FaultLog
 from kvshelf.shelf import Shelf
-from kvshelf.vllm.faultlog import FaultLog
 from kvshelf.vllm.report import STORAGE_FAULTS, WorkerReport
 
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})

@@ -9,8 +9,8 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 
 from kvshelf.engine import FileStatus, JobKind, JobResult
+from kvshelf.faultlog import FaultLog
 from kvshelf.shelf import Chunk, Shelf
-from kvshelf.vllm.faultlog import FaultLog
 from kvshelf.vllm.report import WorkerReport
 from kvshelf.vllm.worker.outcomes import Outcomes
 

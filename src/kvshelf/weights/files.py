@@ -18,7 +18,7 @@ from pathlib import Path
 
 from kvshelf.config import Settings
 from kvshelf.errors import ConfigError
-from kvshelf.vllm.identity.weight_cache import Stamp, WeightCache
+from kvshelf.weights.cache import Stamp, WeightCache
 
 # One thread's work: small enough for 8 threads to share one file of 5 GB, large enough for its
 # digest to cost nothing.

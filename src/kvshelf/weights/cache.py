@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import stat
 import tempfile
@@ -22,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from kvshelf.config import Settings
-from kvshelf.vllm import compat
 
-logger = compat.logger_of(__name__)
+# Below vLLM's logger, which has its format and level; elsewhere the root's apply.
+logger = logging.getLogger(f"vllm.{__name__}")
 
 RACY_SECONDS = 5.0
 _VERSION = 1

@@ -1,6 +1,6 @@
 """Which weights an engine has: content that cannot miss a changed row, or the word "in memory".
 
-Files of a folder are hashed whole (``weight_files``); a hub's model is named by the
+Files of a folder are hashed whole (``files``); a hub's model is named by the
 commit of its snapshot, which is content. Where the files do not say what a loader puts into memory
 (dummy weights, object stores, loaders of others), nothing is guessed: ``IN_MEMORY``.
 """
@@ -17,7 +17,7 @@ from typing import Any
 
 from kvshelf.config import Settings
 from kvshelf.errors import ConfigError
-from kvshelf.vllm.identity.weight_files import digest_of_files
+from kvshelf.weights.files import digest_of_files
 
 IN_MEMORY = "in memory"
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".npz")
@@ -104,6 +104,12 @@ def draft_of(vllm_config: Any) -> Iterator[tuple[Any, Any]]:
 def load_format_of(load_config: Any) -> str:
     """The loader's name in lower case."""
     return str(getattr(load_config, "load_format", "auto")).rsplit(".", 1)[-1].lower()
+
+
+def model_name(model: str) -> str:
+    """The name without the place: a local directory's last part, a hub name as it is."""
+    path = Path(model)
+    return path.resolve().name if path.is_absolute() or path.exists() else model
 
 
 def model_folder(model_config: Any, load_config: Any) -> Path | None:

@@ -10,7 +10,10 @@ INTERVAL_SECONDS = 60.0
 
 
 class FaultLog:
-    """Counts faults by cause and logs the first of each minute. One thread, its owner's."""
+    """Counts faults by cause and logs the first of each minute.
+
+    Threads: any; of two at once both may log.
+    """
 
     def __init__(self, logger: logging.Logger) -> None:
         self._logger = logger
