@@ -141,3 +141,18 @@ def test_the_page_on_sharing_names_every_reason() -> None:
     page = (DOCS / "sharing.md").read_text(encoding="utf-8")
     assert len(reasons) >= 8
     assert all(f"`{reason}`" in page for reason in reasons)
+
+
+def test_the_places_that_the_developers_page_names_exist() -> None:
+    page = (DOCS / "dev/places.md").read_text(encoding="utf-8")
+    stops = re.findall(r"^\d\. `([\w/.]+)` `(\w+)`: ", page, re.MULTILINE)
+    assert len(stops) >= 20
+    for path, name in stops:
+        text = (ROOT / path).read_text(encoding="utf-8")
+        assert re.search(rf"(?:def |class |::){name}\(?", text), (path, name)
+    rooms = {line.split("|")[2] for line in page.splitlines() if re.match(r"\| \d \|", line)}
+    named = {name.rstrip("/") for cell in rooms for name in re.findall(r"`([\w/.]+)`", cell)}
+    package = ROOT / "src/kvshelf"
+    there = {p.name for p in package.iterdir() if p.is_dir() and (p / "__init__.py").exists()}
+    assert there <= named and len(there) <= 12
+    assert all((package / name).exists() for name in named)
