@@ -16,7 +16,7 @@ from tests.deploy.tools import DEPLOY
 FOLDER = DEPLOY / "monitoring"
 # Names of series: vLLM's and ours have a colon, as have recorded ones; the kubelet's begin so.
 _NAME = re.compile(r"\b(?:kvshelf|vllm|job):\w+(?::\w+)?|\bkubelet_\w+")
-# Series that begin with the first fault: promtool tests their alerts (deploy/monitoring/rules_test.yaml).
+# Series that begin with the first fault: promtool tests their alerts (rules_test.yaml).
 FAULTS_ONLY = {"kvshelf:evict_no_effect_total"}
 KUBELET = {"kubelet_volume_stats_used_bytes", "kubelet_volume_stats_capacity_bytes"}
 VLLM = {"vllm:external_prefix_cache_hits_total", "vllm:external_prefix_cache_queries_total"}
