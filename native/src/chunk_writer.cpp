@@ -256,7 +256,6 @@ FileResult ChunkWriter::WriteHeader(ThreadContext& context) {
 }
 
 FileResult ChunkWriter::Publish(CopyGate& gate, ThreadContext& context) {
-  KVSHELF_DCHECK(offset_ == header_.payload_bytes);
   if (!hasher_.Seal(header_)) return FileResult::IoError(EIO);
   const bool had_whole = static_cast<bool>(whole_);
   FileResult written = WriteHeader(context);
@@ -274,6 +273,7 @@ FileResult ChunkWriter::Publish(CopyGate& gate, ThreadContext& context) {
   const int closed = ops.Close(file_.Release());
   if (closed < 0) return FileResult::IoError(-closed);
   if (!gate.ClaimPublication()) return FileResult::IoError(ECANCELED);
+  KVSHELF_DCHECK(offset_ == header_.payload_bytes);  // what gets its name is whole
 
   const auto [folder, name] = SplitPath(request_.path);
   for (int attempt = 1;; ++attempt) {
