@@ -230,8 +230,8 @@ class CudaStream final : public CopyStream {
   cuda::Stream stream_ = nullptr;
   std::array<cuda::Event, kCopiesInFlight + 1> events_{};
   cuda::Event& order_ = events_[kCopiesInFlight];  // of stream_, for a lane to come after
-  std::array<std::atomic<Lane*>, 2> lanes_{};  // by direction, once used
-  cuda::Stream last_ = nullptr;                // of the last copy begun
+  std::array<std::atomic<Lane*>, 2> lanes_{};      // by direction, once used
+  cuda::Stream last_ = nullptr;                    // of the last copy begun
   bool is_ahead_ = false;  // stream_ has what the lane in use has not waited for
   std::atomic<std::uint64_t> begun_{0};
   std::vector<cuda::DevicePtr> dsts_;
