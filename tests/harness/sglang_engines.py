@@ -15,9 +15,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.harness.engines import Answer, EngineProcess
+from tests.harness.engines import REPOSITORY, Answer, EngineProcess
 
-REPOSITORY = Path(__file__).parents[1]
 STUBS = REPOSITORY / "tests/harness/sglang_stubs"
 PAGE_TOKENS = 16
 

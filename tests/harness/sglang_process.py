@@ -1,6 +1,6 @@
 """One SGLang engine in a process of its own, driven by JSON lines on stdin and stdout.
 
-    python demo/sglang_process.py '{"model_path": "/path", "page_size": 16, ...}'
+    python tests/harness/sglang_process.py '{"model_path": "/path", "page_size": 16, ...}'
 
 As ``engine_process.py``, with keyword arguments of ``sglang.Engine`` and these requests:
 
