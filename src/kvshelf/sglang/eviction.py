@@ -6,13 +6,13 @@ import errno
 import threading
 from collections.abc import Sequence
 
-from kvshelf import metrics
 from kvshelf.config import Settings
 from kvshelf.faultlog import FaultLog
 from kvshelf.sglang.stats import Stats
 from kvshelf.shelf import Shelf
 from kvshelf.upkeep.evict.duties import duties_of
 from kvshelf.upkeep.evict.news import News
+from kvshelf.upkeep.evict.news_metrics import NewsMetrics
 
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
@@ -21,7 +21,8 @@ class Eviction:
     """One duty a root. Threads: any; nothing waits for storage but ``close``."""
 
     def __init__(self, settings: Settings, shelf: Shelf, stats: Stats, faults: FaultLog) -> None:
-        self._shelf, self._stats, self._faults = shelf, stats, faults
+        self._shelf = shelf
+        self._metrics = NewsMetrics(shelf.roots, stats, faults)
         self._lock = threading.Lock()
         self._duties = duties_of(settings, shelf)
         for duty in self._duties:
@@ -47,29 +48,6 @@ class Eviction:
         self.take_news()
 
     def _hear(self, root: int, news: News) -> None:
-        stats = self._stats
         if news.clock is not None:
             self._shelf.set_clock(root, news.clock.ahead_ns)
-        stats.gauge(metrics.EVICT_LEASE_HELD, float(news.is_holder), self._shelf.roots[root])
-        for folder, amount in news.shelf.items():
-            stats.gauge(metrics.SHELF_BYTES, amount.bytes, folder)
-            stats.gauge(metrics.SHELF_CHUNKS, amount.files, folder)
-        for name, value in (
-            (metrics.EVICTED_CHUNKS, news.removed_files),
-            (metrics.EVICTED_BYTES, news.removed_bytes),
-            (metrics.GONE_KEYS, len(news.gone) + news.dropped),
-            (metrics.EVICT_TEMP_FILES, news.leftovers.files),
-            (metrics.EVICT_TEMP_BYTES, news.leftovers.bytes),
-            (metrics.ROOM_REQUESTS, news.room_requests),
-        ):
-            if value:
-                stats.count(name, by=value)
-        if news.pass_seconds is not None:
-            stats.gauge(metrics.EVICT_DURATION, news.pass_seconds)
-        for limit in news.no_effect:
-            stats.count(metrics.EVICT_NO_EFFECT, limit)
-        for cause, text in news.notes:
-            self._faults.fault(cause, text)
-        for fault in news.faults:
-            stats.count(metrics.EVICT_FAULTS, fault.errno, by=fault.times)
-            self._faults.fault(f"eviction, {fault.part}", fault.text)
+        self._metrics.count(root, news)

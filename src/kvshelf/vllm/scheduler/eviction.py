@@ -9,14 +9,12 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from kvshelf import metrics
 from kvshelf.faultlog import FaultLog
 from kvshelf.upkeep.evict.duty import EvictionDuty
-from kvshelf.upkeep.evict.limits import Amount
 from kvshelf.upkeep.evict.news import News
-from kvshelf.upkeep.evict.report import STATES
+from kvshelf.upkeep.evict.news_metrics import NewsMetrics
 from kvshelf.vllm.report import NoRoom
 from kvshelf.vllm.scheduler.masked import MaskedShelf
 from kvshelf.vllm.stats import StatsSink
@@ -40,13 +38,10 @@ class EvictionNews:
     ) -> None:
         self._duties = duties
         self._shelf = shelf
-        self._stats = stats
         self._logger = logger
         self._faults = FaultLog(logger)
         self._holds: set[int] = set()  # roots in which this engine evicts
-        self._shown: dict[int, Mapping[str, Amount]] = {}  # of each root, by namespace
-        self._held: dict[int, int] = {}  # chunk files of each root that cannot be removed
-        self._counted: set[str] = set()  # namespaces
+        self._metrics = NewsMetrics(shelf.roots, stats, self._faults)
         for duty in duties:
             duty.start()
 
@@ -81,12 +76,6 @@ class EvictionNews:
                 self._logger.warning("kvshelf: eviction still waits for the storage; left behind")
 
     def _count(self, root: int, news: News) -> None:
-        self._count_state(root, news)
-        self._count_events(news)
-
-    def _count_state(self, root: int, news: News) -> None:
-        """What holds now, as gauges. What the lease holder knows is 0 from others."""
-        stats = self._stats
         if news.is_holder != (root in self._holds):
             self._holds ^= {root}
             path = self._shelf.roots[root] if len(self._duties) > 1 else "the shelf"
@@ -94,42 +83,4 @@ class EvictionNews:
             self._logger.info("kvshelf: this engine %s keeps %s within its limits", what, path)
         if news.clock is not None:
             self._shelf.set_clock(root, news.clock)
-        name = self._shelf.roots[root]
-        stats.gauge(metrics.EVICT_LEASE_HELD, float(news.is_holder), name)
-        state, volume = news.state, news.volume
-        stats.gauge(metrics.EVICT_STATE, STATES.index(state) if state in STATES else 0, name)
-        stats.gauge(metrics.VOLUME_USED_BYTES, volume.used_bytes if volume else 0, name)
-        stats.gauge(metrics.VOLUME_TOTAL_BYTES, volume.total_bytes if volume else 0, name)
-        self._held[root] = news.held_chunks
-        stats.gauge(metrics.EVICT_HELD, sum(self._held.values()))
-        self._shown[root] = news.shelf
-        known: dict[str, Amount] = {}
-        for folder, amount in (pair for shown in self._shown.values() for pair in shown.items()):
-            known[folder] = known.get(folder, Amount()) + amount
-        for folder in self._counted | known.keys():
-            amount = known.get(folder, Amount())
-            stats.gauge(metrics.SHELF_BYTES, amount.bytes, folder)
-            stats.gauge(metrics.SHELF_CHUNKS, amount.files, folder)
-        self._counted = set(known)
-
-    def _count_events(self, news: News) -> None:
-        stats = self._stats
-        for name, value in (
-            (metrics.EVICTED_CHUNKS, news.removed_files),
-            (metrics.EVICTED_BYTES, news.removed_bytes),
-            (metrics.GONE_KEYS, len(news.gone) + news.dropped),
-            (metrics.EVICT_TEMP_FILES, news.leftovers.files),
-            (metrics.EVICT_TEMP_BYTES, news.leftovers.bytes),
-            (metrics.ROOM_REQUESTS, news.room_requests),
-        ):
-            if value:
-                stats.count(name, by=value)
-        if news.pass_seconds is not None:
-            stats.gauge(metrics.EVICT_DURATION, news.pass_seconds)
-        for limit in news.no_effect:
-            stats.count(metrics.EVICT_NO_EFFECT, limit)
-        for cause, text in news.notes:
-            self._faults.fault(cause, text)
-        for fault in news.faults:
-            stats.count(metrics.EVICT_FAULTS, fault.errno, by=fault.times)
-            self._faults.fault(f"eviction, {fault.part}", fault.text)
+        self._metrics.count(root, news)
