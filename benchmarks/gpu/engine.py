@@ -63,7 +63,7 @@ SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 def transfer_config(arm: str, root: str) -> dict[str, Any] | None:
-    kind = arm.split("-")[0]
+    kind = arm.split("-", maxsplit=1)[0]
     if kind == "compute":
         return None
     if kind == "kvshelf":
@@ -130,7 +130,7 @@ class Engine:
         return sum(path.stat().st_size for path in self.root.rglob("*") if path.is_file())
 
     def settle(self) -> int:
-        """Run short steps until all is stored, since reports come with steps; bytes of all files."""
+        """Run short steps until all is stored: reports come with steps. Bytes of all files."""
         before, same = -1, 0
         for i in range(120):
             self.first_token(32, 900_000 + i)

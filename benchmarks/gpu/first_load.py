@@ -1,4 +1,4 @@
-"""The first loads of a process, without vLLM: what making ready costs at the start and at each load.
+"""The first loads of a process, without vLLM: the time to get ready, and each load.
 
     python benchmarks/gpu/first_load.py DIR [--threads 12] [--page-bytes 65536]
 

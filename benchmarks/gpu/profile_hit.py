@@ -186,7 +186,7 @@ def main() -> None:
     tap_loads(KvshelfWorker)
     for owner, names in (
         (KvshelfConnector, ("on_new_request", "get_num_new_matched_tokens")),
-        (KvshelfManager, ("lookup", "prepare_load", "prepare_store")),
+        (KvshelfManager, ("prepare_load", "prepare_store")),
         (Shelf, ("submit_lookup", "submit_probe", "submit_load")),
         (EngineCore, ("preprocess_add_request", "add_request")),
         (KvshelfWorker, ("submit_load", "get_finished")),
