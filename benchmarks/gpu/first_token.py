@@ -29,6 +29,8 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +168,18 @@ def pinned_gb_per_second() -> float:
     return round(float(done.stdout), 1)
 
 
+def machine() -> dict[str, Any]:
+    import torch
+
+    return {
+        "command": " ".join(sys.argv),
+        "date": datetime.now(UTC).date().isoformat(),
+        "card": torch.cuda.get_device_name(0),
+        "cores": os.cpu_count(),
+        "vllm": version("vllm"),
+    }
+
+
 def child(args: argparse.Namespace) -> None:
     """Measure one engine; what is known is written after every phase."""
     started = time.perf_counter()
@@ -267,8 +281,8 @@ def main() -> None:
     if args.arm:
         child(args)
         return
-    results: dict[str, Any] = {"command": " ".join(sys.argv), "pinned_gb_per_s": 0.0}
-    rate = results["pinned_gb_per_s"] = pinned_gb_per_second()
+    rate = pinned_gb_per_second()
+    results: dict[str, Any] = {**machine(), "pinned_gb_per_s": rate}
     runner = Runner(args)
     for shape in args.shapes.split(","):
         for arm in args.arms.split(","):
