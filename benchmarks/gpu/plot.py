@@ -1,4 +1,4 @@
-"""Draw what benchmarks/gpu measured: DIR/first-token.json and DIR/transfer-8b.json as PNG beside them.
+"""Draw first-token.json and transfer-8b.json of a folder as PNG beside them.
 
 python benchmarks/gpu/plot.py benchmarks/results/gpu
 """
@@ -48,7 +48,7 @@ def first_token(directory: Path) -> None:
     rows = arms["kvshelf-ext4"]["single"]
     limits = [row["limit_ms"] for row in rows.values()]
     axes.plot([int(n) for n in rows], limits, linestyle="--", color="black", linewidth=1)
-    axes.annotate("limit", (int(list(rows)[0]), limits[0]), (-4, -14), **NUMBER)
+    axes.annotate("limit", (int(next(iter(rows))), limits[0]), (-4, -14), **NUMBER)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xticks([int(n) for n in rows], [f"{int(n):,}" for n in rows])
