@@ -29,6 +29,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -236,22 +237,22 @@ class Runner:
         found = json.loads(out.read_text()) if out.exists() else {}
         return found if code == 0 else {**found, "exit": code, "log": log_path.name}
 
-    def pair(self, shape: str, arm: str) -> dict[str, Any]:
+    def pair(self, shape: str, arm: str, save: Callable[[dict[str, Any]], None]) -> None:
         base = Path("/dev/shm") if arm.endswith("tmpfs") else self.args.directory
         home = base / f"first-token-{shape}-{arm}"
         phases = "single,many" if shape == "8b" and arm != "compute" else "single"
         if arm.startswith("kvshelf"):
             phases += ",damaged"
+        phases = self.args.only or phases
         try:
             found = self.engine(shape, arm, phases, home)
+            save(found)
             if self.args.restart and arm.startswith("kvshelf"):
                 again = self.engine(shape, arm, "restart", home)
                 found["restart"] = again.get("restart", again)
-            if self.args.steps and shape == "8b" and arm.startswith("kvshelf"):
-                found["steps"] = self.engine(shape, arm, "steps", home)
+                save(found)
         finally:
             shutil.rmtree(home, ignore_errors=True)
-        return found
 
 
 def with_limits(found: dict[str, Any], rate: float) -> None:
@@ -269,7 +270,7 @@ def main() -> None:
     parser.add_argument("--shapes", default="8b,one-head,fp8,mla")
     parser.add_argument("--arms", default="compute,kvshelf-ext4,kvshelf-tmpfs,fs-tmpfs,tier-tmpfs")
     parser.add_argument("--restart", action="store_true", help="also a new engine on the files")
-    parser.add_argument("--steps", action="store_true", help="also steps beside loads, CUDA graphs")
+    parser.add_argument("--only", help="these phases: single, many, damaged, steps (CUDA graphs)")
     parser.add_argument("--seconds", type=float, default=3600, help="start nothing after so long")
     parser.add_argument("--engine-seconds", type=float, default=240)
     parser.add_argument("--out", type=Path, required=True)
@@ -286,11 +287,14 @@ def main() -> None:
     runner = Runner(args)
     for shape in args.shapes.split(","):
         for arm in args.arms.split(","):
-            found = runner.pair(shape, arm)
-            with_limits(found, rate)
-            results.setdefault(shape, {})[arm] = found
-            print(shape, arm, json.dumps(found), flush=True)
-            args.out.write_text(json.dumps(results, indent=1) + "\n")
+
+            def save(found: dict[str, Any], shape: str = shape, arm: str = arm) -> None:
+                with_limits(found, rate)
+                results.setdefault(shape, {})[arm] = found
+                print(shape, arm, json.dumps(found), flush=True)
+                args.out.write_text(json.dumps(results, indent=1) + "\n")
+
+            runner.pair(shape, arm, save)
 
 
 if __name__ == "__main__":

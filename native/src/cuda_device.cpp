@@ -23,8 +23,6 @@ constexpr std::size_t kCopiesInFlight = 4;
 
 constexpr std::size_t kHugePageBytes = 2 << 20;
 
-constexpr std::size_t kFirstCopyBytes = 4096;
-
 cuda::DevicePtr Address(const std::byte* memory) {
   return reinterpret_cast<cuda::DevicePtr>(memory);
 }
@@ -97,23 +95,6 @@ class CudaStream final : public CopyStream {
     auto* handle = static_cast<cuda::Event>(const_cast<void*>(event));
     is_ahead_ = true;
     return context_->Enter() && driver_.stream_wait_event(stream_, handle, 0) == cuda::kSuccess;
-  }
-
-  // The driver makes what a stream needs at its first copies of each kind, which takes 10 ms while
-  // other streams do the same. Those copies are made here, between `device` and `pinned` memory of
-  // kFirstCopyBytes, so that the first load does not wait for them. A failure costs only that time.
-  void FirstCopies(cuda::DevicePtr device, std::byte* pinned) {
-    constexpr std::size_t kHalf = kFirstCopyBytes / 2;
-    for (const bool is_out : {false, true}) {
-      const cuda::DevicePtr from = is_out ? device : Address(pinned);
-      const cuda::DevicePtr to = is_out ? Address(pinned) : device;
-      dsts_ = {to, to + kHalf};
-      srcs_ = {from, from + kHalf};
-      sizes_ = {kHalf, kHalf};
-      if (batch_) IssueBatch();
-      IssueSingly();
-    }
-    driver_.stream_synchronize(stream_);
   }
 
   std::uint64_t begun() const override { return begun_.load(std::memory_order_acquire); }
@@ -263,18 +244,6 @@ class CudaDevice final : public Device {
   CudaDevice(int ordinal, const std::string& library, CopyMethod method, std::size_t piece_bytes)
       : context_(std::make_shared<const CudaContext>(ordinal, library)), method_(method) {
     if (method == CopyMethod::kAuto) pages_ = PageCopier::Make(context_, piece_bytes);
-    const cuda::Driver& driver = context_->driver();
-    if (driver.pages.mem_alloc == nullptr || driver.pages.mem_free == nullptr) return;
-    if (!context_->Enter() ||
-        driver.pages.mem_alloc(&first_copies_, kFirstCopyBytes) != cuda::kSuccess) {
-      first_copies_ = 0;
-    }
-  }
-
-  ~CudaDevice() override {
-    if (first_copies_ != 0 && context_->Enter()) {
-      context_->driver().pages.mem_free(first_copies_);
-    }
   }
 
   StagingBuffer AllocateStaging(std::size_t bytes) override {
@@ -282,12 +251,7 @@ class CudaDevice final : public Device {
   }
 
   std::shared_ptr<CopyStream> NewStream() override {
-    auto stream = std::make_shared<CudaStream>(context_, method_, pages_);
-    if (first_copies_ != 0) {
-      const StagingBuffer pinned = AllocatePinned(context_, kFirstCopyBytes);
-      stream->FirstCopies(first_copies_, pinned.data());
-    }
-    return stream;
+    return std::make_shared<CudaStream>(context_, method_, pages_);
   }
 
   // An event on the caller's stream, owned by the returned handle. Copies begun after
@@ -313,7 +277,6 @@ class CudaDevice final : public Device {
   std::shared_ptr<const CudaContext> context_;
   CopyMethod method_;
   std::shared_ptr<PageCopier> pages_;  // null: pages are copied by DMA
-  cuda::DevicePtr first_copies_ = 0;   // of any stream's; what it holds means nothing
 };
 
 }  // namespace

@@ -150,19 +150,8 @@ bool PageCopier::Load() {
       return false;
     }
     lane.table = lane.piece + piece_bytes_;
-    if (!FirstLaunch(lane)) return false;
   }
   return true;
-}
-
-// The driver compiles the kernel and readies a stream at the first launch, which takes milliseconds:
-// a launch of no parts, so that the first load does not wait for it.
-bool PageCopier::FirstLaunch(Lane& lane) const {
-  std::uint32_t none = 0;
-  std::array<void*, 4> parameters = {&lane.table, &none, &lane.piece, &none};
-  return driver_.pages.launch_kernel(kernel_, kBlocks, 1, 1, kThreads, 1, 1, 0, lane.stream,
-                                     parameters.data(), nullptr) == cuda::kSuccess &&
-         driver_.stream_synchronize(lane.stream) == cuda::kSuccess;
 }
 
 bool PageCopier::Suits(std::span<const Segment> segments) const {

@@ -65,7 +65,6 @@ class PageCopier {
  private:
   PageCopier(std::shared_ptr<const CudaContext> context, std::size_t piece_bytes);
   bool Load();
-  bool FirstLaunch(Lane& lane) const;
 
   static constexpr std::size_t kLanesADirection = 2;
 

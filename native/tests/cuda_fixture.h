@@ -24,7 +24,6 @@ struct CudaFixture : EngineFixture {
     setup.auth_key = auth_key;
     setup.device = MakeCudaDevice(0, KVSHELF_FAKE_CUDA, method, config.piece_bytes);
     engine.emplace(std::move(setup));
-    fake_cuda_reset_calls();  // of the copies that make ready
   }
   void Submit(JobId id, JobKind kind, int begin, int end, StreamHandle* stream) {
     Files files(begin, end);

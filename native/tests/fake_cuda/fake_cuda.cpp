@@ -371,12 +371,6 @@ long fake_cuda_calls(const char* function) {
   return state.calls[function];
 }
 
-void fake_cuda_reset_calls() {
-  State& state = TheState();
-  const std::lock_guard lock(state.mutex);
-  state.calls.clear();
-}
-
 void fake_cuda_reset() {
   State& state = TheState();
   const std::lock_guard lock(state.mutex);

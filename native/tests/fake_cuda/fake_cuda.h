@@ -18,7 +18,6 @@ void fake_cuda_set_delay_us(int delay_us);
 void fake_cuda_fail(const char* function, int after_calls, int code);
 // Calls of `function` since the last reset.
 long fake_cuda_calls(const char* function);
-void fake_cuda_reset_calls();
 void fake_cuda_reset();
 // A stream operation that writes memory late, as a model's kernel would.
 void fake_cuda_fill_later(StreamHandle* stream, void* memory, int value, std::size_t bytes,
