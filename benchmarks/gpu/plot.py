@@ -1,4 +1,4 @@
-"""Draw what benchmarks/gpu measured: DIR/engine.json and DIR/transfer-8b.json as PNG beside them.
+"""Draw first-token.json and transfer-8b.json of a folder as PNG beside them.
 
 python benchmarks/gpu/plot.py benchmarks/results/gpu
 """
@@ -17,31 +17,45 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 BLUE, GREY, RED = "#3565a8", "#9a9a9a", "#b3543e"
+LABEL: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 9}
+NUMBER: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": 8}
+
+
+# Arm of first_token.py, what it is called, colour; the first is drawn from its cold runs.
+ARMS = (
+    ("compute", "computed", GREY),
+    ("fs-tmpfs", "vLLM's fs tier, memory", RED),
+    ("kvshelf-ext4", "kvshelf, ext4 page cache", BLUE),
+)
 
 
 def first_token(directory: Path) -> None:
-    """Bars of time to first token by prompt length: computed, vLLM's tier, kvshelf."""
-    arms: dict[str, Any] = json.loads((directory / "engine.json").read_text())["one run"]
-    lengths = list(arms["kvshelf"]["single"])
-    rows = {
-        "computed": [statistics.median(arms["kvshelf"]["single"][n]["cold_ms"]) for n in lengths],
-        "vLLM's fs tier, ext4": [
-            statistics.median(arms["fs tier"]["single"][n]["again_ms"]) for n in lengths
-        ],
-        "kvshelf, ext4 page cache": [
-            statistics.median(arms["kvshelf"]["single"][n]["again_ms"]) for n in lengths
-        ],
-    }
-    figure, axes = plt.subplots(figsize=(7, 3.6))
-    for i, ((name, values), colour) in enumerate(zip(rows.items(), (GREY, RED, BLUE), strict=True)):
-        places = [x + (i - 1) * 0.27 for x in range(len(lengths))]
-        bars = axes.bar(places, values, 0.25, label=name, color=colour)
-        axes.bar_label(bars, fmt="%.0f", fontsize=8)
+    """Lines of time to first token against prompt length, with the limit, as measured together."""
+    result: dict[str, Any] = json.loads((directory / "first-token.json").read_text())
+    arms = result["8b"]
+    figure, axes = plt.subplots(figsize=(7, 4))
+    for arm, name, colour in ARMS:
+        rows = arms[arm]["single"]
+        lengths = [int(n) for n in rows]
+        values = [
+            row["cold_ms"] if arm == "compute" else statistics.median(row["hit_ms"][1:])
+            for row in rows.values()
+        ]
+        axes.plot(lengths, values, marker="o", color=colour)
+        axes.annotate(name, (lengths[-1], values[-1]), (6, 0), **LABEL, color=colour)
+        for length, value in zip(lengths, values, strict=True):
+            axes.annotate(f"{value:.0f}", (length, value), (0, 6), **NUMBER)
+    rows = arms["kvshelf-ext4"]["single"]
+    limits = [row["limit_ms"] for row in rows.values()]
+    axes.plot([int(n) for n in rows], limits, linestyle="--", color="black", linewidth=1)
+    axes.annotate("limit", (int(list(rows)[1]), limits[1]), (0, -12), **NUMBER)
+    axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    axes.set_ylabel("first token, ms")
-    axes.set_xticks(range(len(lengths)), [f"{int(n):,} tokens" for n in lengths])
-    axes.set_title("vLLM 0.26, 8B shape, one H100")
-    axes.legend(frameon=False)
+    axes.set_xticks([int(n) for n in rows], [f"{int(n):,}" for n in rows])
+    axes.set_xlim(3500, 340_000)
+    axes.set_xlabel("tokens of the prompt")
+    axes.set_ylabel("time to first token, ms")
+    axes.set_title(f"vLLM {result['vllm']}, 8B shape, one {result['card']}, {result['date']}")
     save(figure, axes, directory / "first-token.png")
 
 

@@ -48,7 +48,7 @@ transfers() {
   transfer cross-layer --layers 1 --page-bytes 2097152 --rounds 3
 }
 
-engine() { python3 benchmarks/gpu/engine.py "$work/engine" --out "$out/gpu-engine.json" ${ENGINE_ARGS:-}; }
+engine() { python3 benchmarks/gpu/first_token.py "$work/engine" --out "$out/first-token.json" ${ENGINE_ARGS:-}; }
 
 case $stage in
   build) build ;;
