@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from kvshelf.upkeep.evict import Evictor, Limits, State
-from kvshelf.upkeep.evict.limits import Volume
+from kvshelf.disk.volume import Volume
+from kvshelf.upkeep.evict.evictor import Evictor
+from kvshelf.upkeep.evict.limits import Limits
 from kvshelf.upkeep.evict.refresh import Sampling
+from kvshelf.upkeep.evict.report import State
 from kvshelf.upkeep.evict.watch import RootWatch
 from tests.upkeep.evict.shelves import CHUNK_BYTES, ShelfMaker, settle
 

@@ -15,7 +15,10 @@ from kvshelf.bench import Scratch
 from kvshelf.cli.main import main
 from kvshelf.disk.layout import TEMP_FOLDER, TempOwner, temp_name
 from kvshelf.disk.this_process import start_ticks_of, this_owner
-from kvshelf.upkeep.evict import Evictor, Limits, State, leftovers
+from kvshelf.upkeep.evict import leftovers
+from kvshelf.upkeep.evict.evictor import Evictor
+from kvshelf.upkeep.evict.limits import Limits
+from kvshelf.upkeep.evict.report import State
 from tests.harness.quirk_mount import QuirkMount, quirk_mount
 from tests.upkeep.evict.shelves import ShelfMaker, settle
 

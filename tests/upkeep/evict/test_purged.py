@@ -19,9 +19,10 @@ from kvshelf.disk.clock import FileClock
 from kvshelf.disk.keeper import RootKeeper
 from kvshelf.disk.root import is_shelf, open_root
 from kvshelf.errors import NotAShelfError
-from kvshelf.upkeep.evict import Evictor, Limits
 from kvshelf.upkeep.evict import duty as duty_module
 from kvshelf.upkeep.evict.duty import EvictionDuty
+from kvshelf.upkeep.evict.evictor import Evictor
+from kvshelf.upkeep.evict.limits import Limits
 from tests.upkeep.evict.shelves import CHUNK_BYTES, ShelfMaker, settle
 
 IDENTITY = Identity({"model": "tiny"})
