@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from kvshelf.cli import evict_volume
+from kvshelf.cli import evict_options
 from kvshelf.cli.main import main
-from kvshelf.upkeep.evict import Evictor, Limits, Report, State
+from kvshelf.upkeep.evict.evictor import Evictor
+from kvshelf.upkeep.evict.limits import Limits
+from kvshelf.upkeep.evict.report import Report, State
 from tests.harness.loop_mount import loop_mount
 from tests.harness.quirk_mount import quirk_mount
 from tests.upkeep.evict.shelves import ShelfMaker
@@ -192,7 +194,7 @@ def test_a_limit_by_percent_of_nothing_is_wrong_usage(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(evict_volume, "COUNT_SECONDS", 1.0)
+    monkeypatch.setattr(evict_options, "COUNT_SECONDS", 1.0)
     nothing = dict.fromkeys(("f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree"), 0)
     with quirk_mount(tmp_path, statvfs=nothing) as mount:
         shelf = fill(mount.path, 20)
