@@ -81,6 +81,7 @@ def test_an_error_of_its_own_is_told_and_not_waited_for(
     assert "ValueError: a mistake" in capsys.readouterr().err and not shelf.gone()
 
 
+@pytest.mark.slow
 def test_a_daemon_tries_again_with_a_new_evictor(
     shelf: ShelfMaker,
     tmp_path: Path,
@@ -111,6 +112,7 @@ def test_a_daemon_tries_again_with_a_new_evictor(
     assert len(made) == 2 and count[0] > 1 and len(shelf.gone()) >= 10
 
 
+@pytest.mark.slow
 def test_a_daemon_whose_storage_hangs_ends_when_told(shelf: ShelfMaker, tmp_path: Path) -> None:
     code = (
         "import sys, time\n"

@@ -51,6 +51,7 @@ def test_groups_that_do_not_fit_are_refused(group: int) -> None:
         make_key(bytes(32), group)
 
 
+@pytest.mark.slow
 @pytest.mark.vllm
 def test_vllm_makes_the_same_keys() -> None:
     base = importlib.import_module("vllm.v1.kv_offload.base")

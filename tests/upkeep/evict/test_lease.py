@@ -101,6 +101,7 @@ def leases(root: Path) -> list[LeaseName | None]:
     return [parse_lease_name(path.name) for path in (root / EVICT_FOLDER).iterdir()]
 
 
+@pytest.mark.slow
 def test_of_ten_processes_one_holds_it_and_when_it_is_killed_one_follows(root: Path) -> None:
     with candidates(root, 10, "--other-host") as made:
         for _ in range(2):

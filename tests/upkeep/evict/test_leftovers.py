@@ -88,6 +88,7 @@ def test_when_they_do_not_suffice_chunks_go_too(shelf: ShelfMaker) -> None:
     assert shelf.gone() == shelf.oldest(len(shelf.gone())) and len(shelf.gone()) >= 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("owner", [HERE, elsewhere()], ids=["living", "unknown"])
 def test_those_of_living_and_of_unknown_writers_stay(shelf: ShelfMaker, owner: TempOwner) -> None:
     kept = put(shelf, owner, 80)
@@ -105,6 +106,7 @@ def test_those_of_unknown_writers_go_after_a_day(
     assert not any(path.exists() for path in old) and not shelf.gone()
 
 
+@pytest.mark.slow
 def test_without_the_file_systems_clock_no_file_is_old(
     shelf: ShelfMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

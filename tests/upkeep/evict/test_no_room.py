@@ -64,6 +64,7 @@ def without_effect(shelf: ShelfMaker, volume: Path, chunks: int) -> Evictor:
     return evictor
 
 
+@pytest.mark.slow
 def test_a_hard_linked_backup_on_ext4_keeps_the_rest(tmp_path: Path) -> None:
     with loop_mount(tmp_path, "ext4", 128, mkfs=("-m", "0")) as volume:
         shelf = fill(volume / "shelf", 400)
@@ -76,6 +77,7 @@ def test_a_hard_linked_backup_on_ext4_keeps_the_rest(tmp_path: Path) -> None:
         assert len(shelf.gone()) > 100 > lost
 
 
+@pytest.mark.slow
 def test_a_btrfs_snapshot_keeps_the_rest(tmp_path: Path) -> None:
     options = "commit=1"  # seconds until statvfs shows a removal
     with loop_mount(tmp_path, "btrfs", 256, options=options) as volume:
@@ -87,6 +89,7 @@ def test_a_btrfs_snapshot_keeps_the_rest(tmp_path: Path) -> None:
         without_effect(shelf, volume, 400)
 
 
+@pytest.mark.slow
 def test_without_a_snapshot_btrfs_shows_it_late_and_all_goes_well(tmp_path: Path) -> None:
     with loop_mount(tmp_path, "btrfs", 256, options="commit=2") as volume:
         shelf = fill(volume / "shelf", 400)
@@ -96,6 +99,7 @@ def test_without_a_snapshot_btrfs_shows_it_late_and_all_goes_well(tmp_path: Path
         assert 40 < len(shelf.gone()) < 250
 
 
+@pytest.mark.slow
 def test_open_descriptors_keep_the_rest(tmp_path: Path) -> None:
     with loop_mount(tmp_path, "ext4", 128, mkfs=("-m", "0")) as volume:
         shelf = fill(volume / "shelf", 400)
@@ -107,6 +111,7 @@ def test_open_descriptors_keep_the_rest(tmp_path: Path) -> None:
                 file.close()
 
 
+@pytest.mark.slow
 def test_a_trash_folder_is_told_by_once_and_its_status(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -125,6 +130,7 @@ def test_a_trash_folder_is_told_by_once_and_its_status(
         assert len(shelf.gone()) > 30
 
 
+@pytest.mark.slow
 def test_once_that_ends_above_the_mark_never_ends_with_0(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -138,6 +144,7 @@ def test_once_that_ends_above_the_mark_never_ends_with_0(
         assert len(shelf.gone()) <= 2
 
 
+@pytest.mark.slow
 def test_growth_at_the_same_time_does_not_look_like_no_effect(tmp_path: Path) -> None:
     """Others write as fast as chunks go."""
     quirks = {"volume_bytes": 2000 * CHUNK, "other_bytes": 1500 * CHUNK}

@@ -123,6 +123,7 @@ PURGES = [
 ]
 
 
+@pytest.mark.slow
 def test_every_part_in_turn_beside_engine_and_evictor(site: Site) -> None:
     site.store_and_load()
     eventually(lambda: site.is_within() and (site.root / "evict").is_dir())

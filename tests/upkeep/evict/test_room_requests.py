@@ -241,6 +241,7 @@ def store_until_written(root: Path, path: Path) -> int:
     return failures
 
 
+@pytest.mark.slow
 def test_a_btrfs_quota_group_is_kept(btrfs_quota: Path) -> None:
     shelf = ShelfMaker(btrfs_quota)
     until_full(shelf)

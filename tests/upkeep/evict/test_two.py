@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from kvshelf.upkeep.evict.evictor import Evictor
 from kvshelf.upkeep.evict.limits import Limits
 from kvshelf.upkeep.evict.report import State
@@ -34,6 +36,7 @@ print(removed, report.shelf.files, flush=True)
 """
 
 
+@pytest.mark.slow
 def test_two_at_once_remove_what_one_would(tmp_path: Path) -> None:
     shelf = ShelfMaker(tmp_path)
     for i in range(4000):
