@@ -32,7 +32,9 @@ from typing import Any
 from bench_engine import RESULTS, file_system, machine
 from kvshelf.disk.namespace import Identity
 from kvshelf.disk.root import open_namespace, open_root
-from kvshelf.upkeep.evict import Evictor, Limits, State
+from kvshelf.upkeep.evict.evictor import Evictor
+from kvshelf.upkeep.evict.limits import Limits
+from kvshelf.upkeep.evict.report import State
 
 SIZE = 32 << 10
 SPAN_SECONDS = 12 * 86_400

@@ -29,7 +29,9 @@ from tests.stress.mounts import PLACES, Absent
 from tests.upkeep.evict.shelves import ShelfMaker
 
 from kvshelf.disk.volume import volume_of
-from kvshelf.upkeep.evict import Evictor, Limits, State
+from kvshelf.upkeep.evict.evictor import Evictor
+from kvshelf.upkeep.evict.limits import Limits
+from kvshelf.upkeep.evict.report import State
 
 CHUNK_BYTES = 1 << 20
 STEPS = 3600

@@ -30,19 +30,10 @@ from bench_engine import RESULTS, machine
 from kvshelf.plan.answer import SLACK
 from kvshelf.plan.lru import lru_curve
 from kvshelf.plan.read import read_trace
-from kvshelf.plan.simulate import (
-    AgeFunction,
-    AtRandom,
-    ByAge,
-    ByStore,
-    Optimum,
-    Order,
-    Use,
-    plain_age,
-    simulate,
-)
+from kvshelf.plan.simulate import STEP_SECONDS, AgeFunction, ByAge, Order, Use, plain_age, simulate
 from kvshelf.plan.trace import Trace
 from kvshelf.upkeep.evict.policy import REUSED_FACTOR, effective_age
+from orders import AtRandom, ByStore, Optimum, stepped
 
 TRACES = ("conversation_trace", "synthetic_trace")
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -117,7 +108,7 @@ class ReadByOthers(ByAge):
 
 ORDERS: dict[str, Callable[[Trace], Order]] = {
     "optimum (knows the future)": Optimum,
-    "LRU, tail used last": lambda trace: ByAge(trace, plain_age, head_last=False),
+    "LRU, tail used last": lambda trace: stepped(trace, plain_age, STEP_SECONDS),
     "LRU, prefix order": aged(plain_age, 0),
     "LRU, prefix order, 600 s": aged(plain_age),
     "FIFO": ByStore,
@@ -126,8 +117,8 @@ ORDERS: dict[str, Callable[[Trace], Order]] = {
     "kvshelf": aged(effective_age, 0),
     "kvshelf, 600 s": aged(effective_age),
     "whole seconds, steps of 1 ms": lambda trace: WholeSeconds(trace, effective_age),
-    "whole seconds, steps of 1 s": lambda trace: ByAge(trace, plain_age, step_seconds=1.0),
-    "two seconds, steps of 2 s": lambda trace: ByAge(trace, plain_age, step_seconds=2.0),
+    "whole seconds, steps of 1 s": lambda trace: stepped(trace, plain_age, -1.0),
+    "two seconds, steps of 2 s": lambda trace: stepped(trace, plain_age, -2.0),
     "read every 10 minutes, by access times": lambda trace: ReadByOthers(trace, effective_age),
 }
 STRETCHED = {
@@ -154,7 +145,7 @@ def whole_trace(trace: Trace) -> dict[str, list[float]]:
     capacities = [max(1, int(share * trace.distinct_blocks)) for share in SHARES]
     found = {
         "LRU by stack distance, nothing beyond need": [
-            round(100 * curve.hits_at(each) / curve.references, 2) for each in capacities
+            round(100 * curve.hits_at(each) / len(trace.blocks), 2) for each in capacities
         ]
     }
     for name, order in ORDERS.items():

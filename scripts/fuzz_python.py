@@ -19,6 +19,10 @@ from types import FunctionType, ModuleType
 
 import atheris
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the codec is the tests'
+
+from tests.harness import codec
+
 from kvshelf.cli import scrape
 from kvshelf.core import native
 from kvshelf.disk import layout, namespace
@@ -29,7 +33,6 @@ from kvshelf.plan import read as plan_read
 from kvshelf.plan import trace as plan_trace
 from kvshelf.plan.read import FORMATS, read_trace
 from kvshelf.plan.trace import TraceError
-from kvshelf.testing import codec
 from kvshelf.upkeep.evict import journal
 from kvshelf.upkeep.evict.journal import MAGIC, RemovedReader
 

@@ -9,7 +9,8 @@ A table stands between two marks; everything else on a page is written by hand.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the matrix is the tests'
@@ -18,18 +19,39 @@ from scripts.generated import keep
 from scripts.reliability import coverage_table, reliability_table
 from tests.faults.table import matrix_table
 
-from kvshelf.cli.documents import documents_table
-from kvshelf.config import settings_table
-from kvshelf.metrics import EVICT_METRICS, metrics_table
+from kvshelf.config import Settings
+from kvshelf.config.values import allowed_text
+from kvshelf.metrics import EVICT_METRICS, METRICS, Kind, Metric
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 BEGIN = "<!-- made by scripts/make_docs.py: change the code instead -->\n"
 END = "<!-- end -->\n"
+
+
+def settings_table() -> str:
+    lines = ["| setting | default | allowed | meaning |", "|---|---|---|---|"]
+    for spec in fields(Settings):
+        kind, meta = str(spec.type), spec.metadata
+        allowed = "true or false" if kind == "bool" else allowed_text(spec.name, kind, meta)
+        lines.append(f"| `{spec.name}` | {meta['shown']} | {allowed} | {meta['help']} |")
+    return "\n".join(lines) + "\n"
+
+
+def metrics_table(metrics: Sequence[Metric] = METRICS) -> str:
+    """Names as Prometheus shows them."""
+    lines = ["| metric | kind | unit | labels | meaning |", "|---|---|---|---|---|"]
+    for metric in metrics:
+        name = f"{metric.name}_total" if metric.kind is Kind.COUNTER else metric.name
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        cells = (f"`{name}`", metric.kind.value, metric.unit, labels, metric.help)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "configuration.md": settings_table,
     "coverage.md": coverage_table,
     "faults.md": matrix_table,
-    "json.md": documents_table,
     "reliability.md": reliability_table,
     "eviction.md": lambda: metrics_table(EVICT_METRICS),
     "metrics.md": metrics_table,

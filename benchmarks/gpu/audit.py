@@ -6,7 +6,7 @@ once; others audit all hits, computing in parts and batches. Printed are distanc
 
     python benchmarks/gpu/audit.py DIR [--dtype bfloat16] [--cache-dtype auto]
 
-Needs vLLM, and what ``kvshelf.testing`` does: pytest and anycrc.
+Needs vLLM, anycrc and this repository: ``tests.harness`` reads the chunk files.
 """
 
 from __future__ import annotations
@@ -129,7 +129,8 @@ def run_arm(folder: Path, arm: str, dtype: str, cache_dtype: str) -> None:
 
 
 def payloads(shelf: Path) -> list[np.ndarray[Any, Any]]:
-    from kvshelf.testing.codec import decode
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    from tests.harness.codec import decode
 
     found = []
     for path in sorted(shelf.glob("*/r*/*/*.kv"))[:24]:

@@ -44,6 +44,7 @@ def on_a_mount(options: str, root: Path, *arguments: str) -> subprocess.Complete
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["bench", "doctor"])
 def test_sigterm_ends_it_as_ctrl_c_does(command: str, tmp_path: Path) -> None:
     many = {"bench": ["--rounds", "1000"], "doctor": ["--size", "1024MB"]}[command]

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from kvshelf.cli.documents import DOCUMENTS, Field, document, fields_of
+import kvshelf
 from kvshelf.cli.evict_report import as_json
 from kvshelf.cli.main import main
 from kvshelf.disk.namespace import Identity
@@ -22,6 +22,7 @@ from kvshelf.disk.root import open_namespace, open_root
 from kvshelf.disk.volume import Volume
 from kvshelf.upkeep.evict.limits import Amount, Need
 from kvshelf.upkeep.evict.report import Held, Report, State
+from tests.cli.documents import DOCUMENTS, OBJECTS, Field, fields_of
 from tests.cli.shapes import shape
 from tests.plan.traces import BLOCK_TOKENS, conversations, write_mooncake
 from tests.upkeep.census.test_census import put
@@ -164,7 +165,7 @@ def test_no_field_comes_or_goes_unseen(
 def test_a_field_that_comes_goes_or_changes_is_seen() -> None:
     name = "kvshelf.identities/1"
     entry = dict.fromkeys(("folder", "model", "engine", "digest", "problem", "identity"), "x")
-    good = document(name, {"root": "/s", "namespaces": [entry]})
+    good = {"document": name, "root": "/s", "namespaces": [entry]}
     check(shapes([good], name), name)
     for bad in (
         {**good, "more": 1},
@@ -182,7 +183,10 @@ def test_every_field_has_a_known_type() -> None:
         assert len(set(paths)) == len(paths)
         for each in fields_of(name):
             kind = re.sub(r"^(list|map) of | or null$", "", each.type)
-            known = {"text", "number", "boolean", "object", "any"}
-            assert kind in known | {"estimate", "ages", "measurement"}, each
-    with pytest.raises(KeyError):
-        document("kvshelf.other/1", {})
+            assert kind in {"text", "number", "boolean", "object", "any", *OBJECTS}, each
+
+
+def test_every_document_that_is_printed_is_on_the_page() -> None:
+    sources = (Path(kvshelf.__file__).parent / "cli").glob("*.py")
+    text = "".join(path.read_text(encoding="utf-8") for path in sources)
+    assert set(re.findall(r'"(kvshelf\.[a-z]+/[0-9]+)"', text)) == set(DOCUMENTS)

@@ -280,12 +280,13 @@ def test_the_daemon_waits_for_a_root_that_goes_away(tmp_path: Path) -> None:
 
 
 def test_metrics_and_health(tmp_path: Path) -> None:
-    from kvshelf.upkeep.evict import Evictor, Limits
+    from kvshelf.upkeep.evict.evictor import Evictor
     from kvshelf.upkeep.evict.exposition import Exposition, serve
+    from kvshelf.upkeep.evict.limits import Limits
 
     shelf = shelf_of(tmp_path, 30)
     exposition = Exposition()
-    server = serve(exposition, 0, "127.0.0.1")
+    server = serve(exposition, 0)
     url = f"http://127.0.0.1:{server.server_address[1]}"
     try:
         evictor = Evictor(tmp_path, Limits(shelf_bytes=20 * CHUNK_BYTES, low_percent=50))

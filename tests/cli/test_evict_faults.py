@@ -15,9 +15,10 @@ import pytest
 from kvshelf.cli import cmd_evict
 from kvshelf.cli.common import Exit
 from kvshelf.cli.main import main
-from kvshelf.upkeep.evict import Evictor, turn
+from kvshelf.disk.volume import Volume
+from kvshelf.upkeep.evict import turn
+from kvshelf.upkeep.evict.evictor import Evictor
 from kvshelf.upkeep.evict.exposition import Exposition
-from kvshelf.upkeep.evict.limits import Volume
 from tests.upkeep.evict.shelves import CHUNK_BYTES, ShelfMaker
 
 LIMIT = ("--shelf-limit", str(10 * CHUNK_BYTES))
@@ -80,6 +81,7 @@ def test_an_error_of_its_own_is_told_and_not_waited_for(
     assert "ValueError: a mistake" in capsys.readouterr().err and not shelf.gone()
 
 
+@pytest.mark.slow
 def test_a_daemon_tries_again_with_a_new_evictor(
     shelf: ShelfMaker,
     tmp_path: Path,
@@ -110,11 +112,12 @@ def test_a_daemon_tries_again_with_a_new_evictor(
     assert len(made) == 2 and count[0] > 1 and len(shelf.gone()) >= 10
 
 
+@pytest.mark.slow
 def test_a_daemon_whose_storage_hangs_ends_when_told(shelf: ShelfMaker, tmp_path: Path) -> None:
     code = (
         "import sys, time\n"
         "from kvshelf.cli.main import main\n"
-        "from kvshelf.upkeep.evict import Evictor\n"
+        "from kvshelf.upkeep.evict.evictor import Evictor\n"
         "def hang(self, *_):\n"
         "    print('hangs', flush=True)\n"
         "    time.sleep(1000)\n"
@@ -166,7 +169,7 @@ def test_a_port_that_cannot_be_had_is_wrong_usage(
 
 
 def test_faults_are_counted_by_their_name_and_waiting_is_healthy() -> None:
-    from kvshelf.upkeep.evict import Report, State
+    from kvshelf.upkeep.evict.report import Report, State
 
     exposition = Exposition()
     volume = Volume(total_bytes=1, used_bytes=1, total_inodes=0, used_inodes=0)
@@ -176,6 +179,6 @@ def test_faults_are_counted_by_their_name_and_waiting_is_healthy() -> None:
     assert 'kvshelf:evict_faults_total{errno="EIO"} 6.0\n' in text
     assert 'kvshelf:evict_faults_total{errno="9999"} 2.0\n' in text
     exposition._last_step -= 100
-    assert not exposition.healthy()
+    assert exposition.health()
     exposition.waits()  # it is another's turn
-    assert exposition.healthy()
+    assert not exposition.health()

@@ -26,6 +26,7 @@ def hold(lease: Lease, until: Callable[[], object], seconds: float = 60.0) -> No
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_daemon_waits_until_it_is_its_turn(tmp_path: Path) -> None:
     shelf = shelf_of(tmp_path, 100)
     lease = open_lease(tmp_path, lease_seconds=2.0)

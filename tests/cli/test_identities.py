@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from kvshelf.cli import cmd_ls
+from kvshelf.cli import common
 from kvshelf.cli.main import main
 from kvshelf.disk.namespace import Identity
 from kvshelf.disk.root import open_namespace, open_root
@@ -338,7 +338,7 @@ def test_ctrl_c_ends_quietly(
         time.sleep(10)
         return []
 
-    monkeypatch.setattr(cmd_ls, "list_namespaces", interrupted)
+    monkeypatch.setattr(common, "list_namespaces", interrupted)
     # A shell's background job is started with SIGINT ignored, and Python then leaves it so.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

@@ -193,6 +193,7 @@ def test_no_link_is_followed(tmp_path: Path, dead: TempOwner) -> None:
     assert (root / temp_name(dead, 9)).is_dir()
 
 
+@pytest.mark.slow
 def test_junk_in_it_stays(tmp_path: Path, dead: TempOwner) -> None:
     path = put(tmp_path, dead)
     (path / "plain" / ".nfs0001").write_text("open elsewhere")

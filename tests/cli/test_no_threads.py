@@ -21,8 +21,8 @@ from kvshelf.cli.main import main
 from kvshelf.disk.root import open_root
 from kvshelf.engine import native
 from kvshelf.errors import ResourceError
-from kvshelf.upkeep.evict import Limits
 from kvshelf.upkeep.evict.duty import EvictionDuty
+from kvshelf.upkeep.evict.limits import Limits
 from tests.upkeep.evict.shelves import ShelfMaker
 
 pytestmark = pytest.mark.timeout(180)

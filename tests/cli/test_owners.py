@@ -20,8 +20,8 @@ from kvshelf.disk.leftovers import remove_dead_scratch
 from kvshelf.disk.mend import mend_owners
 from kvshelf.disk.root import open_root
 from kvshelf.doctor.folders import check_folders
-from kvshelf.upkeep.evict import Limits
 from kvshelf.upkeep.evict.duty import EvictionDuty
+from kvshelf.upkeep.evict.limits import Limits
 from kvshelf.upkeep.evict.turn import Turn
 from tests.disk.test_modes import ALICE, BOB, GROUP, as_user
 from tests.upkeep.evict.shelves import CHUNK_BYTES, ShelfMaker

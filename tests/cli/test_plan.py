@@ -38,11 +38,11 @@ def test_the_answer_is_a_table(trace: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_json_is_complete(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ("--policy", "lru,optimum,lru", "--capacity", "100MB, 20MB")
+    options = ("--policy", "lru,kvshelf,lru", "--capacity", "100MB, 20MB")
     prices = ("--gpu-hour-price", "2", "--gb-month-price", "0.1", "--duration", "60")
     assert plan(trace, *options, *prices, "--json") == 0
     answer = json.loads(capsys.readouterr().out)
-    assert [row["policy"] for row in answer["rows"]] == ["lru", "lru", "optimum", "optimum"]
+    assert [row["policy"] for row in answer["rows"]] == ["lru", "lru", "kvshelf", "kvshelf"]
     chunk = 4096 + BLOCK_TOKENS * 131_072
     assert answer["rows"][1]["capacity_bytes"] == int(1e8 // chunk) * chunk
     assert answer["footprint_bytes"] == FOOTPRINT * chunk
@@ -138,6 +138,7 @@ def test_wrong_usage_is_one_clear_line(
     "arguments",
     [
         ["--policy", "mru"],
+        ["--policy", "optimum"],
         ["--capacity", "0"],
         ["--capacity", "1,x"],
         ["--layers", "0"],

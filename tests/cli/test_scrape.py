@@ -15,8 +15,10 @@ import pytest
 from kvshelf.cli.main import main
 from kvshelf.cli.scrape import ScrapeError, parse, scrape
 from kvshelf.disk.root import open_root
-from kvshelf.upkeep.evict import Amount, Report, State, Volume
+from kvshelf.disk.volume import Volume
 from kvshelf.upkeep.evict.exposition import Exposition
+from kvshelf.upkeep.evict.limits import Amount
+from kvshelf.upkeep.evict.report import Report, State
 from tests.cli.usage import refused
 
 

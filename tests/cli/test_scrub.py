@@ -14,8 +14,8 @@ import pytest
 
 from kvshelf.cli.main import main
 from kvshelf.disk.layout import SCRUB_CURSOR
-from kvshelf.testing.files import flip
 from tests.cli.usage import refused
+from tests.harness.file_engine import flip
 from tests.upkeep.scrub.shelves import chunks, everything, filled_shelf, shelf
 
 __all__ = ["filled_shelf", "shelf"]

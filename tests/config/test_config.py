@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvshelf.config import VLLM_KEYS, Settings, settings_table
+from kvshelf.config import VLLM_KEYS, Settings
 from kvshelf.config.foreign import LLMD_NEUTRAL
 from kvshelf.engine import Direct, Durability, EngineConfig
 from kvshelf.errors import ConfigError
@@ -341,12 +341,6 @@ def test_settings_reach_the_engine() -> None:
     assert (config.touch_interval_seconds, config.verify) == (10, False)
     assert (config.direct, config.durability) == (Direct.AUTO, Durability.FULL)
     assert (config.file_mode, config.dir_mode) == (0o600, 0o700)
-
-
-def test_the_table_has_a_row_a_setting() -> None:
-    head, rule, *rows = settings_table().splitlines()
-    assert [row.split("`")[1] for row in rows] == list(FIELDS)
-    assert {row.count("|") for row in (head, rule, *rows)} == {5}
 
 
 def test_the_default_number_of_threads_follows_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:

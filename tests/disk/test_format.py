@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from kvshelf import ChunkFormatError, _native
 from kvshelf.engine import FileStatus
-from kvshelf.testing.codec import (
+from tests.harness.codec import (
     HEADER_BYTES,
     ChunkHeader,
     bad_pieces,

@@ -16,7 +16,8 @@ from kvshelf.doctor.findings import Severity
 from kvshelf.doctor.site import check_directory
 from kvshelf.errors import NotAShelfError
 from kvshelf.upkeep.census.census import Census
-from kvshelf.upkeep.evict import Evictor, Limits
+from kvshelf.upkeep.evict.evictor import Evictor
+from kvshelf.upkeep.evict.limits import Limits
 from tests.upkeep.evict.shelves import CHUNK_BYTES, ShelfMaker, settle
 from tests.upkeep.scrub.shelves import fill, found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -25,7 +26,7 @@ def judged(**numbers: int) -> Volume:
         "f_ffree": 300,
         "f_favail": 300,
     }
-    return Volume.from_statvfs(tuple((found | numbers).values()))
+    return Volume.from_statvfs(SimpleNamespace(**(found | numbers)))
 
 
 def test_plain_numbers_are_as_df_has_them() -> None:

@@ -90,7 +90,8 @@ class TestMount:
         )
         found = mounts.mount_of(inner / "shelf", text)
         assert (found.kind, found.point) == ("nfs4", str(inner.resolve()))
-        assert found.shared and found.value("nconnect") == "8" and "noatime" in found.options
+        assert found.known.reach is mounts.Reach.SHARED and found.value("nconnect") == "8"
+        assert "noatime" in found.options
         assert mounts.mount_of(tmp_path, text).kind == "ext4"
 
     def test_this_machine_has_one(self, tmp_path: Path) -> None:
@@ -137,7 +138,9 @@ class TestMount:
         self, numbers: dict[str, int], expected: list[Severity], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         full = {"f_blocks": 100, "f_frsize": 4096, "f_bavail": 50, "f_files": 100, "f_ffree": 50}
-        monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(**(full | numbers)))
+        found = full | numbers
+        found |= {"f_bsize": 0, "f_bfree": found["f_bavail"], "f_favail": found["f_ffree"]}
+        monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(**found))
         assert [finding.severity for finding in room.check_room(Path("/"))] == expected
 
 
@@ -349,7 +352,7 @@ class TestPeers:
     def test_nobody_comes(self, tmp_path: Path) -> None:
         assert peers.meet(tmp_path, 0.2) is None
         assert not list(tmp_path.iterdir())
-        assert peers.findings_of(None)[0].severity is Severity.NOTE
+        assert next(peers.findings_of(None)).severity is Severity.NOTE
 
     def test_a_dead_one_is_not_met(self, tmp_path: Path) -> None:
         folder = tmp_path / DOCTOR_FOLDER

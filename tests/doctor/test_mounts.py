@@ -133,8 +133,8 @@ def test_reach(kind: str, reach: Reach) -> None:
 
 
 def test_names_that_only_the_source_or_an_option_tells() -> None:
-    assert Mount("/m", "fuse", frozenset(), "mountpoint-s3").shared
-    assert not Mount("/m", "fuse", frozenset(), "bucket").shared
+    assert Mount("/m", "fuse", frozenset(), "mountpoint-s3").known.reach is Reach.SHARED
+    assert Mount("/m", "fuse", frozenset(), "bucket").known.reach is Reach.UNKNOWN
     drive = Mount("/mnt/c", "9p", frozenset({"rw", "aname=drvfs;path=C:"}))
     assert drive.known is mounts.Mount("/", "drvfs", frozenset()).known
 

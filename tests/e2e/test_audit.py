@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from demo.damage import chunk_files
 
-from kvshelf.testing.forge import forge, payload_of
 from tests.e2e.asking import ask, await_files, check
 from tests.harness.engines import CHUNK_TOKENS, Answer, EngineProcess, engine_arguments, make_prompt
+from tests.harness.forge import forge, payload_of
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 

@@ -15,7 +15,7 @@ from kvshelf.disk.namespace import Identity
 from kvshelf.disk.root import list_namespaces
 from kvshelf.engine import EngineConfig, FileStatus
 from kvshelf.errors import ConfigError
-from kvshelf.testing.codec import GMAC, HEADER_BYTES, decode
+from tests.harness.codec import GMAC, HEADER_BYTES, decode
 from tests.vectors.make import gmac, sealed
 
 SECRET = b"a secret of more than thirty-two bytes"

@@ -1,4 +1,4 @@
-"""The shipped conformance suite on the native engine; test_memory.py has it on the memory one."""
+"""The conformance suite and what files promise, on the native engine; cf. test_memory.py."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from kvshelf.engine import Engine
 from kvshelf.engine.native import NativeEngine
-from kvshelf.testing import FileEngineTests
+from tests.harness.file_engine import FileEngineTests
 
 
 class TestNativeEngine(FileEngineTests):

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from kvshelf.engine import Engine, EngineConfig, FileStatus, JobKind
-from kvshelf.testing import Blocks, EngineTests, FaultyEngine, MemoryEngine, Setup
+from kvshelf.testing import Blocks, EngineTests, MemoryEngine, Setup
+from tests.harness.faulty_engine import FaultyEngine
 
 OK, NOT_FOUND = FileStatus.OK, FileStatus.NOT_FOUND
 

@@ -34,7 +34,7 @@ from kvshelf.engine import (
 from kvshelf.engine.native import NativeEngine
 from kvshelf.errors import EngineClosedError
 from kvshelf.testing import MemoryEngine
-from kvshelf.testing.codec import geometry_digest
+from tests.harness.codec import geometry_digest
 
 PAGE_BYTES = 6000
 BLOCKS = 64

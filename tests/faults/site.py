@@ -24,11 +24,11 @@ from kvshelf.disk.keys import ChunkKey
 from kvshelf.engine import EngineStats, JobResult, Phase
 from kvshelf.shelf import Shelf
 from kvshelf.testing import Blocks
-from kvshelf.testing.codec import bad_pieces, decode
 from kvshelf.vllm.scheduler.chunk_table import ChunkTable
 from kvshelf.vllm.scheduler.manager import KvshelfManager
 from kvshelf.vllm.specs import ChunkKeysSpec
 from kvshelf.vllm.worker.worker import KvshelfWorker
+from tests.harness.codec import bad_pieces, decode
 from tests.harness.faulty_calls import FaultyCalls
 
 PER_CHUNK = 2

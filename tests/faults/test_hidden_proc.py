@@ -15,9 +15,8 @@ import pytest
 from kvshelf.core import native
 from kvshelf.disk.layout import UNKNOWN_BOOT, owner_is_dead, parse_temp_name, temp_name
 from kvshelf.disk.namespace import Identity
-from kvshelf.disk.processes import is_gone
 from kvshelf.disk.root import open_namespace, open_root
-from kvshelf.disk.this_process import this_owner
+from kvshelf.disk.this_process import is_gone, this_owner
 from kvshelf.upkeep.scrub.findings import Action, Finding, Kind
 from kvshelf.upkeep.scrub.orphans import Orphans
 from tests.faults.test_seccomp import check

@@ -15,6 +15,7 @@ from tests.harness.slow import own_seconds
 TESTS = """
 import time, pytest
 def test_quick(): pass
+def test_of_another_clock(monkeypatch): monkeypatch.setattr(time, "monotonic", lambda: 1e12)
 @pytest.mark.slow
 def test_marked(): time.sleep(0.4)
 @pytest.mark.parametrize("seconds", [0.0, 0.7])

@@ -6,21 +6,12 @@ import itertools
 
 import numpy as np
 import pytest
+from benchmarks.orders import AtRandom, ByStore, Optimum
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvshelf.plan.lru import lru_curve
-from kvshelf.plan.simulate import (
-    AtRandom,
-    ByAge,
-    ByStore,
-    Floats,
-    Optimum,
-    Order,
-    Use,
-    plain_age,
-    simulate,
-)
+from kvshelf.plan.simulate import ByAge, Floats, Order, Use, plain_age, simulate
 from kvshelf.plan.trace import Trace
 from kvshelf.upkeep.evict.policy import effective_age
 from tests.plan.traces import blocks_of, conversations, trace_of, traces

@@ -30,7 +30,8 @@ import numpy as np
 
 from kvshelf import EngineConfig, Shelf, _native
 from kvshelf.disk.deadline import CALL_THREAD
-from kvshelf.upkeep.evict import Evictor, State
+from kvshelf.upkeep.evict.evictor import Evictor
+from kvshelf.upkeep.evict.report import State
 from kvshelf.upkeep.scrub.findings import Kind
 from kvshelf.upkeep.scrub.scrubber import Scrubber
 from kvshelf.upkeep.scrub.settings import ScrubSettings

@@ -19,11 +19,13 @@ from kvshelf import Chunk, EngineConfig, FileStatus
 from kvshelf.disk.keys import ChunkKey
 from kvshelf.engine import Phase
 from kvshelf.shelf import Shelf
-from kvshelf.testing.codec import bad_pieces, decode
-from kvshelf.upkeep.evict import Evictor, Limits, State
+from kvshelf.upkeep.evict.evictor import Evictor
+from kvshelf.upkeep.evict.limits import Limits
+from kvshelf.upkeep.evict.report import State
 from kvshelf.upkeep.scrub.findings import Finding, Kind
 from kvshelf.upkeep.scrub.scrubber import Scrubber
 from kvshelf.upkeep.scrub.settings import ScrubSettings
+from tests.harness.codec import bad_pieces, decode
 from tests.stress.content import (
     BLOCK_BYTES,
     BLOCKS,

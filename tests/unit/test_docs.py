@@ -6,12 +6,14 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from kvshelf.config import Settings
+from kvshelf.metrics import METRICS
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -33,7 +35,6 @@ def make_docs(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         "coverage.md",
         "eviction.md",
         "faults.md",
-        "json.md",
         "metrics.md",
         "reliability.md",
     ],
@@ -43,6 +44,20 @@ def test_the_table_is_up_to_date(name: str, make_docs: ModuleType) -> None:
     assert page == make_docs.with_table(page, make_docs.TABLES[name]()), (
         f"docs/{name} is stale: python scripts/make_docs.py"
     )
+
+
+def test_the_table_has_a_row_a_setting(make_docs: ModuleType) -> None:
+    head, rule, *rows = make_docs.settings_table().splitlines()
+    assert [row.split("`")[1] for row in rows] == [field.name for field in fields(Settings)]
+    assert {row.count("|") for row in (head, rule, *rows)} == {5}
+
+
+def test_the_table_has_a_row_a_metric(make_docs: ModuleType) -> None:
+    head, rule, *rows = make_docs.metrics_table().splitlines()
+    assert len(rows) == len(METRICS)
+    assert {row.count("|") for row in (head, rule, *rows)} == {6}
+    assert "| `kvshelf:lookups_total` | counter | keys | `result` |" in "\n".join(rows)
+    assert "| `kvshelf:load_seconds` | histogram | seconds |  |" in "\n".join(rows)
 
 
 def test_a_stale_page_is_noticed_and_written(

@@ -8,6 +8,7 @@ import pytest
 
 from kvshelf import metrics
 from kvshelf.engine import EngineStats
+from kvshelf.engine.gauges import engine_gauges
 from kvshelf.metrics import (
     AUDIT_OFF,
     BREAKER_STATE,
@@ -24,8 +25,6 @@ from kvshelf.metrics import (
     WEIGHTS_KNOWN,
     Kind,
     Metric,
-    engine_gauges,
-    metrics_table,
 )
 
 ALL = tuple(dict.fromkeys((*METRICS, *EVICT_METRICS)))  # some are in both
@@ -78,11 +77,3 @@ def test_an_engine_gives_every_gauge() -> None:
     others |= {VOLUME_USED_BYTES, VOLUME_TOTAL_BYTES}
     assert {n for n, _ in gauges} | others == {m.name for m in METRICS if m.kind is Kind.GAUGE}
     assert all(len(labels) == len(BY_NAME[name].labels) for name, labels in gauges)
-
-
-def test_the_table_has_a_row_a_metric() -> None:
-    head, rule, *rows = metrics_table().splitlines()
-    assert len(rows) == len(METRICS)
-    assert {row.count("|") for row in (head, rule, *rows)} == {6}
-    assert "| `kvshelf:lookups_total` | counter | keys | `result` |" in metrics_table()
-    assert "| `kvshelf:load_seconds` | histogram | seconds |  |" in metrics_table()

@@ -12,7 +12,8 @@ import pytest
 from kvshelf import Chunk, Shelf
 from kvshelf.engine import Engine, EngineConfig, EngineStats, FileStatus, JobKind, Phase
 from kvshelf.engine.config import divided
-from kvshelf.testing import Blocks, FaultyEngine, MemoryEngine
+from kvshelf.testing import Blocks, MemoryEngine
+from tests.harness.faulty_engine import FaultyEngine
 from tests.unit.sites import IDENTITY, Site
 
 OK, CANCELLED, IO_ERROR = FileStatus.OK, FileStatus.CANCELLED, FileStatus.IO_ERROR

@@ -14,7 +14,7 @@ import pytest
 from kvshelf.engine import BatchBuilder, Direct, EngineConfig, FileStatus, GroupMemory, Pages, Phase
 from kvshelf.engine.native import NativeEngine
 from kvshelf.errors import ChunkFormatError
-from kvshelf.testing.codec import (
+from tests.harness.codec import (
     GMAC,
     HEADER_BYTES,
     NOT_AUTHENTICATED,

@@ -38,8 +38,8 @@ from vllm.v1.structured_output import StructuredOutputManager
 from vllm.v1.worker import kv_connector_model_runner_mixin as mixin
 
 from kvshelf.disk.keys import group_of, hash_of
-from kvshelf.testing.codec import HEADER_BYTES, decode
 from kvshelf.vllm import patches, plugin
+from tests.harness.codec import HEADER_BYTES, decode
 
 from .configs import kv_cache_config, vllm_config
 from .model import BLOCK, Executor, Runner, answer_to, mark, prompt_of, states_of

@@ -25,8 +25,8 @@ from kvshelf import EngineConfig, Identity, make_key, metrics  # noqa: E402
 from kvshelf.config import Settings  # noqa: E402
 from kvshelf.disk.layout import chunk_path  # noqa: E402
 from kvshelf.shelf import Shelf  # noqa: E402
-from kvshelf.upkeep.evict import Limits  # noqa: E402
 from kvshelf.upkeep.evict.duty import EvictionDuty  # noqa: E402
+from kvshelf.upkeep.evict.limits import Limits  # noqa: E402
 from kvshelf.vllm.compat import KeyRun  # noqa: E402
 from kvshelf.vllm.report import WorkerReport  # noqa: E402
 from kvshelf.vllm.scheduler.chunk_table import ChunkTable  # noqa: E402

@@ -25,10 +25,10 @@ from vllm.v1.kv_offload.base import (  # noqa: E402
 from kvshelf import metrics  # noqa: E402
 from kvshelf.config import Settings  # noqa: E402
 from kvshelf.disk.keys import masked  # noqa: E402
-from kvshelf.testing.forge import forge, payload_of  # noqa: E402
 from kvshelf.vllm.scheduler.audit import Audits  # noqa: E402
 from kvshelf.vllm.stats import StatsSink  # noqa: E402
 from kvshelf.vllm.worker import auditor  # noqa: E402
+from tests.harness.forge import forge, payload_of  # noqa: E402
 
 from .audited import LOG, SETTINGS, Audited, captured  # noqa: E402
 from .test_adapter import CONTEXT, IDENTITY, LAYERS, PER_CHUNK, key  # noqa: E402

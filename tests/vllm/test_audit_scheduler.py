@@ -11,8 +11,8 @@ import pytest
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm
 
-from kvshelf.testing.forge import forge, payload_of  # noqa: E402
 from kvshelf.vllm import compat  # noqa: E402
+from tests.harness.forge import forge, payload_of  # noqa: E402
 
 from .audited import captured  # noqa: E402
 from .rig import Rig, answer_to, prompt_of, rigs  # noqa: E402

@@ -19,7 +19,8 @@ from kvshelf.disk.clock import FileClock  # noqa: E402
 from kvshelf.disk.keys import ChunkKey  # noqa: E402
 from kvshelf.faultlog import FaultLog  # noqa: E402
 from kvshelf.shelf import Shelf  # noqa: E402
-from kvshelf.upkeep.evict import Evictor, Limits  # noqa: E402
+from kvshelf.upkeep.evict.evictor import Evictor  # noqa: E402
+from kvshelf.upkeep.evict.limits import Limits  # noqa: E402
 from kvshelf.vllm.scheduler.chunk_table import ChunkTable  # noqa: E402
 from kvshelf.vllm.scheduler.masked import MaskedShelf  # noqa: E402
 from kvshelf.vllm.scheduler.touches import Touches  # noqa: E402

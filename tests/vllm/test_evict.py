@@ -17,10 +17,10 @@ from vllm.v1.kv_offload.base import LookupResult  # noqa: E402
 from kvshelf import metrics  # noqa: E402
 from kvshelf.config import Settings  # noqa: E402
 from kvshelf.shelf import Shelf  # noqa: E402
-from kvshelf.upkeep.evict import Limits  # noqa: E402
 from kvshelf.upkeep.evict import duty as duty_module  # noqa: E402
 from kvshelf.upkeep.evict.duties import duties_of, limits_of  # noqa: E402
 from kvshelf.upkeep.evict.journal import RemovedWriter  # noqa: E402
+from kvshelf.upkeep.evict.limits import Limits  # noqa: E402
 from kvshelf.vllm.report import WorkerReport  # noqa: E402
 from kvshelf.vllm.scheduler import manager as manager_module  # noqa: E402
 from tests.harness.quirk_mount import quirk_mount  # noqa: E402

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.vllm
 import torch  # noqa: E402
 
 from kvshelf.disk.namespace import Identity, diff  # noqa: E402
-from kvshelf.disk.reasons import known_fields  # noqa: E402
+from kvshelf.disk.reasons import explain  # noqa: E402
 from kvshelf.errors import ConfigError  # noqa: E402
 from kvshelf.vllm.identity import build_identity  # noqa: E402
 
@@ -134,4 +134,6 @@ def test_the_identity_can_be_written_as_json(base: Identity) -> None:
 
 
 def test_diff_explains_every_field(base: Identity) -> None:
-    assert set(base.fields) <= known_fields()
+    reasons = explain(diff(base, Identity({"model": "another"})))
+    assert {reason.difference.field for reason in reasons} == set(base.fields)
+    assert all(reason.meaning for reason in reasons)

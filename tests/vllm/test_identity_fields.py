@@ -24,9 +24,9 @@ from vllm.config import LoRAConfig, SpeculativeConfig  # noqa: E402
 from kvshelf import Chunk, Shelf, make_key  # noqa: E402
 from kvshelf.disk.namespace import Identity, diff  # noqa: E402
 from kvshelf.engine import EngineConfig, FileStatus  # noqa: E402
-from kvshelf.testing.codec import decode  # noqa: E402
 from kvshelf.vllm import identity as builder  # noqa: E402
 from kvshelf.vllm.identity import build_identity  # noqa: E402
+from tests.harness.codec import decode  # noqa: E402
 
 from .configs import kv_cache_config, save_config, vllm_config  # noqa: E402
 

@@ -19,11 +19,10 @@ from kvshelf.breaker import State  # noqa: E402
 from kvshelf.engine import EngineConfig, FileStatus, JobKind, JobResult, Phase  # noqa: E402
 from kvshelf.faultlog import FaultLog  # noqa: E402
 from kvshelf.shelf import Shelf  # noqa: E402
-from kvshelf.upkeep.evict import Limits  # noqa: E402
 from kvshelf.upkeep.evict import duty as duty_module  # noqa: E402
 from kvshelf.upkeep.evict.duty import EvictionDuty  # noqa: E402
 from kvshelf.upkeep.evict.journal import RemovedWriter  # noqa: E402
-from kvshelf.upkeep.evict.limits import Amount  # noqa: E402
+from kvshelf.upkeep.evict.limits import Amount, Limits  # noqa: E402
 from kvshelf.upkeep.evict.news import News  # noqa: E402
 from kvshelf.vllm.compat import KeyRun  # noqa: E402
 from kvshelf.vllm.report import WorkerReport  # noqa: E402

@@ -13,12 +13,13 @@ import pytest
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm
 
+from kvshelf.config import Settings  # noqa: E402
 from kvshelf.errors import ConfigError  # noqa: E402
 from kvshelf.weights import (  # noqa: E402
     IN_MEMORY,
     draft_of,
     weights_are_known,
-    weights_digest,
+    weights_of,
 )
 from kvshelf.weights import files as weight_files  # noqa: E402
 
@@ -32,6 +33,10 @@ def loader(name: str) -> SimpleNamespace:
 
 def model(path: Path | str, revision: str | None = None, **more: Any) -> SimpleNamespace:
     return SimpleNamespace(model=str(path), revision=revision, **more)
+
+
+def weights_digest(model_config: Any, load_config: Any) -> str:
+    return weights_of(model_config, load_config, Settings()).name
 
 
 def digest(path: Path, load: Any = AUTO) -> str:

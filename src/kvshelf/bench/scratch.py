@@ -15,7 +15,7 @@ from kvshelf.disk.leftovers import remove_dead_scratch
 from kvshelf.disk.owner import Users, give
 from kvshelf.disk.root import FORMAT_VERSION
 from kvshelf.disk.this_process import this_owner
-from kvshelf.disk.tree import StillOpenError, remove_tree
+from kvshelf.disk.tree import StillOpenError, remove_tree, root_at
 
 # The root's group may remove it, if this process is killed.
 _MODE = 0o770
@@ -62,11 +62,7 @@ class Scratch:
         self._remove()
 
     def _remove(self) -> None:
-        root = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            # The marker goes last: if this is killed, a scrub does the rest. So it does where a
-            # thread still waits for a lock in there, as in the grace period of an NFS 4 server.
-            with contextlib.suppress(StillOpenError):
-                remove_tree(root, self.path.name, self.path.stat().st_dev, last=MARKER)
-        finally:
-            os.close(root)
+        # The marker goes last: if this is killed, a scrub does the rest. So it does where a thread
+        # still waits for a lock in there, as in the grace period of an NFS 4 server.
+        with root_at(self._root) as root, contextlib.suppress(StillOpenError):
+            remove_tree(root, self.path.name, self.path.stat().st_dev, last=MARKER)

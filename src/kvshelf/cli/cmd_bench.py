@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from kvshelf.cli.common import (
     ended_as_by_ctrl_c,
     print_json,
     safe,
+    table_lines,
 )
-from kvshelf.cli.units import size_in, whole
+from kvshelf.cli.units import Reader, option, size_in, whole
 from kvshelf.disk.root import why_not_writable
 from kvshelf.disk.volume import NO_ROOM, volume_of, why_no_room
 from kvshelf.engine import Direct
@@ -39,56 +41,27 @@ their own, which is removed. Nothing else is touched.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("root", metavar="ROOT", help="a directory on the mount")
-    parser.add_argument(
-        "--size",
-        type=size_in("2MB", "1TiB"),
-        default="512MB",
-        metavar="SIZE",
-        help="moved by a measurement (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--chunk-size",
-        type=size_in("1MB", "4GiB"),
-        default="16MB",
-        metavar="SIZE",
-        help="of a chunk file (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--threads",
-        default="1,4,12",
-        metavar="N,N",
-        help="numbers of I/O threads (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--piece-size",
-        type=_piece_size,
-        default="4MiB",
-        metavar="SIZE",
-        help="of a checksum's piece, a whole number of MiB (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--rounds",
-        type=whole(1, 1000),
-        default=3,
-        metavar="N",
-        help="of each (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--only", default=",".join(OPERATIONS), metavar="OP,OP", help="of " + ", ".join(OPERATIONS)
-    )
+    option(parser, "--size", size_in("2MB", "1TiB"), "moved by a measurement", "512MB")
+    option(parser, "--chunk-size", size_in("1MB", "4GiB"), "of a chunk file", "16MB")
+    option(parser, "--threads", Reader("N,N", str), "numbers of I/O threads", "1,4,12")
+    piece_help = "of a checksum's piece, a whole number of MiB"
+    option(parser, "--piece-size", Reader("SIZE", _piece_size), piece_help, "4MiB")
+    option(parser, "--rounds", whole(1, 1000), "of each", 3)
+    only_help = f"of {', '.join(OPERATIONS)}"
+    parser.add_argument("--only", default=",".join(OPERATIONS), metavar="OP,OP", help=only_help)
     parser.add_argument("--direct", action="store_true", help="payloads by O_DIRECT")
-    parser.add_argument(
+    option(
+        parser,
         "--bytes-per-token",
-        type=size_in("1", "1GiB"),
-        default="128KiB",
-        metavar="SIZE",
-        help="of KV cache, to say tokens a second (default: %(default)s, Llama-3.1-8B in 16 bits)",
+        size_in("1", "1GiB"),
+        "of KV cache, to say tokens a second; the default is Llama-3.1-8B's in 16 bits",
+        "128KiB",
     )
     parser.add_argument("--plot", metavar="FILE.png", help="draw the rates (needs matplotlib)")
 
 
 def _piece_size(text: str) -> int:
-    found = size_in("1MiB", "64MiB")(text)
+    found: int = size_in("1MiB", "64MiB")(text)
     if found % (1 << 20):
         raise argparse.ArgumentTypeError(f"{text!r}: allowed is a whole number of MiB")
     return found
@@ -119,7 +92,8 @@ def run(options: argparse.Namespace) -> Exit:
     finally:
         progress("")
     if options.plot:
-        _plot(rows, Path(options.plot), safe(str(root)))
+        with drawing(Path(options.plot)):
+            _plot(rows, Path(options.plot), safe(str(root)))
     if options.json:
         print_json("kvshelf.bench/1", _json(options, workload, rows))
     else:
@@ -178,6 +152,18 @@ def check_picture(path: Path) -> None:
     raise CommandError(Exit.USAGE, f"--plot {safe(str(path))}: {safe(problem)}")
 
 
+@contextlib.contextmanager
+def drawing(path: Path) -> Iterator[None]:
+    """What keeps a picture from being drawn, as wrong usage of ``--plot``."""
+    try:
+        yield
+    except ImportError as error:
+        message = "--plot needs matplotlib: pip install 'kvshelf[plot]'"
+        raise CommandError(Exit.USAGE, message) from error
+    except (OSError, ValueError) as error:
+        raise CommandError(Exit.USAGE, f"--plot {safe(str(path))}: {error}") from error
+
+
 def _is_writable(path: Path) -> bool:
     """Tried: access(2) is refused by some containers."""
     if not path.exists():
@@ -196,18 +182,8 @@ def progress(text: str) -> None:
 
 
 def print_rows(rows: Sequence[Row]) -> None:
-    """A table."""
     head = ("operation", "threads", "kvshelf", "plain", "ratio", "")
-    lines = [head, *map(_cells, rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for cells in lines:
-        first, *rest = cells
-        texts = [first.ljust(widths[0])]
-        texts += [
-            cell.rjust(width) if index < 4 else cell
-            for index, (cell, width) in enumerate(zip(rest, widths[1:], strict=True))
-        ]
-        print("  ".join(texts).rstrip())
+    print("\n".join(table_lines([head, *map(_cells, rows)], right=range(1, 5))))
 
 
 def _print_tokens(rows: Sequence[Row], bytes_per_token: int) -> None:
@@ -228,15 +204,15 @@ def _cells(row: Row) -> tuple[str, ...]:
     return (
         row.operation,
         str(row.threads),
-        f"{row.engine:,.4g} {row.unit}" if row.engine < 1e4 else f"{row.engine:,.0f} {row.unit}",
-        ""
-        if row.plain is None
-        else f"{row.plain:,.4g}"
-        if row.plain < 1e4
-        else f"{row.plain:,.0f}",
+        f"{_rate(row.engine)} {row.unit}",
+        "" if row.plain is None else _rate(row.plain),
         "" if row.ratio is None else f"{row.ratio:.2f}",
         more,
     )
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.4g}" if value < 1e4 else f"{value:,.0f}"
 
 
 def _json(options: argparse.Namespace, workload: Workload, rows: Sequence[Row]) -> dict[str, Any]:
@@ -252,12 +228,8 @@ def _json(options: argparse.Namespace, workload: Workload, rows: Sequence[Row]) 
 
 
 def _plot(rows: Sequence[Row], path: Path, title: str) -> None:
-    try:
-        from matplotlib.figure import Figure  # noqa: PLC0415
-    except ImportError as error:
-        raise CommandError(
-            Exit.USAGE, "--plot needs matplotlib: pip install 'kvshelf[plot]'"
-        ) from error
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     for operation in dict.fromkeys(row.operation for row in rows if row.unit == "GB/s"):
@@ -275,7 +247,4 @@ def _plot(rows: Sequence[Row], path: Path, title: str) -> None:
             )
     axes.set(xlabel="I/O threads", ylabel="GB/s", title=title, ylim=(0, None))
     axes.legend()
-    try:
-        figure.savefig(path)
-    except (OSError, ValueError) as error:
-        raise CommandError(Exit.USAGE, f"--plot {safe(str(path))}: {error}") from error
+    figure.savefig(path)

@@ -13,14 +13,15 @@ from kvshelf.cli.common import (
     ROOT_HELP,
     CommandError,
     Exit,
-    existing_shelf,
+    cut,
+    listed_namespaces,
     print_json,
     safe,
     shortened,
 )
 from kvshelf.disk.namespace import ABSENT, Identity, diff
 from kvshelf.disk.reasons import Reason, explain
-from kvshelf.disk.root import NamespaceEntry, list_namespaces
+from kvshelf.disk.root import NamespaceEntry
 
 HELP = "say in what two namespaces differ, why that matters, and what makes them equal"
 DESCRIPTION = """\
@@ -29,8 +30,6 @@ of the KV cache. Print each identity field that differs, as FIELD: LEFT | RIGHT,
 means, and what makes the two equal. A and B are folders of the root, or the first
 characters of a folder or of a digest. Exit status 1: they differ.
 """
-# Columns of a wide terminal; longer values are cut, --json is complete.
-_VALUE_CHARS_MAX = 160
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,11 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> Exit:
-    root = existing_shelf(options.root)
-    try:
-        entries = list_namespaces(root)
-    except OSError as error:
-        raise CommandError(Exit.NO_SHELF, f"{options.root}: {error.strerror}") from error
+    root, entries = listed_namespaces(options.root)
     left, right = (_selected(entries, name) for name in (options.left, options.right))
     reasons = explain(diff(_identity(left), _identity(right)))
     if options.json:
@@ -125,5 +120,4 @@ def _json(reason: Reason) -> dict[str, Any]:
 def _value(value: Any) -> str:
     if value is ABSENT:
         return str(ABSENT)
-    text = safe(json.dumps(value, sort_keys=True, ensure_ascii=False))
-    return text if len(text) <= _VALUE_CHARS_MAX else f"{text[: _VALUE_CHARS_MAX - 3]}..."
+    return cut(safe(json.dumps(value, sort_keys=True, ensure_ascii=False)))

@@ -18,7 +18,7 @@ from kvshelf.cli.common import (
     print_json,
     safe,
 )
-from kvshelf.cli.units import duration, size_in
+from kvshelf.cli.units import duration, option, size_in
 from kvshelf.config import Settings
 from kvshelf.disk.deadline import NoAnswerError, within
 from kvshelf.disk.root import is_shelf
@@ -59,21 +59,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "root", metavar="ROOT", help="a root of a shelf, or a directory that is to be one"
     )
     parser.add_argument("--quick", action="store_true", help="measure no speed: a second or two")
-    parser.add_argument(
-        "--size",
-        type=size_in("32MB", "1TiB"),
-        default="256MB",
-        metavar="SIZE",
-        help="moved to measure speed, at least 32MB (default: %(default)s)",
-    )
+    size_help = "moved to measure speed, at least 32MB"
+    option(parser, "--size", size_in("32MB", "1TiB"), size_help, "256MB")
     parser.add_argument("--peer", action="store_true", help="measure with a second node")
-    parser.add_argument(
-        "--wait",
-        type=duration("0s", "1d"),
-        default="60s",
-        metavar="DURATION",
-        help="for the peer (default: %(default)s)",
-    )
+    option(parser, "--wait", duration("0s", "1d"), "for the peer", "60s")
     parser.add_argument(
         "--settings", metavar="JSON", help="kv_connector_extra_config to check, or @FILE"
     )
@@ -126,9 +115,8 @@ def _first_look(root: Path) -> list[Finding]:
     try:
         return within(ANSWER_SECONDS, lambda: check_directory(root))
     except NoAnswerError as error:
-        return [
-            problem("mount", f"{root}: {error}", "it hangs: see its server and the kernel's log")
-        ]
+        remedy = "it hangs: see its server and the kernel's log"
+        return [problem("mount", f"{root}: {error}", remedy)]
     except OSError as error:
         return [_failure(error, root)]
 
@@ -176,12 +164,11 @@ def _try_out(
 
 def _meet(root: Path, wait_seconds: float) -> list[Finding]:
     if not is_shelf(root):
-        return [
-            note("peers", "not measured: no shelf yet", "start an engine, or store something first")
-        ]
+        remedy = "start an engine, or store something first"
+        return [note("peers", "not measured: no shelf yet", remedy)]
     progress(f"waiting up to {wait_seconds:.0f} s for kvshelf doctor --peer on another node")
     try:
-        return findings_of(meet(root, wait_seconds))
+        return [*findings_of(meet(root, wait_seconds))]
     finally:
         progress("")
 

@@ -26,9 +26,12 @@ from kvshelf.cli.common import (
 from kvshelf.cli.evict_options import OPTIONS, add_arguments, limits_of
 from kvshelf.cli.evict_report import as_json
 from kvshelf.errors import KvshelfError
+from kvshelf.upkeep.evict.limits import Limits
+from kvshelf.upkeep.evict.mends import with_mend
+from kvshelf.upkeep.evict.report import Report, no_effect_text
 
 if TYPE_CHECKING:
-    from kvshelf.upkeep.evict import Evictor, Limits, Report
+    from kvshelf.upkeep.evict.evictor import Evictor
 
 __all__ = ["DESCRIPTION", "HELP", "add_arguments", "run"]
 
@@ -83,7 +86,7 @@ class _Command:
         self._holder = ""  # the other process that was last said to hold the lease
 
     def _evictor(self, root: Path, limits: Limits, **more: Any) -> Evictor:
-        from kvshelf.upkeep.evict import Evictor  # noqa: PLC0415
+        from kvshelf.upkeep.evict.evictor import Evictor  # noqa: PLC0415
 
         options = self._options
         return Evictor(
@@ -177,8 +180,6 @@ class _Command:
         self._duty.stop()
 
     def _fault(self, what: str, error: Exception) -> None:
-        from kvshelf.upkeep.evict.mends import with_mend  # noqa: PLC0415
-
         if self._exposition is not None:
             self._exposition.fault(error)
         mend = with_mend(error, self._root).removeprefix(str(error))
@@ -233,8 +234,6 @@ class _Command:
             shown = ", ".join(map(safe, report.unread[:8]))
             self._say(f"may not be read, so it does not count and stays: {shown}", repeat=False)
         for reason, amount in report.unfreed.items():
-            from kvshelf.upkeep.evict.report import no_effect_text  # noqa: PLC0415
-
             text = no_effect_text(reason, amount)
             self._say(f"{self._root}: {OPTIONS[reason]}: {text}", repeat=False)
 

@@ -8,14 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kvshelf.cli import counting
-from kvshelf.cli.common import (
-    CommandError,
-    Exit,
-    existing_shelf,
-    print_json,
-    safe,
-    table_lines,
-)
+from kvshelf.cli.common import Exit, cut, listed_namespaces, print_json, safe, table_lines
 from kvshelf.disk.namespace import Identity
 from kvshelf.disk.root import NamespaceEntry, list_namespaces
 from kvshelf.disk.volume import volume_of
@@ -37,8 +30,6 @@ a moment, whose time is the file system's.
               namespace.json that is damaged is a finding. kvshelf diff compares two.
 """
 _HEAD = ("NAMESPACE", "MODEL", "DTYPE", "RANKS", "FILES", "BYTES", "STORED", "USED")
-# Columns of a wide terminal; longer values are cut, --json is complete.
-_CELL_CHARS_MAX = 160
 
 
 class _Row(NamedTuple):
@@ -156,11 +147,7 @@ def _row_json(root: Path, census: Census, row: _Row) -> dict[str, Any]:
 
 
 def _identities(options: argparse.Namespace) -> Exit:
-    root = existing_shelf(options.root)
-    try:
-        entries = list_namespaces(root)
-    except OSError as error:
-        raise CommandError(Exit.NO_SHELF, f"{options.root}: {error.strerror}") from error
+    root, entries = listed_namespaces(options.root)
     findings = [entry for entry in entries if entry.problem]
     if options.json:
         namespaces = [_identity_json(entry) for entry in entries]
@@ -192,8 +179,4 @@ def _identity_texts(entry: NamespaceEntry) -> tuple[str, ...]:
         return (safe(entry.folder), "(damaged)", "", "")
     engine = str(entry.identity.fields.get("engine", ""))
     texts = (entry.folder, entry.identity.model, engine, entry.identity.digest12)
-    return tuple(_cut(safe(text)) for text in texts)
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _CELL_CHARS_MAX else f"{text[: _CELL_CHARS_MAX - 3]}..."
+    return tuple(cut(safe(text)) for text in texts)

@@ -8,9 +8,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from kvshelf.cli.cmd_bench import check_picture
-from kvshelf.cli.common import CommandError, Exit, print_json, safe
-from kvshelf.cli.units import duration, number, size_in, whole
+from kvshelf.cli.cmd_bench import check_picture, drawing
+from kvshelf.cli.common import CommandError, Exit, print_json, safe, table_lines
+from kvshelf.cli.units import Reader, duration, number, option, size_in, whole
 from kvshelf.config import Settings
 from kvshelf.errors import ConfigError
 from kvshelf.plan.answer import GB, POLICIES, Plan, Prices, Rates, Row, make_plan
@@ -37,104 +37,73 @@ _WHOLE = whole(1, 10**9)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("trace", metavar="TRACE", type=Path, help="the file with the requests")
     parser.add_argument("--format", choices=FORMATS, default="", help="default: by the name")
-    parser.add_argument(
+    option(
+        parser,
         "--block-tokens",
-        type=_WHOLE,
-        default=0,
-        metavar="N",
-        help="tokens of a chunk (default: 512 for mooncake, else 256); of a mooncake trace, as "
-        "many as one of its hash_ids stands for",
+        _WHOLE,
+        "tokens of a chunk (default: 512 for mooncake, else 256); of a mooncake trace, as many as "
+        "one of its hash_ids stands for",
     )
     _add_shape(parser.add_argument_group("the model (default: the shape of Llama-3.1-8B)"))
     _add_rates(parser.add_argument_group("speed and price"))
     what = parser.add_argument_group("the answer")
-    what.add_argument(
-        "--capacity",
-        type=_list_of(size_in("1", "1000PB")),
-        default=[],
-        metavar="SIZE,...",
-        help="capacities (default: 1 to 100%% of what the trace would fill)",
-    )
-    what.add_argument(
+    capacity_help = "capacities (default: 1 to 100%% of what the trace would fill)"
+    sizes = Reader("SIZE,...", _list_of(size_in("1", "1000PB")))
+    option(what, "--capacity", sizes, capacity_help)
+    option(
+        what,
         "--policy",
-        type=_list_of(_policy),
-        default=["lru"],
-        metavar="NAME,...",
-        help=f"orders of eviction: {', '.join(POLICIES)} (default: lru, exact in one pass; the "
-        "others are simulated; kvshelf is what the evictor does; optimum knows the future)",
+        Reader("NAME,...", _list_of(_policy)),
+        "orders of eviction: lru, exact in one pass, and kvshelf, what the evictor does, simulated",
+        "lru",
     )
-    what.add_argument(
-        "--touch-interval",
-        type=duration("0s", "366d"),
-        default=f"{Settings().touch_interval_seconds:g}s",
-        metavar="DURATION",
-        help="as in the settings, for the policy kvshelf (default: %(default)s)",
-    )
+    touch_help = "as in the settings, for the policy kvshelf"
+    touch_default = f"{Settings().touch_interval_seconds:g}s"
+    option(what, "--touch-interval", duration("0s", "366d"), touch_help, touch_default)
     what.add_argument("--plot", type=Path, metavar="FILE.png", help="write a picture too")
     check = parser.add_argument_group("a check against a real shelf")
-    check.add_argument(
-        "--replay",
-        type=Path,
-        metavar="DIR",
-        help="play the requests against a shelf of tiny chunks in DIR, absent or empty",
-    )
-    check.add_argument(
-        "--replay-requests",
-        type=_WHOLE,
-        default=1000,
-        metavar="N",
-        help="requests that are played (default: %(default)s)",
-    )
+    replay_help = "play the requests against a shelf of tiny chunks in DIR, absent or empty"
+    check.add_argument("--replay", type=Path, metavar="DIR", help=replay_help)
+    option(check, "--replay-requests", _WHOLE, "requests that are played", 1000)
 
 
-def _add_shape(group: Any) -> None:
+def _add_shape(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--config", type=Path, metavar="config.json", help="of Hugging Face")
-    group.add_argument("--layers", type=_WHOLE, metavar="N", help="that keep KV")
-    group.add_argument("--kv-heads", type=_WHOLE, metavar="N", help="of all ranks together")
-    group.add_argument(
-        "--head-dim",
-        type=_WHOLE,
-        metavar="N",
-        help="with --mla: latent and rope numbers a token",
-    )
+    option(group, "--layers", _WHOLE, "that keep KV")
+    option(group, "--kv-heads", _WHOLE, "of all ranks together")
+    option(group, "--head-dim", _WHOLE, "with --mla: latent and rope numbers a token")
     group.add_argument("--mla", action="store_true", default=None, help="one latent vector a token")
-    group.add_argument("--dtype-bytes", type=_WHOLE, metavar="N", help="2, or 1 for an FP8 cache")
-    group.add_argument("--tensor-parallel", type=_WHOLE, metavar="N", help="ranks (default: 1)")
+    option(group, "--dtype-bytes", _WHOLE, "2, or 1 for an FP8 cache")
+    option(group, "--tensor-parallel", _WHOLE, "ranks (default: 1)")
 
 
-def _add_rates(group: Any) -> None:
-    group.add_argument(
+def _add_rates(group: argparse._ArgumentGroup) -> None:
+    option(
+        group,
         "--prefill-tokens-per-second",
-        type=number(1e-15, 1e15),
-        default=_RATES.prefill_tokens_per_second,
-        metavar="N",
-        help="that a replica computes (default: %(default)s, an 8B model on one H100)",
+        number(1e-15, 1e15),
+        "that a replica computes; the default is an 8B model's on one H100",
+        _RATES.prefill_tokens_per_second,
     )
-    group.add_argument(
+    option(
+        group,
         "--load-bytes-per-second",
-        type=size_in("1", "1PB"),
-        default=f"{_RATES.load_bytes_per_second / GB:g}GB",
-        metavar="SIZE",
-        help="that a replica loads (default: %(default)s, an H100 from the page cache: measure "
-        "your mount)",
+        size_in("1", "1PB"),
+        "that a replica loads; the default is an H100's from the page cache: measure your mount",
+        f"{_RATES.load_bytes_per_second / GB:g}GB",
     )
-    group.add_argument(
-        "--gpu-hour-price", type=number(0, 1e15), metavar="P", help="of one GPU, in any currency"
-    )
-    group.add_argument("--gb-month-price", type=number(0, 1e15), metavar="P", help="of storage")
-    group.add_argument(
-        "--duration",
-        type=duration("1ms", "36600d"),
-        metavar="DURATION",
-        help="in which the requests came (default: as the trace says)",
-    )
+    price = number(0, 1e15, "P")
+    option(group, "--gpu-hour-price", price, "of one GPU, in any currency")
+    option(group, "--gb-month-price", price, "of storage")
+    duration_help = "in which the requests came (default: as the trace says)"
+    option(group, "--duration", duration("1ms", "36600d"), duration_help)
 
 
 def run(options: argparse.Namespace) -> Exit:
     if options.plot:
         check_picture(options.plot)
     try:
-        trace = read_trace(options.trace, options.format, options.block_tokens)
+        trace = read_trace(options.trace, options.format, options.block_tokens or 0)
         shape = _shape(options)
     except TraceError as error:
         raise CommandError(Exit.USAGE, safe(str(error))) from error
@@ -151,13 +120,14 @@ def run(options: argparse.Namespace) -> Exit:
         shape,
         rates,
         policies=list(dict.fromkeys(options.policy)),
-        capacities_bytes=options.capacity,
+        capacities_bytes=options.capacity or (),
         prices=_prices(options, trace),
         touch_interval_seconds=options.touch_interval,
     )
     replayed = _replay(options, trace) if options.replay else []
     if options.plot:
-        _plot(plan, options.plot)
+        with drawing(options.plot):
+            plot_plan(plan, options.plot)
     if options.json:
         print_json("kvshelf.plan/1", _as_json(plan, rates, replayed))
     else:
@@ -215,16 +185,6 @@ def _replay(options: argparse.Namespace, trace: Trace) -> list[tuple[str, Replay
     return [(policy, done)]
 
 
-def _plot(plan: Plan, path: Path) -> None:
-    try:
-        plot_plan(plan, path)
-    except ImportError as error:
-        message = "--plot needs matplotlib: pip install 'kvshelf[plot]'"
-        raise CommandError(Exit.USAGE, message) from error
-    except (OSError, ValueError) as error:
-        raise CommandError(Exit.USAGE, f"--plot {path}: {error}") from error
-
-
 def _as_json(plan: Plan, rates: Rates, replayed: list[tuple[str, Replayed]]) -> dict[str, Any]:
     value = asdict(plan)
     for row, made in zip(value["rows"], plan.rows, strict=True):
@@ -256,9 +216,7 @@ def _print_plan(plan: Plan, rates: Rates) -> None:
     head = ["POLICY", "CAPACITY GB", "OF ALL %", "HIT %", "GPU S SAVED", "LOAD S"]
     rows = [head + (["VALUE/MONTH", "COST/MONTH", "GAIN/MONTH"] if priced else [])]
     rows += [_cells(row) for row in plan.rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]))
+    print("\n".join(table_lines(rows, right=range(1, len(rows[0])))))
     if plan.break_even is not None:
         best = plan.break_even
         print()

@@ -19,7 +19,7 @@ from kvshelf.cli.common import (
     print_json,
     safe,
 )
-from kvshelf.cli.units import duration, number, size
+from kvshelf.cli.units import Reader, duration, number, option, size
 from kvshelf.disk.auth import read_key
 from kvshelf.errors import ConfigError, NotAShelfError
 from kvshelf.upkeep.scrub.findings import Finding, Totals
@@ -45,43 +45,32 @@ _BYTES_PER_SECOND_MIN = 100
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("root", metavar="ROOT", help=ROOT_HELP)
     parser.add_argument("--dry-run", action="store_true", help="remove nothing; from the start")
-    parser.add_argument(
+    option(
+        parser,
         "--max-bytes-per-second",
-        type=_byte_rate,
-        default=f"{DEFAULTS.megabytes_per_second:g}MB",
-        metavar="SIZE",
-        help="most that is read; 0: no limit (default: %(default)s)",
+        Reader("SIZE", _byte_rate),
+        "most that is read; 0: no limit",
+        f"{DEFAULTS.megabytes_per_second:g}MB",
     )
-    parser.add_argument(
+    option(
+        parser,
         "--max-files-per-second",
-        type=number(0, 1e9),
-        default=DEFAULTS.files_per_second,
-        metavar="N",
-        help="most chunk files that are opened; 0: no limit (default: %(default)g)",
+        number(0, 1e9),
+        "most chunk files that are opened; 0: no limit",
+        f"{DEFAULTS.files_per_second:g}",
     )
-    parser.add_argument(
+    option(
+        parser,
         "--temp-age",
-        type=duration("1h", "3660d"),
-        default=f"{DEFAULTS.temp_hours:g}h",
-        metavar="DURATION",
-        help="age at which a temp file is an orphan if its writer cannot be looked for, as on "
-        "another host (default: %(default)s)",
+        duration("1h", "3660d"),
+        "age at which a temp file is an orphan if its writer cannot be looked for, as on another "
+        "host",
+        f"{DEFAULTS.temp_hours:g}h",
     )
-    parser.add_argument(
-        "--unused-for",
-        type=duration("0s", "3660d"),
-        default="0",
-        metavar="DURATION",
-        help="remove namespaces that no engine has used for so long; 0: never (default: 0)",
-    )
-    parser.add_argument(
-        "--for",
-        dest="seconds",
-        type=duration("0s", "366d"),
-        default="0",
-        metavar="DURATION",
-        help="stop after so long, and go on the next time; 0: at the end (default: 0)",
-    )
+    unused_help = "remove namespaces that no engine has used for so long; 0: never"
+    option(parser, "--unused-for", duration("0s", "3660d"), unused_help, "0")
+    for_help = "stop after so long, and go on the next time; 0: at the end"
+    option(parser, "--for", duration("0s", "366d"), for_help, "0", dest="seconds")
     parser.add_argument(
         "--auth-key-file",
         metavar="FILE",
@@ -90,13 +79,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--from-start", action="store_true", help="ignore the saved place")
     runs = parser.add_mutually_exclusive_group()
     runs.add_argument("--once", action="store_true", help="one pass and no more (the default)")
-    runs.add_argument(
-        "--every",
-        type=duration("0s", "366d"),
-        default="0",
-        metavar="DURATION",
-        help="run forever, one pass each DURATION; 0: one pass (default: 0)",
-    )
+    every_help = "run forever, one pass each DURATION; 0: one pass"
+    option(runs, "--every", duration("0s", "366d"), every_help, "0")
 
 
 def _byte_rate(text: str) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 from kvshelf.cli import counting
 from kvshelf.cli.common import ROOT_HELP, CommandError, Exit, existing_shelf, print_json, safe
 from kvshelf.cli.scrape import ScrapeError, scrape
-from kvshelf.cli.units import duration
+from kvshelf.cli.units import duration, option
 from kvshelf.disk.volume import Volume, volume_of
 from kvshelf.text import bytes_text
 from kvshelf.upkeep.census.census import SHARES
@@ -48,13 +48,7 @@ class _Moment:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("root", metavar="ROOT", help=ROOT_HELP)
-    parser.add_argument(
-        "--every",
-        type=duration("1ms", "1d"),
-        default="2s",
-        metavar="DURATION",
-        help="between two looks (default: %(default)s)",
-    )
+    option(parser, "--every", duration("1ms", "1d"), "between two looks", "2s")
     parser.add_argument("--once", action="store_true", help="two looks, for the rates, and end")
     parser.add_argument(
         "--metrics", metavar="URL", help="of a vLLM server: http://HOST:PORT/metrics"
@@ -174,12 +168,9 @@ def _json(root: Path, now: _Moment) -> dict[str, Any]:
     value: dict[str, Any] = {
         "root": str(root),
         "time": round(time.time(), 3),
-        "files": view.chunks.to_json(),
-        "bytes": view.bytes.to_json(),
+        **counting.summary_json(view),
         "stored_per_second": _rate_json(view.stored_per_second),
         "evicted_per_second": _rate_json(view.evicted_per_second),
-        "stored_seconds_ago": counting.ages_json(view.stored),
-        "used_seconds_ago": counting.ages_json(view.used),
         **counting.volume_json(now.volume),
         "unread": view.unread.count,
         "share_of_folders": round(view.share, 6),

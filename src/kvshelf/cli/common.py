@@ -8,18 +8,23 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kvshelf.cli.documents import document
 from kvshelf.disk.deadline import NoAnswerError, within
 from kvshelf.disk.layout import MARKER
 from kvshelf.disk.leftovers import remove_dead_scratch
 from kvshelf.disk.mend import mend_owners
 from kvshelf.disk.proof import has_lost_marker
-from kvshelf.disk.root import check_root, is_utf8, publish_marker
+from kvshelf.disk.root import (
+    NamespaceEntry,
+    check_root,
+    is_utf8,
+    list_namespaces,
+    publish_marker,
+)
 from kvshelf.errors import NotAShelfError, ResourceError
 
 T = TypeVar("T")
@@ -144,7 +149,6 @@ def prepared_shelf(path: str) -> Path:
 
 
 def _prepare(root: Path) -> list[str]:
-    """Lines for people."""
     lines = []
     try:
         if not os.path.lexists(root / MARKER):
@@ -161,6 +165,19 @@ def _prepare(root: Path) -> list[str]:
         lines.append(f"{root}: gave {len(mended)} files and folders to the root's owner: {shown}")
     remove_dead_scratch(root)
     return lines
+
+
+def listed_namespaces(path: str) -> tuple[Path, list[NamespaceEntry]]:
+    """The shelf at a path that a user gave, and its namespaces.
+
+    Raises:
+        CommandError: there is none, or it cannot be listed.
+    """
+    root = existing_shelf(path)
+    try:
+        return root, list_namespaces(root)
+    except OSError as error:
+        raise CommandError(Exit.NO_SHELF, f"{path}: {error.strerror}") from error
 
 
 def _existing_shelf(path: str) -> Path:
@@ -202,13 +219,25 @@ def shortened(names: Sequence[str], most: int = 20) -> str:
     return "\n".join(lines)
 
 
-def table_lines(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Columns as wide as their longest text; the first row is the head."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+def cut(text: str, most: int = 160) -> str:
+    """Text that fits a wide terminal; ``--json`` is complete."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def table_lines(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[str]:
+    """Columns as wide as their longest text; the first row is the head.
+
+    Args:
+        right: indices of columns that end together, as numbers do.
+    """
+    columns = []
+    for index, column in enumerate(zip(*rows, strict=True)):
+        width, align = max(map(len, column)), str.rjust if index in right else str.ljust
+        columns.append([align(cell, width) for cell in column])
+    return ["  ".join(cells).rstrip() for cells in zip(*columns, strict=True)]
 
 
 def print_json(name: str, value: Mapping[str, Any], *, lines: bool = False) -> None:
-    """Print a document of ``kvshelf.cli.documents``, in ASCII, so that it is the same in every
-    locale; with ``lines`` in one line, at once."""
-    print(json.dumps(document(name, value), indent=None if lines else 1), flush=lines)
+    """Print a document of docs/json.md, in ASCII, so that it is the same in every locale; with
+    ``lines`` in one line, at once."""
+    print(json.dumps({"document": name, **value}, indent=None if lines else 1), flush=lines)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kvshelf.cli.common import ROOT_HELP, CommandError, Exit, existing_shelf, safe
-from kvshelf.cli.units import duration
+from kvshelf.cli.units import duration, option
 from kvshelf.disk.volume import Volume
 from kvshelf.text import age_text, bytes_text
 from kvshelf.upkeep.census.census import SHARES, Census, Summary
@@ -24,14 +24,8 @@ _REDRAW_SECONDS = 0.5
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("root", metavar="ROOT", help=ROOT_HELP)
     parser.add_argument("--exact", action="store_true", help="count everything, however long")
-    parser.add_argument(
-        "--for",
-        dest="seconds",
-        type=duration("0s", "366d"),
-        default="2s",
-        metavar="DURATION",
-        help="estimate from what can be counted in so long (default: %(default)s)",
-    )
+    for_help = "estimate from what can be counted in so long"
+    option(parser, "--for", duration("0s", "366d"), for_help, "2s", dest="seconds")
 
 
 def counted(

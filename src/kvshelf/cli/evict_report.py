@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from kvshelf.upkeep.evict import Report
+from kvshelf.upkeep.evict.report import Report
 
 
 def as_json(report: Report, *, dry_run: bool) -> dict[str, Any]:
+    volume = report.volume
     return {
         "document": "kvshelf.evict/1",
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -22,25 +23,17 @@ def as_json(report: Report, *, dry_run: bool) -> dict[str, Any]:
         "cut_age_seconds": report.cut_age_seconds,
         "spared_files": report.spared,
         "seconds": round(report.seconds, 3),
-        "namespaces": {
-            folder: {"files": amount.files, "bytes": amount.bytes}
-            for folder, amount in report.usage.items()
-        },
+        "namespaces": {folder: asdict(amount) for folder, amount in report.usage.items()},
         "volume": {
-            "used_bytes": report.volume.used_bytes,
-            "total_bytes": report.volume.total_bytes,
-            "used_inodes": report.volume.used_inodes,
-            "total_inodes": report.volume.total_inodes,
-            "used_percent": report.volume.used_percent,
-            "used_inode_percent": report.volume.used_inode_percent,
+            "used_bytes": volume.used_bytes,
+            "total_bytes": volume.total_bytes,
+            "used_inodes": volume.used_inodes,
+            "total_inodes": volume.total_inodes,
+            "used_percent": volume.used_percent,
+            "used_inode_percent": volume.used_inode_percent,
         },
         "exceeded": [
-            {
-                "limit": need.reason,
-                "namespace": need.folder,
-                "bytes": need.amount.bytes + need.short.bytes,
-                "files": need.amount.files + need.short.files,
-            }
+            {"limit": need.reason, "namespace": need.folder, **asdict(need.amount + need.short)}
             for need in report.needs
         ],
         "no_effect": [
@@ -52,8 +45,7 @@ def as_json(report: Report, *, dry_run: bool) -> dict[str, Any]:
         "unread": list(report.unread),
         "unseen_folders": report.unseen,
         "held": {
-            "files": report.held.amount.files,
-            "bytes": report.held.amount.bytes,
+            **asdict(report.held.amount),
             "errnos": {str(number): times for number, times in report.held.by_errno.items()},
             "examples": list(report.held.examples),
         },

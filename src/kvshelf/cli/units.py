@@ -1,4 +1,4 @@
-"""Values of options: one way to write a size and a duration, in all commands. Pure."""
+"""Options with a value: one way to write a size and a duration, in all commands. Pure."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import argparse
 import math
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 UNITS_HELP = """\
 SIZE is a number of bytes, or one with a unit: 500kB, 10GB (10^9), 512MiB (2^20), 1.5TB.
@@ -22,6 +24,31 @@ _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(|ms|s|m|h|d)")
 _SECONDS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """Reads an option's value, and has a word for it in the help."""
+
+    metavar: str
+    read: Callable[[str], Any]
+
+    def __call__(self, text: str) -> Any:
+        return self.read(text)
+
+
+def option(
+    parser: argparse._ActionsContainer,
+    name: str,
+    reader: Reader,
+    help_text: str,
+    default: object = None,
+    **more: Any,
+) -> None:
+    """Add an option with a value. Its help ends with the default, if there is one."""
+    help_text += "" if default is None else " (default: %(default)s)"
+    metavar = reader.metavar
+    parser.add_argument(name, type=reader, metavar=metavar, default=default, help=help_text, **more)
+
+
 def size(text: str) -> int:
     """A number of bytes.
 
@@ -30,71 +57,62 @@ def size(text: str) -> int:
     """
     match = _SIZE.fullmatch(text.strip())
     if match is None:
-        allowed = "allowed is a number of bytes, or one such as 500GB"
-        raise argparse.ArgumentTypeError(f"{text!r}: {allowed}")
+        raise _refused(text, "a number of bytes, or one such as 500GB")
     found = float(match[1]) * _BYTES[match[2]]
     if found >= 1 << 63:
-        raise argparse.ArgumentTypeError(f"{text!r}: allowed is a number of bytes below 8 EiB")
+        raise _refused(text, "a number of bytes below 8 EiB")
     return int(found)
 
 
-def size_in(low: str, high: str) -> Callable[[str], int]:
-    """Reads sizes from ``low`` to ``high``."""
-    least, most = size(low), size(high)
-
-    def parse(text: str) -> int:
-        found = size(text)
-        if not least <= found <= most:
-            raise argparse.ArgumentTypeError(f"{text!r}: allowed is a size from {low} to {high}")
-        return found
-
-    return parse
+SIZE = Reader("SIZE", size)
 
 
-def duration(low: str, high: str) -> Callable[[str], float]:
+def size_in(low: str, high: str) -> Reader:
+    return _between("SIZE", size, size(low), size(high), f"a size from {low} to {high}")
+
+
+def duration(low: str, high: str) -> Reader:
     """Reads durations from ``low`` to ``high``, in seconds."""
-    least, most = _seconds(low), _seconds(high)
+    allowed = f"a duration from {low} to {high}, such as 30s or 6h"
+    return _between("DURATION", _seconds, _seconds(low), _seconds(high), allowed)
 
+
+def number(low: float, high: float, metavar: str = "N") -> Reader:
+    return _between(metavar, _float, low, high, f"a number from {low:,g} to {high:,g}")
+
+
+def whole(low: int, high: int, metavar: str = "N") -> Reader:
+    return _between(metavar, _int, low, high, f"a whole number from {low:,} to {high:,}")
+
+
+def _between(
+    metavar: str, read: Callable[[str], float], low: float, high: float, allowed: str
+) -> Reader:
     def parse(text: str) -> float:
-        found = _seconds(text)
-        if not least <= found <= most:  # never true of NaN
-            allowed = f"allowed is a duration from {low} to {high}, such as 30s or 6h"
-            raise argparse.ArgumentTypeError(f"{text!r}: {allowed}")
+        found = read(text)
+        if not low <= found <= high:  # never true of NaN
+            raise _refused(text, allowed)
         return found
 
-    return parse
+    return Reader(metavar, parse)
 
 
 def _seconds(text: str) -> float:
-    """NaN if it is no duration."""
+    """NaN if it is no duration; so below."""
     match = _DURATION.fullmatch(text.strip())
     return float(match[1]) * _SECONDS[match[2]] if match else math.nan
 
 
-def number(low: float, high: float) -> Callable[[str], float]:
-    """Reads numbers from ``low`` to ``high``."""
-
-    def parse(text: str) -> float:
-        try:
-            found = float(text)
-        except ValueError:
-            found = math.nan
-        if not low <= found <= high:
-            allowed = f"allowed is a number from {low:,g} to {high:,g}"
-            raise argparse.ArgumentTypeError(f"{text!r}: {allowed}")
-        return found
-
-    return parse
+def _float(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
-def whole(low: int, high: int) -> Callable[[str], int]:
-    """Reads whole numbers from ``low`` to ``high``."""
+def _int(text: str) -> float:
+    return int(text) if text.isascii() and text.isdecimal() else math.nan
 
-    def parse(text: str) -> int:
-        found = int(text) if text.isascii() and text.isdecimal() else low - 1
-        if not low <= found <= high:
-            allowed = f"allowed is a whole number from {low:,} to {high:,}"
-            raise argparse.ArgumentTypeError(f"{text!r}: {allowed}")
-        return found
 
-    return parse
+def _refused(text: str, allowed: str) -> argparse.ArgumentTypeError:
+    return argparse.ArgumentTypeError(f"{text!r}: allowed is {allowed}")

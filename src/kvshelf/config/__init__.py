@@ -15,7 +15,7 @@ from typing import Any
 
 from kvshelf.config.foreign import is_foreign
 from kvshelf.config.rootlist import parse_roots
-from kvshelf.config.values import allowed_text, convert
+from kvshelf.config.values import convert
 from kvshelf.errors import ConfigError
 
 ENV_PREFIX = "KVSHELF_"
@@ -59,11 +59,16 @@ def _setting(
         "low": low,
         "high": high,
         "choices": choices,
-        "shown": shown if shown is not None else str(default),
+        "shown": shown or (str(default).lower() if isinstance(default, bool) else str(default)),
     }
     if callable(default):
         return field(default_factory=default, metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def _seconds(default: float, help_text: str, *, low: float = 0.01) -> Any:
+    """A duration of a day at most."""
+    return _setting(default, help_text, low=low, high=_DAY_SECONDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,49 +100,33 @@ class Settings:
         low=0,
         high=1,
     )
-    max_write_queued_seconds: float = _setting(
+    max_write_queued_seconds: float = _seconds(
         30.0,
         "Seconds that a store may wait for staging memory before it is dropped; 0: no limit.",
         low=0,
-        high=_DAY_SECONDS,
     )
     piece_mib: int = _setting(
         4, "MiB that one checksum covers, and that are copied as a unit.", low=1, high=64
     )
     lookup_threads: int = _setting(32, "Threads for lookups and touches.", low=1, high=256)
-    open_timeout_seconds: float = _setting(
-        120.0,
-        "Seconds within which all roots must answer at start; else it ends with an error.",
-        low=0.01,
-        high=_DAY_SECONDS,
+    open_timeout_seconds: float = _seconds(
+        120.0, "Seconds within which all roots must answer at start; else it ends with an error."
     )
-    load_timeout_seconds: float = _setting(
-        30.0,
-        "Seconds after which a load fails and its blocks are recomputed.",
-        low=0.01,
-        high=_DAY_SECONDS,
+    load_timeout_seconds: float = _seconds(
+        30.0, "Seconds after which a load fails and its blocks are recomputed."
     )
-    load_stall_seconds: float = _setting(
-        5.0,
-        "Seconds without a byte after which a load fails, and its blocks are recomputed.",
-        low=0.01,
-        high=_DAY_SECONDS,
+    load_stall_seconds: float = _seconds(
+        5.0, "Seconds without a byte after which a load fails, and its blocks are recomputed."
     )
-    store_timeout_seconds: float = _setting(
-        120.0,
-        "Seconds after which a store whose bytes were taken is given up.",
-        low=0.01,
-        high=_DAY_SECONDS,
+    store_timeout_seconds: float = _seconds(
+        120.0, "Seconds after which a store whose bytes were taken is given up."
     )
-    lookup_timeout_seconds: float = _setting(
-        5.0, "Seconds after which a lookup counts as a miss.", low=0.01, high=_DAY_SECONDS
-    )
-    lookup_wait_seconds: float = _setting(
+    lookup_timeout_seconds: float = _seconds(5.0, "Seconds after which a lookup counts as a miss.")
+    lookup_wait_seconds: float = _seconds(
         0.5,
         "Seconds that a request waits for its lookup; then it is computed, and the answer serves "
         "the next one.",
         low=0.001,
-        high=_DAY_SECONDS,
     )
     breaker_faults: int = _setting(
         5,
@@ -157,21 +146,20 @@ class Settings:
     min_hit_tokens: int = _setting(
         0, "Tokens: shorter hits are computed, not loaded.", low=0, high=100_000_000
     )
-    hit_ttl_seconds: float = _setting(
-        30.0, "Seconds that a chunk once found is believed to be there.", low=0, high=_DAY_SECONDS
+    hit_ttl_seconds: float = _seconds(
+        30.0, "Seconds that a chunk once found is believed to be there.", low=0
     )
-    miss_ttl_seconds: float = _setting(
-        1.0, "Seconds that an absent chunk is believed to be absent.", low=0, high=_DAY_SECONDS
+    miss_ttl_seconds: float = _seconds(
+        1.0, "Seconds that an absent chunk is believed to be absent.", low=0
     )
-    failed_ttl_seconds: float = _setting(
+    failed_ttl_seconds: float = _seconds(
         60.0,
         "Seconds that a chunk which failed to load is not tried again, unless stored anew.",
         low=1,
-        high=_DAY_SECONDS,
     )
     presence_keys_max: int = _setting(
         131_072,
-        "Keys whose presence a scheduler remembers, about 300 bytes each.",
+        "Keys whose presence a scheduler remembers, about 360 bytes each.",
         low=1024,
         high=100_000_000,
     )
@@ -184,7 +172,6 @@ class Settings:
     evict: bool = _setting(
         True,
         "Whether this engine keeps the shelf within its limits when no other does.",
-        shown="true",
     )
     evict_lease_seconds: float = _setting(
         15.0,
@@ -246,9 +233,7 @@ class Settings:
         "What is synced before a chunk is published: none, its data, or full (folders too).",
         choices=("none", "data", "full"),
     )
-    verify: bool = _setting(
-        True, "Whether loads verify checksums; false is for measurement only.", shown="true"
-    )
+    verify: bool = _setting(True, "Whether loads verify checksums; false is for measurement only.")
     file_mode: int = _setting(
         0o640,
         "Permission bits of files, before the umask; the root's mode may give its group more.",
@@ -277,7 +262,6 @@ class Settings:
         False,
         "Whether xxhash may name blocks without a secret PYTHONHASHSEED. Clients can then make "
         "prompts whose blocks get the names of another client's.",
-        shown="false",
     )
     weights_cache_dir: str = _setting(
         "",
@@ -285,12 +269,11 @@ class Settings:
         "every start reads all weights.",
         shown="$XDG_CACHE_HOME/kvshelf",
     )
-    weights_wait_seconds: float = _setting(
+    weights_wait_seconds: float = _seconds(
         120.0,
         "Seconds that a process waits while another one of its node hashes the same weights; then "
         "it hashes them itself.",
         low=0,
-        high=_DAY_SECONDS,
     )
 
     @classmethod
@@ -376,16 +359,3 @@ def _unknown(name: str, value: Any, known: list[str]) -> ConfigError:
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
     return ConfigError(name, value, f"unknown setting; {hint}known are {', '.join(known)}")
-
-
-def settings_table() -> str:
-    """All settings as a Markdown table, for docs/configuration.md."""
-    lines = ["| setting | default | allowed | meaning |", "|---|---|---|---|"]
-    for spec in fields(Settings):
-        kind = str(spec.type)
-        allowed = (
-            "true or false" if kind == "bool" else allowed_text(spec.name, kind, spec.metadata)
-        )
-        help_text, shown = spec.metadata["help"], spec.metadata["shown"]
-        lines.append(f"| `{spec.name}` | {shown} | {allowed} | {help_text} |")
-    return "\n".join(lines) + "\n"

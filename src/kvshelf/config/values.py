@@ -10,7 +10,6 @@ from kvshelf.errors import ConfigError
 
 
 def convert(name: str, value: Any, spec: Any, shown_as: str | None = None) -> Any:
-    """One value, by the type of its field."""
     label, meta = shown_as or name, spec.metadata
     kind = str(spec.type)
     if kind == "bool":

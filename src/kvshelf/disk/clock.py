@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvshelf.disk.layout import EVICT_FOLDER, parse_lease_name, parse_temp_name, temp_name
-from kvshelf.disk.processes import is_gone
 from kvshelf.disk.root import check_root
-from kvshelf.disk.this_process import this_owner
+from kvshelf.disk.this_process import is_gone, this_owner
+from kvshelf.disk.tree import folder_at, root_at
 from kvshelf.errors import KvshelfError
 
 # A measurement is good for so long, unless this machine's clocks jump.
@@ -35,7 +35,6 @@ _DEAD_NS = 3600 * 10**9
 _PROBE_NS = 1_600_000_001_123_456_789
 # Steps in which file systems keep modification times: from nanoseconds to VFAT's two seconds.
 _STEPS_NS = (1, 100, 1_000, 10_000, 1_000_000, 10_000_000, 10**9, 2 * 10**9)
-_FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 def boot_ns_now() -> int:
@@ -120,18 +119,11 @@ class FileClock:
             NotAShelfError: the root carries no marker that we know.
             OSError: nothing can be written.
         """
-        root = os.open(self._root, _FOLDER_FLAGS)
-        try:
+        with root_at(self._root) as root:
             check_root("", dir_fd=root)  # an unmounted mount point is no shelf
-            with contextlib.suppress(OSError):
-                folder = os.open(EVICT_FOLDER, _FOLDER_FLAGS | os.O_NOFOLLOW, dir_fd=root)
-                try:
-                    return self._in_folder(folder)
-                finally:
-                    os.close(folder)
+            with contextlib.suppress(OSError), folder_at(root, EVICT_FOLDER) as folder:
+                return self._in_folder(folder)
             return self._with_file(root, ".")  # as scrub and doctor name theirs there
-        finally:
-            os.close(root)
 
     def _in_folder(self, folder: int) -> Reading:
         try:

@@ -63,22 +63,12 @@ def masked(key: bytes, mask: bytes) -> bytes:
 
 
 def masked_all(keys: Sequence[bytes], mask: bytes) -> Sequence[bytes]:
-    """``masked`` of each key."""
     return [masked(key, mask) for key in keys] if mask else keys
 
 
-def add_masks(one: bytes, other: bytes) -> bytes:
-    """The mask that does what two do one after the other; either may be empty."""
-    if not one or not other:
-        return one or other
-    return bytes(a ^ b for a, b in zip(one, other, strict=True))
-
-
 def hash_of(key: bytes) -> bytes:
-    """The block hash in a key."""
     return key[:-GROUP_BYTES]
 
 
 def group_of(key: bytes) -> int:
-    """The KV cache group index in a key."""
     return int.from_bytes(key[-GROUP_BYTES:], "big")

@@ -7,10 +7,9 @@ import os
 from pathlib import Path
 
 from kvshelf.disk.layout import MARKER, TempOwner, parse_temp_name
-from kvshelf.disk.processes import is_gone
 from kvshelf.disk.root import check_root
-from kvshelf.disk.this_process import this_owner
-from kvshelf.disk.tree import entries, folder_at, remove_tree
+from kvshelf.disk.this_process import is_gone, this_owner
+from kvshelf.disk.tree import entries, folder_at, remove_tree, root_at
 from kvshelf.errors import NotAShelfError
 
 
@@ -23,16 +22,12 @@ def remove_dead_scratch(root: Path) -> int:
     cannot be removed stays for the next run. Follows no link.
     """
     here, removed = this_owner(), 0
-    with contextlib.suppress(OSError):
-        descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            with os.scandir(descriptor) as scan:
-                names = [entry.name for entry in scan if entry.name.startswith(".")]
-            for name in names:
-                with contextlib.suppress(OSError):
-                    removed += _remove_if_dead(descriptor, name, here)
-        finally:
-            os.close(descriptor)
+    with contextlib.suppress(OSError), root_at(root) as descriptor:
+        with os.scandir(descriptor) as scan:
+            names = [entry.name for entry in scan if entry.name.startswith(".")]
+        for name in names:
+            with contextlib.suppress(OSError):
+                removed += _remove_if_dead(descriptor, name, here)
     return removed
 
 

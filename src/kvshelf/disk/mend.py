@@ -11,7 +11,7 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from kvshelf.disk.layout import (
@@ -25,12 +25,11 @@ from kvshelf.disk.layout import (
 )
 from kvshelf.disk.owner import Users
 from kvshelf.disk.root import check_root
-from kvshelf.disk.tree import Entry, Type, entries
+from kvshelf.disk.tree import Type, entries, root_at
 
 _DIR_MODE, _FILE_MODE = 0o2770, 0o640
 # A command does not wait longer for it; the next run goes on.
 _SECONDS_MAX = 5.0
-_Wanted = Callable[[Entry], bool]
 
 
 def mend_owners(root: Path) -> list[str]:
@@ -47,12 +46,9 @@ def mend_owners(root: Path) -> list[str]:
     """
     if os.geteuid() != 0:
         return []
-    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with root_at(root) as descriptor:
         check_root("", dir_fd=descriptor)
         return _Mender(descriptor).run()
-    finally:
-        os.close(descriptor)
 
 
 class _Mender:
@@ -68,7 +64,7 @@ class _Mender:
             if kind is Type.FILE and name in ROOT_FILES:
                 self._mend(self._root, name, name, kind)
             elif kind is Type.FOLDER and name in ROOT_FOLDERS:
-                self._inside(name, lambda entry: entry.type is Type.FILE)
+                self._inside(name)
             elif kind is Type.FOLDER and is_namespace_folder(name):
                 spaces.append(name)
         for name in spaces:  # last: there may be very many
@@ -103,11 +99,12 @@ class _Mender:
                 if entry.type is Type.FOLDER and is_hash_folder(entry.name):
                     self._mend(rank, entry.name, f"{path}/{entry.name}", entry.type)
 
-    def _inside(self, name: str, wanted: _Wanted) -> None:
+    def _inside(self, name: str) -> None:
         with self._opened(self._root, name, name) as folder:
             if folder is not None:
-                for entry in filter(wanted, entries(folder)):
-                    self._mend(folder, entry.name, f"{name}/{entry.name}", entry.type)
+                for entry in entries(folder):
+                    if entry.type is Type.FILE:
+                        self._mend(folder, entry.name, f"{name}/{entry.name}", Type.FILE)
 
     @contextlib.contextmanager
     def _opened(self, parent: int, name: str, path: str) -> Iterator[int | None]:

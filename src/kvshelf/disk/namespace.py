@@ -14,7 +14,6 @@ from enum import Enum
 from typing import Any, Final
 
 FORMAT_VERSION = 1
-DIGEST_BYTES = 32
 SHORT_DIGEST_CHARS = 12
 MODEL_CHARS_MAX = 64
 _UNSAFE = re.compile(r"[^A-Za-z0-9._]")
@@ -74,7 +73,6 @@ class Identity:
         return f"{model or 'model'}-{self.digest12}"
 
     def to_json(self) -> dict[str, Any]:
-        """The content of namespace.json."""
         return {
             "kvshelf": FORMAT_VERSION,
             "digest": self.digest.hex(),

@@ -132,14 +132,21 @@ def finish_folder(descriptor: int, mode: int, users: Users | None) -> None:
             os.fchmod(descriptor, stat.S_IMODE(os.fstat(descriptor).st_mode) | mode & 0o7000)
 
 
+def closed(root: Path, name: str) -> str:
+    """What keeps this process from writing to a folder of another user, and what mends it; "" if
+    nothing does, or nothing is known."""
+    # access(2), not faccessat2(2), which some container profiles refuse.
+    if os.access(root / name, os.W_OK | os.X_OK):
+        return ""
+    denied = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    error = explained(root, name, denied)
+    return "" if error is denied else str(error.strerror)
+
+
 def say_if_closed(root: Path, name: str) -> None:
     """Log one line if a folder of another user does not let this process write to it."""
-    # access(2), not faccessat2(2), which some container profiles refuse.
-    if not os.access(root / name, os.W_OK | os.X_OK):
-        denied = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        error = explained(root, name, denied)
-        if error is not denied:
-            _logger.warning("kvshelf: stores will fail: %s", error.strerror)
+    if text := closed(root, name):
+        _logger.warning("kvshelf: stores will fail: %s", text)
 
 
 def explained(root: Path, name: str, error: OSError, mode: int = 0o2770) -> OSError:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from kvshelf.disk.documents import read_json
@@ -23,22 +23,19 @@ from kvshelf.disk.layout import (
     NAMESPACE_FILE,
     REMOVED_FOLDER,
     REMOVED_MAGIC,
-    ROOT_FILES,
     ROOT_FOLDERS,
     SCRUB_CURSOR,
     TEMP_FOLDER,
-    is_doomed_folder,
-    is_hash_folder,
     is_namespace_folder,
     parse_chunk_path,
     parse_lease_name,
-    parse_rank_folder,
     parse_removed_name,
     parse_temp_name,
     short_digest,
 )
 from kvshelf.disk.namespace import Identity
-from kvshelf.disk.tree import Entry, Type, entries, folder_at
+from kvshelf.disk.tree import Entry, Type, entries, folder_at, root_at
+from kvshelf.disk.walk import What, walk, what_is
 
 # Chunk files of which the header is read, and entries that are looked at, before a directory counts
 # as other data: a start must not walk through ten million files.
@@ -58,8 +55,7 @@ def others_data(root: Path) -> str | None:
     Raises:
         OSError: it cannot be listed.
     """
-    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with root_at(root) as descriptor:
         ours: list[Entry] = []
         for entry in entries(descriptor):
             if _is_ours(entry):
@@ -69,8 +65,6 @@ def others_data(root: Path) -> str | None:
         if not ours or _is_proven(descriptor, ours):
             return None
         return ours[0].name
-    finally:
-        os.close(descriptor)
 
 
 def has_lost_marker(root: Path, *, in_use: bool = False) -> bool:
@@ -83,26 +77,16 @@ def has_lost_marker(root: Path, *, in_use: bool = False) -> bool:
     Raises:
         OSError: it cannot be listed.
     """
-    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        if in_use:
-            is_ours = _is_used(descriptor, _Look())
-        else:
-            is_ours = any(map(_is_ours, entries(descriptor)))
+        with root_at(root) as folder:
+            is_ours = _is_used(folder, _Look()) if in_use else any(map(_is_ours, entries(folder)))
     except _TooManyError:
         return False
-    finally:
-        os.close(descriptor)
     return is_ours and others_data(root) is None
 
 
 def _is_ours(entry: Entry) -> bool:
-    """Whether name and type are those of a document or a folder of a root."""
-    name, kind = entry
-    if kind is Type.FILE:
-        return name in ROOT_FILES
-    is_folder = name in ROOT_FOLDERS or is_namespace_folder(name) or is_doomed_folder(name)
-    return kind is Type.FOLDER and is_folder
+    return what_is("", *entry) in (What.FOLDER, What.ROOT_FILE, What.REMOVED)
 
 
 def _is_proven(root: int, ours: list[Entry]) -> bool:
@@ -114,7 +98,7 @@ def _is_proven(root: int, ours: list[Entry]) -> bool:
             any(_has_identity(root, name) for name in spaces)
             or _is_cursor(root)
             or _is_used(root, look)
-            or any(_has_chunk(root, name, look) for name in spaces)
+            or _has_chunk(root, look)
             or (
                 len(folders) == len(ours)
                 and all(_has_no_file(root, name, look) for name in folders)
@@ -125,7 +109,6 @@ def _is_proven(root: int, ours: list[Entry]) -> bool:
 
 
 def _is_used(root: int, look: _Look) -> bool:
-    """Whether a lease or a journal lies there."""
     return _holds(root, EVICT_FOLDER, look, _is_lease) or _holds(
         root, REMOVED_FOLDER, look, _is_journal
     )
@@ -156,7 +139,6 @@ def _has_identity(root: int, name: str) -> bool:
 
 
 def _is_cursor(root: int) -> bool:
-    """Whether a scrub's place lies there."""
     with contextlib.suppress(OSError, ValueError):
         value = read_json(SCRUB_CURSOR, dir_fd=root)
         return isinstance(value, dict) and value.keys() == {"kvshelf", "after", "passes"}
@@ -184,34 +166,17 @@ def _is_journal(folder: int, name: str) -> bool:
     )
 
 
-def _has_chunk(root: int, name: str, look: _Look) -> bool:
-    """Whether a chunk in the namespace has a sound header that says where it lies."""
-    for folder, path in _chunks(root, name, look):
-        if not look.chunk():
-            return False
-        with contextlib.suppress(OSError):
-            if _is_chunk(folder, path):
-                return True
-    return False
-
-
-def _chunks(root: int, name: str, look: _Look) -> Iterator[tuple[int, str]]:
-    with contextlib.suppress(OSError), folder_at(root, name) as space:
-        for rank in _folders(space, look, lambda text: parse_rank_folder(text) is not None):
-            with contextlib.suppress(OSError), folder_at(space, rank) as ranked:
-                for leaf in _folders(ranked, look, is_hash_folder):
-                    with contextlib.suppress(OSError), folder_at(ranked, leaf) as folder:
-                        for entry in entries(folder):
-                            look.entry()
-                            if entry.type is Type.FILE:
-                                yield folder, f"{name}/{rank}/{leaf}/{entry.name}"
-
-
-def _folders(parent: int, look: _Look, is_wanted: Callable[[str], bool]) -> Iterator[str]:
-    for entry in entries(parent):
+def _has_chunk(root: int, look: _Look) -> bool:
+    """Whether a chunk has a sound header that says where it lies."""
+    for found in walk(root, skip=TEMP_FOLDER):
         look.entry()
-        if entry.type is Type.FOLDER and is_wanted(entry.name):
-            yield entry.name
+        if found.what is What.CHUNK:
+            if not look.chunk():
+                return False
+            with contextlib.suppress(OSError):
+                if _is_chunk(found.folder, found.path):
+                    return True
+    return False
 
 
 def _is_chunk(folder: int, path: str) -> bool:
@@ -243,26 +208,12 @@ def _head(folder: int, name: str, size: int) -> bytes:
 
 def _has_no_file(root: int, name: str, look: _Look) -> bool:
     """Whether a folder of ours holds folders of ours alone, and those nothing but such folders."""
-    known: tuple[Callable[[str], bool], ...] = ()
-    if is_namespace_folder(name) or is_doomed_folder(name):
-        known = (
-            lambda text: text == TEMP_FOLDER or parse_rank_folder(text) is not None,
-            is_hash_folder,
-        )
     try:
         with folder_at(root, name) as folder:
-            return _is_bare(folder, known, look)
+            for found in walk(folder, name):
+                look.entry()
+                if found.what is not What.FOLDER or name in ROOT_FOLDERS:
+                    return False
     except OSError:
         return False
-
-
-def _is_bare(folder: int, known: tuple[Callable[[str], bool], ...], look: _Look) -> bool:
-    for entry in entries(folder):
-        look.entry()
-        if entry.type is not Type.FOLDER or not known or not known[0](entry.name):
-            return False
-        deeper = () if entry.name == TEMP_FOLDER else known[1:]
-        with folder_at(folder, entry.name) as inner:
-            if not _is_bare(inner, deeper, look):
-                return False
     return True

@@ -109,8 +109,3 @@ def _reason(field: str) -> tuple[str, str]:
         if field == name or field.startswith(f"{name}."):
             return meaning, remedy
     return "", ""
-
-
-def known_fields() -> frozenset[str]:
-    """Top-level identity fields that are explained."""
-    return frozenset(name.partition(".")[0] for name, _, _ in _REASONS)

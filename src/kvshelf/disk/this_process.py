@@ -1,4 +1,4 @@
-"""This process as the names of temp files and leases say it: docs/layout.md.
+"""This process as the names of temp files and leases say it, and others: docs/layout.md.
 
 A sandbox may hide any part of it (WSL, LXC, ``ProcSubset=pid``, no /proc). Threads: any.
 """
@@ -10,7 +10,7 @@ import re
 import socket
 from pathlib import Path
 
-from kvshelf.disk.layout import UNKNOWN_BOOT, TempOwner, safe_host
+from kvshelf.disk.layout import UNKNOWN_BOOT, TempOwner, owner_is_dead, safe_host
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -53,3 +53,26 @@ def this_owner() -> TempOwner:
     """This process, as the owner of temp files."""
     pid = os.getpid()
     return TempOwner(this_host(), this_boot(), this_pid_namespace(), pid, start_ticks_of(pid) or 0)
+
+
+def is_gone(owner: TempOwner, here: TempOwner) -> bool | None:
+    """None: nobody here can say, because it is of another host, boot or PID namespace, or hidden.
+
+    Args:
+        here: this process.
+    """
+    dead = owner_is_dead(owner, here=here, start_ticks_of=start_ticks_of)
+    return None if dead and _is_hidden(owner.pid) else dead
+
+
+def _is_hidden(pid: int) -> bool:
+    """Whether a process is there that /proc does not show: with hidepid, that of another user."""
+    if start_ticks_of(pid) is not None:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True

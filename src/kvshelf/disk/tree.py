@@ -83,6 +83,20 @@ def _typed(scan: Iterable[os.DirEntry[str]], after: str, inclusive: bool) -> Ite
 
 
 @contextlib.contextmanager
+def root_at(path: str | os.PathLike[str]) -> Iterator[int]:
+    """A descriptor of a directory that a user named; it may be a link.
+
+    Raises:
+        OSError: it cannot be opened, or is no directory.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
 def folder_at(parent: int | None, name: str | Path) -> Iterator[int]:
     """A descriptor of a folder; if it is a link it is not followed.
 

@@ -35,7 +35,6 @@ def marked(time_ns: int, *, reused: bool) -> int:
 
 
 def last_use(file: os.stat_result) -> UseTime:
-    """The last use of a chunk file."""
     return use_of(file.st_atime_ns, file.st_mtime_ns, file.st_ctime_ns)
 
 

@@ -68,15 +68,8 @@ class Volume:
 
     @classmethod
     def from_statvfs(cls, found: Any) -> Volume:
-        """From ``os.statvfs(path)``, or a sequence of its first 8 values."""
-        if not hasattr(found, "f_blocks"):
-            values = dict(zip(_NAMES, found, strict=False))
-        else:
-            values = {name: getattr(found, name, 0) for name in _NAMES}
-            values["f_bfree"] = getattr(found, "f_bfree", found.f_bavail)
-            values["f_favail"] = getattr(found, "f_favail", found.f_ffree)
         # Python reads these unsigned numbers as signed ones.
-        numbers = {name: int(value) % 2**64 for name, value in values.items()}
+        numbers = {name: int(getattr(found, name)) % 2**64 for name in _NAMES}
         unit = _unit(numbers["f_frsize"], numbers["f_bsize"])
         blocks = _judge(*(numbers[name] for name in _NAMES[2:5]), unit=unit)
         inodes = _judge(*(numbers[name] for name in _NAMES[5:]), unit=1)

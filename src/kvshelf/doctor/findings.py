@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import IntEnum
 from typing import Any
 
@@ -32,12 +32,7 @@ class Finding:
     remedy: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "check": self.check,
-            "severity": self.severity.name.lower(),
-            "message": self.message,
-            "remedy": self.remedy,
-        }
+        return asdict(self) | {"severity": self.severity.name.lower()}
 
 
 def fine(check: str, message: str) -> Finding:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import errno
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from kvshelf.disk.layout import ROOT_FOLDERS, TEMP_FOLDER, is_namespace_folder
-from kvshelf.disk.owner import explained
-from kvshelf.disk.tree import Type, entries, folder_at
+from kvshelf.disk.owner import closed
+from kvshelf.disk.tree import Type, entries, folder_at, root_at
 from kvshelf.doctor.findings import Finding, warning
 
 
@@ -21,19 +19,14 @@ def check_folders(root: Path) -> list[Finding]:
     """
     found = []
     for name in _ours(root):
-        # access(2), not faccessat2(2), which some container profiles refuse.
-        if not os.access(root / name, os.W_OK | os.X_OK):
-            denied = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-            text = str(explained(root, name, denied).strerror)
-            what, _, mend = text.partition("; run as root: ")
-            if mend:
-                found.append(warning("directory", what, f"run as root: {mend}"))
+        what, _, mend = closed(root, name).partition("; run as root: ")
+        if mend:
+            found.append(warning("directory", what, f"run as root: {mend}"))
     return found
 
 
 def _ours(root: Path) -> Iterator[str]:
-    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with root_at(root) as descriptor:
         for name, kind in entries(descriptor):
             if kind is not Type.FOLDER:
                 continue
@@ -47,5 +40,3 @@ def _ours(root: Path) -> Iterator[str]:
                             yield f"{name}/{TEMP_FOLDER}"
                 except OSError:  # closed altogether: the folder itself says so
                     continue
-    finally:
-        os.close(descriptor)

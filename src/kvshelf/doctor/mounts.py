@@ -137,11 +137,6 @@ class Mount:
             return _KINDS["drvfs"]
         return _KINDS.get(self.kind.removeprefix("fuse."), _UNKNOWN)
 
-    @property
-    def shared(self) -> bool:
-        """Whether other nodes may have it mounted too, by its type."""
-        return self.known.reach is Reach.SHARED
-
     def value(self, name: str) -> str | None:
         """Of an option with a value."""
         for option in self.options:

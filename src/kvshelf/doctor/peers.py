@@ -17,7 +17,7 @@ import secrets
 import stat
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from typing import Any
 from kvshelf.disk.layout import DOCTOR_FOLDER
 from kvshelf.disk.owner import Users, make_folder
 from kvshelf.disk.this_process import this_host
+from kvshelf.disk.tree import folder_at
 from kvshelf.doctor.findings import Finding, fine, note, problem, warning
 
 ROUNDS = 5
@@ -86,43 +87,35 @@ def meet(root: Path, wait_seconds: float, clock: Callable[[], float] = time.time
         us.leave()
 
 
-def findings_of(meeting: Meeting | None) -> list[Finding]:
+def findings_of(meeting: Meeting | None) -> Iterator[Finding]:
     if meeting is None:
-        return [
-            note(
-                "peers",
-                "no other doctor came to this shelf, or it does not see this one's files",
-                "run the same command on another node within the waiting time; if both wait in "
-                "vain, they do not have the same directory",
-            )
-        ]
+        yield note(
+            "peers",
+            "no other doctor came to this shelf, or it does not see this one's files",
+            "run the same command on another node within the waiting time; if both wait in vain, "
+            "they do not have the same directory",
+        )
+        return
     worst, middle = max(meeting.lags_seconds), statistics.median(meeting.lags_seconds)
     text = f"{meeting.peer} finds a new file after {1e3 * middle:.0f} ms (worst {1e3 * worst:.0f})"
-    found = []
     if meeting.damaged:
-        found.append(
-            problem(
-                "peers",
-                f"{meeting.damaged} of {ROUNDS} files had other bytes there than here",
-                "do not share this mount: chunks would be removed as damaged",
-            )
+        yield problem(
+            "peers",
+            f"{meeting.damaged} of {ROUNDS} files had other bytes there than here",
+            "do not share this mount: chunks would be removed as damaged",
         )
     if worst > _LATE_SECONDS:
-        found.append(
-            warning(
-                "peers",
-                f"{text}: clients remember that a name was absent",
-                "NFS: lookupcache=positive; JuiceFS: --negative-entry-cache=0; until then a chunk "
-                "is a miss on the other node for that long, never wrong",
-            )
+        yield warning(
+            "peers",
+            f"{text}: clients remember that a name was absent",
+            "NFS: lookupcache=positive; JuiceFS: --negative-entry-cache=0; until then a chunk "
+            "is a miss on the other node for that long, never wrong",
         )
     else:
-        found.append(fine("peers", text))
+        yield fine("peers", text)
     if abs(meeting.skew_seconds) > _LATE_SECONDS:
-        found.append(
-            warning("peers", f"its clock differs by {meeting.skew_seconds:+.1f} s", "NTP on both")
-        )
-    return found
+        text = f"its clock differs by {meeting.skew_seconds:+.1f} s"
+        yield warning("peers", text, "NTP on both")
 
 
 class _Party:
@@ -152,19 +145,15 @@ class _Party:
     def _remove_dead(self) -> None:
         """Remove files of doctors that were killed: an hour older than ours, by the file system's
         clock. Regular files only, and no link is followed."""
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         with contextlib.suppress(OSError):
             now = self.made[0].lstat().st_mtime
-            folder = os.open(self.folder, flags)
-            try:
+            with folder_at(None, self.folder) as folder:
                 names = os.listdir(folder)  # noqa: PTH208 - of a descriptor
                 for name in filter(_OUR_NAME.fullmatch, names):
                     with contextlib.suppress(OSError):  # another doctor may be faster
                         found = os.stat(name, dir_fd=folder, follow_symlinks=False)
                         if stat.S_ISREG(found.st_mode) and now - found.st_mtime > _DEAD_SECONDS:
                             os.unlink(name, dir_fd=folder)
-            finally:
-                os.close(folder)
 
     def _hello(self) -> None:
         self.beat, self.beat_at = self.beat + 1, time.monotonic()
@@ -179,11 +168,8 @@ class _Party:
                 token = str(hello["token"])
                 newer = token not in found or hello["beat"] > found[token]["beat"]
                 if token != self.token and newer:
-                    found[token] = {
-                        "token": token,
-                        "host": str(hello["host"]),
-                        "beat": int(hello["beat"]),
-                    }
+                    host, beat = str(hello["host"]), int(hello["beat"])
+                    found[token] = {"token": token, "host": host, "beat": beat}
         return found
 
     def talk(self, them: dict[str, Any], deadline: float) -> tuple[list[float], list[float], int]:

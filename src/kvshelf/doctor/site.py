@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from kvshelf.disk.layout import MARKER
@@ -27,13 +28,8 @@ def check_directory(root: Path) -> list[Finding]:
     try:
         mode = root.stat()
     except OSError as error:
-        return [
-            problem(
-                "directory",
-                f"{root}: {error.strerror}",
-                "mount the file system, or make the directory",
-            )
-        ]
+        remedy = "mount the file system, or make the directory"
+        return [problem("directory", f"{root}: {error.strerror}", remedy)]
     if not stat.S_ISDIR(mode.st_mode):
         return [problem("directory", f"{root} is no directory", "give a directory")]
     return _check_use(root, mode)
@@ -91,13 +87,8 @@ def _shelf_or_not(root: Path) -> Finding:
 def _group(root: Path, mode: os.stat_result) -> list[Finding]:
     if mode.st_mode & stat.S_ISGID or mode.st_mode & 0o077 == 0:
         return []
-    return [
-        note(
-            "group",
-            "new folders get the group of the process that makes them (no setgid bit)",
-            f"if engines run as several users of one group: chmod g+s {root}",
-        )
-    ]
+    text = "new folders get the group of the process that makes them (no setgid bit)"
+    return [note("group", text, f"if engines run as several users of one group: chmod g+s {root}")]
 
 
 def check_mount(mount: Mount, *, replicas_elsewhere: bool = True) -> list[Finding]:
@@ -109,72 +100,51 @@ def check_mount(mount: Mount, *, replicas_elsewhere: bool = True) -> list[Findin
     if mount.kind.startswith("nfs"):
         findings += _nfs(mount)
     if "sync" in mount.options:
-        findings.append(
-            warning(
-                "mount", "mounted with sync: every write waits for the disk", "mount with async"
-            )
-        )
+        text = "mounted with sync: every write waits for the disk"
+        findings.append(warning("mount", text, "mount with async"))
     return findings
 
 
-def _reach(mount: Mount, replicas_elsewhere: bool) -> list[Finding]:
+def _reach(mount: Mount, replicas_elsewhere: bool) -> Iterator[Finding]:
     known, kind = mount.known, mount.kind
-    findings = [note("mount", f"{kind}: {known.note}", known.remedy)] if known.note else []
+    if known.note:
+        yield note("mount", f"{kind}: {known.note}", known.remedy)
     if known.reach is Reach.MEMORY:
-        findings.append(note("mount", f"{kind} is this host's memory: it is gone after a restart"))
+        yield note("mount", f"{kind} is this host's memory: it is gone after a restart")
     elif known.reach is Reach.LAYER:
-        findings.append(
-            note(
-                "mount",
-                f"{kind} is this container's own: no other node sees it, and it goes with the "
-                "container",
-                "mount a volume there",
-            )
+        yield note(
+            "mount",
+            f"{kind} is this container's own: no other node sees it, and it goes with the "
+            "container",
+            "mount a volume there",
         )
     elif known.reach is Reach.LOCAL and replicas_elsewhere:
-        findings.append(note("mount", f"{kind} is local: other nodes do not see it"))
+        yield note("mount", f"{kind} is local: other nodes do not see it")
     elif known.reach is Reach.UNKNOWN and replicas_elsewhere:
         named = kind if kind != "unknown" else "its type cannot be read"
-        findings.append(
-            note(
-                "mount",
-                f"{named}: kvshelf does not know whether other nodes see it",
-                "kvshelf doctor --peer on two nodes tells",
-            )
+        yield note(
+            "mount",
+            f"{named}: kvshelf does not know whether other nodes see it",
+            "kvshelf doctor --peer on two nodes tells",
         )
     if kind == "lustre" and not mount.options & {"flock", "localflock"}:
-        findings.append(
-            note(
-                "mount",
-                "lustre without flock: kvshelf scrub --unused-for goes by file times alone",
-                "mount with -o flock",
-            )
-        )
-    return findings
+        text = "lustre without flock: kvshelf scrub --unused-for goes by file times alone"
+        yield note("mount", text, "mount with -o flock")
 
 
-def _nfs(mount: Mount) -> list[Finding]:
-    found = []
+def _nfs(mount: Mount) -> Iterator[Finding]:
     if mount.value("lookupcache") not in ("pos", "positive", "none"):
-        found.append(
-            warning(
-                "mount",
-                "NFS remembers for up to acdirmax seconds (60 by default) that a chunk was absent, "
-                "so what another node stores is found late",
-                "mount with lookupcache=positive",
-            )
+        yield warning(
+            "mount",
+            "NFS remembers for up to acdirmax seconds (60 by default) that a chunk was absent, "
+            "so what another node stores is found late",
+            "mount with lookupcache=positive",
         )
     if "hard" in mount.options:
-        found.append(
-            note(
-                "mount",
-                "hard NFS: a stopped server hangs I/O threads; kvshelf gives such loads up after "
-                "load_stall_seconds and leaves the mount alone until it answers",
-            )
+        yield note(
+            "mount",
+            "hard NFS: a stopped server hangs I/O threads; kvshelf gives such loads up after "
+            "load_stall_seconds and leaves the mount alone until it answers",
         )
-    nconnect = mount.value("nconnect")
-    if nconnect in (None, "1"):
-        found.append(
-            note("mount", "NFS over one TCP connection", "nconnect=8 or more is often faster")
-        )
-    return found
+    if mount.value("nconnect") in (None, "1"):
+        yield note("mount", "NFS over one TCP connection", "nconnect=8 or more is often faster")

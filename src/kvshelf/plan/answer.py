@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from kvshelf.plan.lru import LruCurve, lru_curve
 from kvshelf.plan.shape import Shape
-from kvshelf.plan.simulate import AtRandom, ByAge, ByStore, Optimum, Order, simulate
+from kvshelf.plan.simulate import ByAge, simulate
 from kvshelf.plan.trace import Trace
 from kvshelf.upkeep.evict.policy import effective_age
 
@@ -117,13 +117,8 @@ class Plan:
     break_even: BreakEven | None
 
 
-POLICIES: dict[str, Callable[[Trace, float], Order] | None] = {
-    _LRU: None,
-    "kvshelf": lambda trace, interval: ByAge(trace, effective_age, touch_interval_seconds=interval),
-    "fifo": lambda trace, _: ByStore(trace),
-    "random": lambda _trace, _interval: AtRandom(),
-    "optimum": lambda trace, _: Optimum(trace),
-}
+# LRU is exact and takes one pass for all capacities; the evictor's order is simulated.
+POLICIES = (_LRU, "kvshelf")
 
 
 def make_plan(
@@ -138,8 +133,7 @@ def make_plan(
 ) -> Plan:
     """
     Args:
-        policies: names of ``POLICIES``. LRU is exact and takes one pass for all capacities; the
-            others are simulated, one run a capacity.
+        policies: names of ``POLICIES``.
         capacities_bytes: looked at; by default ``SHARES`` of the footprint.
     """
     block_bytes = shape.chunk_bytes(trace.block_tokens)
@@ -153,14 +147,13 @@ def make_plan(
     curve = lru_curve(trace) if _LRU in policies or prices is not None else None
     rows = []
     for policy in policies:
-        order = POLICIES[policy]
         for capacity in sorted(set(capacities)):
-            if order is None:
+            if policy == _LRU:
                 assert curve is not None
                 hits = curve.hits_at(capacity)
             else:
-                made = order(trace, touch_interval_seconds)
-                hits = simulate(trace, capacity, made, slack=SLACK).hits
+                order = ByAge(trace, effective_age, touch_interval_seconds=touch_interval_seconds)
+                hits = simulate(trace, capacity, order, slack=SLACK).hits
             rows.append(maker.row(policy, capacity, hits))
     return Plan(
         requests=trace.requests,

@@ -29,11 +29,9 @@ class LruCurve:
     """Hits of a shelf that evicts by LRU, as a function of the blocks that it may hold.
 
     Attributes:
-        references: blocks of all requests.
         hits: int64[distinct blocks + 1], hits of a shelf that holds as many blocks.
     """
 
-    references: int
     hits: NDArray[np.int64]
 
     def hits_at(self, capacity_blocks: int) -> int:
@@ -57,7 +55,7 @@ def lru_curve(trace: Trace) -> LruCurve:
     # A run adds one hit at each of above + 1 ... above + length: differences, summed twice.
     change = np.bincount(above + 1, minlength=distinct + 2)
     change -= np.bincount(above + 1 + runs.length, minlength=distinct + 2)
-    return LruCurve(len(trace.blocks), np.cumsum(np.cumsum(change))[: distinct + 1])
+    return LruCurve(np.cumsum(np.cumsum(change))[: distinct + 1])
 
 
 def _runs(trace: Trace) -> _Runs:

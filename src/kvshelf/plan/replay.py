@@ -8,7 +8,6 @@ load, store, and an evictor that reads nothing but names and times. One thread.
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,9 @@ from numpy.typing import NDArray
 
 from kvshelf.disk.junk import is_junk
 from kvshelf.disk.keys import ChunkKey, make_key
-from kvshelf.disk.layout import parse_chunk_path, rank_folder
 from kvshelf.disk.namespace import Identity
+from kvshelf.disk.tree import folder_at, root_at
+from kvshelf.disk.walk import What, walk
 from kvshelf.engine import EngineConfig, FileStatus
 from kvshelf.errors import ConfigError
 from kvshelf.plan.simulate import STEP_SECONDS, AgeFunction, ByAge, plain_age, simulate
@@ -185,26 +185,18 @@ class _Player:
 
 
 def _scan(root: Path) -> Iterator[tuple[str, os.stat_result]]:
-    """Paths, relative to the root, of the chunk files that the replay made."""
-    folder = rank_folder(_IDENTITY.folder, 0)
-    with os.scandir(root / folder) as scan:
-        parts = [entry.name for entry in scan if entry.is_dir(follow_symlinks=False)]
-    for part in parts:
-        with os.scandir(root / folder / part) as scan:
-            for entry in scan:
-                path = f"{folder}/{part}/{entry.name}"
-                found = entry.stat(follow_symlinks=False)
-                if parse_chunk_path(path) is not None and stat.S_ISREG(found.st_mode):
-                    yield path, found
+    """Paths, relative to the root, of the chunk files there."""
+    with root_at(root) as folder:
+        for found in walk(folder):
+            if found.what is What.CHUNK:
+                status = os.stat(found.name, dir_fd=found.folder, follow_symlinks=False)
+                yield found.path, status
 
 
 def _unlink(path: Path) -> None:
     """Of a file in a folder that is no link."""
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
+    with folder_at(None, path.parent) as folder:
         os.unlink(path.name, dir_fd=folder)
-    finally:
-        os.close(folder)
 
 
 def _key(block: int) -> ChunkKey:

@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from kvshelf.plan.trace import Trace, previous_positions
+from kvshelf.plan.trace import Trace
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -24,8 +24,6 @@ Blocks = NDArray[np.int32]
 AgeFunction = Callable[[Floats, Bools, Floats], Floats]
 # A chunk is touched so much earlier than the one before it in its request.
 STEP_SECONDS = 0.001
-# Later than any request, and small enough to tell depths apart.
-_NEVER = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +58,10 @@ class ByAge:
         age: of a chunk, from its last touch, whether it was touched since it was stored, and how
             long its namespace is idle.
         touch_interval_seconds: younger access times are not renewed, unless the request stores.
-        head_last: the head of a request counts as used last; if not, its tail.
-        step_seconds: from the time of a request's chunk to that of the next one.
     """
+
+    # From a chunk of a request to the next one: the head counts as used last.
+    step = -STEP_SECONDS
 
     def __init__(
         self,
@@ -70,13 +69,10 @@ class ByAge:
         age: AgeFunction,
         *,
         touch_interval_seconds: float = 0.0,
-        head_last: bool = True,
-        step_seconds: float = STEP_SECONDS,
     ) -> None:
         blocks = trace.distinct_blocks
         self._age = age
         self._interval = touch_interval_seconds
-        self._step = -step_seconds if head_last else step_seconds
         self._accessed = np.full(blocks, -np.inf)
         self._stored = np.full(blocks, -np.inf)
         self._now = 0.0
@@ -84,7 +80,7 @@ class ByAge:
     def use(self, use: Use) -> None:
         blocks, there = use.blocks, use.there
         now = self._now = use.now
-        times = now + self._step * np.arange(len(blocks))
+        times = now + self.step * np.arange(len(blocks))
         if there.all():
             due = now - self._accessed[blocks] >= self._interval
             self._accessed[blocks[due]] = times[due]
@@ -98,62 +94,6 @@ class ByAge:
         return self._age(
             self._now - accessed, accessed > self._stored[resident], np.zeros(len(resident))
         )
-
-
-class ByStore:
-    """FIFO: the order in which blocks were stored."""
-
-    def __init__(self, trace: Trace) -> None:
-        self._stored = np.full(trace.distinct_blocks, -np.inf)
-
-    def use(self, use: Use) -> None:
-        new = np.flatnonzero(~use.there)
-        self._stored[use.blocks[new]] = use.now - STEP_SECONDS * new
-
-    def ages(self, resident: Blocks) -> Floats:
-        return -self._stored[resident]
-
-
-class AtRandom:
-    """No order at all."""
-
-    def __init__(self, seed: int = 0) -> None:
-        self._random = np.random.default_rng(seed)
-
-    def use(self, use: Use) -> None:
-        pass
-
-    def ages(self, resident: Blocks) -> Floats:
-        return self._random.random(len(resident))
-
-
-class Optimum:
-    """The block that is used again last goes first, which needs the future.
-
-    No order has more hits (Belady, "A study of replacement algorithms", 1966): of blocks whose next
-    use is the same request the deeper goes first, so that what is left of a chain is always its
-    head, and every block that is there is a hit.
-    """
-
-    def __init__(self, trace: Trace) -> None:
-        previous = previous_positions(trace.blocks)
-        of_request = np.repeat(np.arange(trace.requests), np.diff(trace.offsets))
-        self._next = np.full(len(trace.blocks), _NEVER)
-        again = np.flatnonzero(previous >= 0)
-        self._next[previous[again]] = of_request[again]
-        self._offsets = trace.offsets
-        self._next_of_block = np.full(trace.distinct_blocks, _NEVER)
-        self._depth = np.zeros(trace.distinct_blocks)
-
-    def use(self, use: Use) -> None:
-        begin, blocks = self._offsets[use.request], use.blocks
-        self._next_of_block[blocks] = self._next[begin : begin + len(blocks)]
-        # Less than a request between two; no prompt has a million blocks.
-        self._depth[blocks] = 1e-6 * np.arange(len(blocks))
-
-    def ages(self, resident: Blocks) -> Floats:
-        ages: Floats = self._next_of_block[resident] + self._depth[resident]
-        return ages
 
 
 @dataclass(frozen=True, slots=True)

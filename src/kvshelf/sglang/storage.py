@@ -32,6 +32,7 @@ from kvshelf import metrics
 from kvshelf.config import Settings
 from kvshelf.disk.keys import ChunkKey, make_key
 from kvshelf.engine import EngineConfig, FileStatus
+from kvshelf.engine.gauges import engine_gauges
 from kvshelf.faultlog import FaultLog
 from kvshelf.sglang.compat import pool_result, server_arguments
 from kvshelf.sglang.eviction import NO_ROOM, Eviction
@@ -365,7 +366,7 @@ class KvshelfStorage(HiCacheStorage):
             return [False] * len(keys)
 
     def _show_gauges(self, pool: _Pool) -> None:
-        for name, labels, value in metrics.engine_gauges(pool.shelf.stats()):
+        for name, labels, value in engine_gauges(pool.shelf.stats()):
             self._stats.gauge(name, value, *labels)
 
 

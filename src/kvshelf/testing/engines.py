@@ -17,10 +17,8 @@ import time
 import numpy as np
 import pytest
 
-from kvshelf.disk.keys import make_key
-from kvshelf.disk.layout import chunk_path_in
+from kvshelf.disk.keys import make_key, make_mask, masked_all
 from kvshelf.engine import FileStatus, JobKind, JobResult, Phase
-from kvshelf.testing.masks import MaskTests
 from kvshelf.testing.memory import Blocks, Setup
 from kvshelf.testing.refusals import RefusalTests
 
@@ -28,7 +26,7 @@ OK, NOT_FOUND = FileStatus.OK, FileStatus.NOT_FOUND
 CANCELLED, DROPPED = FileStatus.CANCELLED, FileStatus.DROPPED
 
 
-class EngineTests(RefusalTests, MaskTests):
+class EngineTests(RefusalTests):
     """Promises of ``kvshelf.engine.base.Engine`` that need no files to be seen."""
 
     def test_what_is_stored_is_loaded_elsewhere(self, setup: Setup) -> None:
@@ -222,13 +220,8 @@ class EngineTests(RefusalTests, MaskTests):
             make_key(bytes([i, 255 - i]) * 16, group) for i in range(20) for group in (0, 70_000)
         ]
         stored = keys[::3]
-        batch = setup.batch(*((i, [i], 0) for i in range(len(stored))))
-        paths = [chunk_path_in("ns/r0", key) for key in stored]
-        batch = dataclasses.replace(batch, paths=paths, keys=stored)
-        assert set(setup.statuses("store", batch)) == {OK}
-        setup.engine.submit_lookup_keys(900, ["ns/r0", "ns/r1"], keys)
-        assert setup.engine.wait([900], Phase.FINISHED, 20)
-        (report,) = setup.engine.poll()
+        setup.store_keys(stored)
+        report = setup.report("lookup_keys", ["ns/r0", "ns/r1"], keys)
         there = [OK if key in stored else NOT_FOUND for key in keys]
         assert list(report.statuses[::2]) == there
         assert set(report.statuses[1::2]) == {NOT_FOUND}
@@ -239,13 +232,8 @@ class EngineTests(RefusalTests, MaskTests):
     def test_what_follows_a_missing_key_of_a_run_may_be_left_out(self, setup: Setup) -> None:
         keys = [make_key(bytes([i]) * 32, 0) for i in range(60)]
         stored = keys[:10] + keys[20:50]
-        batch = setup.batch(*((i, [i % 8], 0) for i in range(len(stored))))
-        paths = [chunk_path_in("ns/r0", key) for key in stored]
-        batch = dataclasses.replace(batch, paths=paths, keys=stored)
-        assert set(setup.statuses("store", batch)) == {OK}
-        setup.engine.submit_lookup_keys(900, ["ns/r0"], keys, [40])
-        assert setup.engine.wait([900], Phase.FINISHED, 20)
-        (report,) = setup.engine.poll()
+        setup.store_keys(stored)
+        report = setup.report("lookup_keys", ["ns/r0"], keys, [40])
         there = [OK if key in stored else NOT_FOUND for key in keys]
         assert list(report.statuses[:11]) == there[:11]
         for said, true in zip(report.statuses[11:40], there[11:40], strict=True):
@@ -255,12 +243,24 @@ class EngineTests(RefusalTests, MaskTests):
             with pytest.raises(ValueError, match=r"."):
                 setup.engine.submit_lookup_keys(901, ["ns/r0"], keys, runs)
 
+    def test_lookups_of_masked_keys_find_the_masked_chunks(self, setup: Setup) -> None:
+        keys = [make_key(bytes([i]) * 32, i % 3) for i in range(20)]
+        mask = make_mask("an epoch")
+        stored = masked_all(keys[:9], mask)
+        setup.store_keys(stored)
+        for asked, used, wanted in ((keys, mask, 9), (keys, b"", 0), (stored, b"", 9)):
+            report = setup.report("lookup_keys", ["ns/r0"], asked, (), used)
+            found = sum(status is OK for status in report.statuses)
+            assert found == wanted
+            assert list(report.statuses[:found]) == [OK] * found
+        for wrong in (mask[:31], b"x"):
+            with pytest.raises(ValueError, match="mask"):
+                setup.engine.submit_lookup_keys(903, ["ns/r0"], keys, (), wrong)
+
     def test_a_probe_reads_files_into_nothing(self, setup: Setup) -> None:
         assert set(setup.statuses("store", setup.batch((0, [0, 1], 0), (1, [2, 3], 0)))) == {OK}
         before = setup.memory[0].blocks(range(8))
-        setup.engine.submit_probe(900, [setup.path(i) for i in (0, 1, 7)], 100)
-        assert setup.engine.wait([900], Phase.FINISHED, 20)
-        (report,) = setup.engine.poll()
+        report = setup.report("probe", [setup.path(i) for i in (0, 1, 7)], 100)
         assert report.kind is JobKind.PROBE
         assert list(report.statuses) == [OK, OK, NOT_FOUND] and report.payload_bytes == 200
         assert setup.memory[0].blocks(range(8)) == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kvshelf.disk.layout import chunk_path_in
 from kvshelf.engine import (
     Batch,
     BatchBuilder,
@@ -136,6 +138,21 @@ class Setup:
         getattr(engine, f"submit_{kind}")(job, work)
         assert engine.wait([job], Phase.FINISHED, 30)
         return [report for report in engine.poll() if report.job_id == job]
+
+    def store_keys(self, keys: Sequence[bytes]) -> None:
+        """Store a chunk under the layout's name of each key, in the folder ns/r0."""
+        batch = self.batch(*((i, [i % 8], 0) for i in range(len(keys))))
+        paths = [chunk_path_in("ns/r0", key) for key in keys]
+        batch = dataclasses.replace(batch, paths=paths, keys=keys)
+        assert set(self.statuses("store", batch)) == {FileStatus.OK}
+
+    def report(self, kind: str, *arguments: Any) -> JobResult:
+        """Submit, wait until FINISHED, and return the job's only report."""
+        job, self.next_job = self.next_job, self.next_job + 1
+        getattr(self.engine, f"submit_{kind}")(job, *arguments)
+        assert self.engine.wait([job], Phase.FINISHED, 20)
+        (report,) = self.engine.poll()
+        return report
 
     def statuses(self, kind: str, work: Any, engine: Engine | None = None) -> list[FileStatus]:
         return list(self.finish(kind, work, engine)[-1].statuses)

@@ -94,7 +94,6 @@ class MemoryEngine:
         self._closed = False
 
     def submit_store(self, job_id: JobId, batch: Batch, stream: int = 0) -> None:
-        """See ``Engine.submit_store``."""
         del stream
         check_store(batch, self._groups, self._config.piece_bytes)
         rows = self._rows(batch)
@@ -112,7 +111,6 @@ class MemoryEngine:
                 self._report(job_id, JobKind.STORE, phase, statuses, moved)
 
     def submit_load(self, job_id: JobId, batch: Batch, stream: int = 0) -> None:
-        """See ``Engine.submit_load``."""
         del stream
         check_batch(batch, self._groups)
         rows = self._rows(batch)
@@ -127,7 +125,6 @@ class MemoryEngine:
             self._report(job_id, JobKind.LOAD, Phase.FINISHED, statuses, moved)
 
     def submit_lookup(self, job_id: JobId, paths: Sequence[str]) -> None:
-        """See ``Engine.submit_lookup``."""
         if not paths:
             raise ValueError("a lookup needs at least one path")
         check_paths(paths)
@@ -186,7 +183,6 @@ class MemoryEngine:
         """See ``Engine.set_clock``. Nothing here has times."""
 
     def poll(self) -> list[JobResult]:
-        """See ``Engine.poll``."""
         with self._lock:
             reports, self._reports = self._reports, []
         return reports
@@ -203,12 +199,10 @@ class MemoryEngine:
         """See ``Engine.cancel``: nothing ever waits to begin."""
 
     def drain(self, timeout_seconds: float) -> bool:
-        """See ``Engine.drain``."""
         del timeout_seconds
         return True
 
     def stats(self) -> EngineStats:
-        """See ``Engine.stats``."""
         return EngineStats(removed_bad=self._removed_bad)
 
     def close(self, timeout_seconds: float = 5.0) -> bool:

@@ -78,11 +78,6 @@ def weights_of(model_config: Any, load_config: Any, settings: Settings) -> Weigh
     return Weights(f"blake3:{digest.hex}:{_chosen(source, load_config)}", digest.how)
 
 
-def weights_digest(model_config: Any, load_config: Any) -> str:
-    """``Weights.name`` with default settings."""
-    return weights_of(model_config, load_config, Settings()).name
-
-
 def weights_are_known(vllm_config: Any) -> bool:
     """Whether files say what weights the engine has, its draft model's included.
 
@@ -102,7 +97,6 @@ def draft_of(vllm_config: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def load_format_of(load_config: Any) -> str:
-    """The loader's name in lower case."""
     return str(getattr(load_config, "load_format", "auto")).rsplit(".", 1)[-1].lower()
 
 

@@ -7,11 +7,12 @@ mapped file that somebody cuts short kills the process.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,17 +89,23 @@ def _join(files: Sequence[tuple[str, Path]], stamps: Sequence[Stamp], digests: l
 
 def _stamp(path: Path) -> Stamp:
     """What the file system says of a file that is opened now: NFS asks its server at an open."""
+    with _opened(path) as descriptor:
+        status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        raise ConfigError("model", str(path), "is no file")
+    return Stamp.of(status)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
     try:
         descriptor = os.open(path, _READ)
         try:
-            status = os.fstat(descriptor)
+            yield descriptor
         finally:
             os.close(descriptor)
     except OSError as error:
         raise ConfigError("model", str(path), f"cannot be read: {error.strerror}") from error
-    if not stat.S_ISREG(status.st_mode):
-        raise ConfigError("model", str(path), "is no file")
-    return Stamp.of(status)
 
 
 def _hash_all(files: Sequence[tuple[Path, int]]) -> list[str]:
@@ -128,19 +135,13 @@ def _hash_piece(piece: tuple[Path, int, int]) -> bytes:
     path, offset, left = piece
     digest = blake3()
     buffer = memoryview(bytearray(min(_BUFFER_BYTES, left)))
-    try:
-        descriptor = os.open(path, _READ)
-        try:
-            while left > 0:
-                count = _read_into(buffer[: min(left, len(buffer))], descriptor, offset)
-                if count == 0:
-                    raise _changed(path)
-                digest.update(buffer[:count])
-                offset, left = offset + count, left - count
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise ConfigError("model", str(path), f"cannot be read: {error.strerror}") from error
+    with _opened(path) as descriptor:
+        while left > 0:
+            count = _read_into(buffer[: min(left, len(buffer))], descriptor, offset)
+            if count == 0:
+                raise _changed(path)
+            digest.update(buffer[:count])
+            offset, left = offset + count, left - count
     return digest.digest()
 
 

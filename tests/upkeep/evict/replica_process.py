@@ -16,8 +16,10 @@ import numpy as np
 
 from kvshelf import Chunk, EngineConfig, FileStatus, Identity, make_key
 from kvshelf.shelf import Shelf
-from kvshelf.upkeep.evict import Evictor, Limits, Report
 from kvshelf.upkeep.evict.duty import EvictionDuty
+from kvshelf.upkeep.evict.evictor import Evictor
+from kvshelf.upkeep.evict.limits import Limits
+from kvshelf.upkeep.evict.report import Report
 
 BLOCK_BYTES = 124 << 10  # with a header, and as files are padded: 128 KiB
 STORES_A_SECOND = 10.0

@@ -12,7 +12,8 @@ from kvshelf.disk.keys import ChunkKey, make_key
 from kvshelf.disk.layout import chunk_path
 from kvshelf.disk.namespace import Identity
 from kvshelf.disk.root import open_namespace, open_root
-from kvshelf.upkeep.evict import Evictor, Report, State
+from kvshelf.upkeep.evict.evictor import Evictor
+from kvshelf.upkeep.evict.report import Report, State
 
 CHUNK_BYTES = 8192
 

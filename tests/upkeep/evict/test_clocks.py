@@ -14,8 +14,10 @@ import pytest
 from kvshelf.disk.clock import FileClock, Reading, boot_ns_now
 from kvshelf.disk.root import open_root
 from kvshelf.disk.usetime import last_use, marked
-from kvshelf.upkeep.evict import Amount, Evictor, Limits, Report, State, Volume
-from kvshelf.upkeep.evict.limits import Need
+from kvshelf.disk.volume import Volume
+from kvshelf.upkeep.evict.evictor import Evictor
+from kvshelf.upkeep.evict.limits import Amount, Limits, Need
+from kvshelf.upkeep.evict.report import Report, State
 from tests.harness.quirk_mount import REPOSITORY
 from tests.upkeep.evict.shelves import CHUNK_BYTES, ShelfMaker, settle
 

@@ -16,15 +16,15 @@ import pytest
 from kvshelf.disk.layout import EVICT_FOLDER, parse_lease_name
 from kvshelf.disk.namespace import Identity
 from kvshelf.disk.root import open_root
+from kvshelf.disk.volume import Volume
 from kvshelf.errors import NotAShelfError
-from kvshelf.upkeep.evict import Amount, Limits, Report, State, Volume
 from kvshelf.upkeep.evict import duty as duty_module
 from kvshelf.upkeep.evict import news as news_module
 from kvshelf.upkeep.evict import turn as turn_module
 from kvshelf.upkeep.evict.duty import EvictionDuty
-from kvshelf.upkeep.evict.limits import Need
+from kvshelf.upkeep.evict.limits import Amount, Limits, Need
 from kvshelf.upkeep.evict.news import News
-from kvshelf.upkeep.evict.report import Held
+from kvshelf.upkeep.evict.report import Held, Report, State
 from tests.upkeep.evict.shelves import ShelfMaker
 
 FOLDER = Identity({"model": "tiny"}).folder

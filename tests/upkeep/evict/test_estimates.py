@@ -9,13 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from kvshelf.upkeep.evict import Evictor, Limits, State
-from kvshelf.upkeep.evict.limits import Volume
+from kvshelf.disk.volume import Volume
+from kvshelf.upkeep.evict.evictor import Evictor
+from kvshelf.upkeep.evict.limits import Limits
 from kvshelf.upkeep.evict.refresh import Sampling
+from kvshelf.upkeep.evict.report import State
 from kvshelf.upkeep.evict.watch import RootWatch
 from tests.upkeep.evict.shelves import CHUNK_BYTES, ShelfMaker, settle
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step_seconds", [0.05, 0.2, 1.0])
 def test_a_first_scan_of_many_steps_removes_no_more_than_is_needed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step_seconds: float
@@ -64,6 +67,7 @@ def test_a_last_use_that_no_clock_can_say_is_left_alone(tmp_path: Path, year_235
     assert path.exists() and len(shelf.gone()) == 10
 
 
+@pytest.mark.slow
 def test_a_floor_that_rises_in_the_middle_leaves_nothing_under_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,6 +130,7 @@ def _a_namespace_that_cannot_shrink(tmp_path: Path, shelf: ShelfMaker) -> None:
     assert report.state is State.STUCK and report.wait_seconds(60) == 60
 
 
+@pytest.mark.slow
 def test_what_a_sample_removed_counts_before_statvfs_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,9 +14,11 @@ import pytest
 
 from kvshelf.disk.keys import ChunkKey
 from kvshelf.errors import NotAShelfError
-from kvshelf.upkeep.evict import Amount, Evictor, Limits, State
+from kvshelf.upkeep.evict.evictor import Evictor
+from kvshelf.upkeep.evict.limits import Amount, Limits
 from kvshelf.upkeep.evict.native import Sweep
 from kvshelf.upkeep.evict.refresh import Use
+from kvshelf.upkeep.evict.report import State
 from kvshelf.upkeep.evict.watch import RootWatch
 from tests.upkeep.evict.shelves import CHUNK_BYTES, ShelfMaker, settle
 

@@ -15,11 +15,12 @@ import pytest
 
 from kvshelf.disk.layout import EVICT_FOLDER
 from kvshelf.disk.root import open_root
-from kvshelf.upkeep.evict import Limits, Report, State
+from kvshelf.disk.volume import Volume
 from kvshelf.upkeep.evict import exposition as exposition_module
 from kvshelf.upkeep.evict.exposition import Exposition
-from kvshelf.upkeep.evict.limits import Volume
+from kvshelf.upkeep.evict.limits import Limits
 from kvshelf.upkeep.evict.mends import mend_of
+from kvshelf.upkeep.evict.report import Report, State
 from tests.harness.quirk_mount import quirk_mount
 from tests.upkeep.evict.shelves import ShelfMaker
 from tests.upkeep.evict.test_duty import Heard, duties
@@ -41,11 +42,11 @@ def test_a_lease_that_cannot_be_used_for_a_minute_is_unhealthy(clock: list[float
         exposition.fault(error)
         exposition.waits(f"the lease cannot be used: {error}")
         clock[0] += 1
-        assert exposition.healthy() == (clock[0] < 1060)
+        assert (not exposition.health()) == (clock[0] < 1060)
     assert "Read-only" in exposition.health()
     assert 'kvshelf:evict_faults_total{errno="EROFS"} 62.0\n' in exposition.text()
     exposition.waits()  # another holds it
-    assert exposition.healthy()
+    assert not exposition.health()
 
 
 def test_a_root_that_cannot_be_written_is_unhealthy(clock: list[float]) -> None:
@@ -65,7 +66,7 @@ def test_chunks_that_cannot_go_are_no_reason_to_start_anew(clock: list[float]) -
     for _ in range(100):
         exposition.add(Report(State.STUCK, Volume(1, 2), faults={errno.EPERM: 9}))
         clock[0] += 1
-        assert exposition.healthy()
+        assert not exposition.health()
 
 
 def test_steps_that_fail_are_unhealthy_with_their_reason(clock: list[float]) -> None:

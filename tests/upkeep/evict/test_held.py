@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 
 from kvshelf.cli.common import Exit
-from kvshelf.upkeep.evict import Evictor, Limits, State
 from kvshelf.upkeep.evict.duty import EvictionDuty
+from kvshelf.upkeep.evict.evictor import Evictor
+from kvshelf.upkeep.evict.limits import Limits
+from kvshelf.upkeep.evict.report import State
 from tests.harness.loop_mount import loop_mount
 from tests.upkeep.evict.shelves import CHUNK_BYTES, ShelfMaker, settle
 

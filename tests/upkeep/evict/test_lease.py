@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from kvshelf.disk import processes
+from kvshelf.disk import this_process
 from kvshelf.disk.layout import EVICT_FOLDER, LeaseName, TempOwner, parse_lease_name
 from kvshelf.disk.root import open_root
 from kvshelf.errors import NotAShelfError
-from kvshelf.upkeep.evict.lease import DirectoryFolder, open_lease
+from kvshelf.upkeep.evict.lease import LeaseFolder, open_lease
 
 LEASE_SECONDS = 1.5
 MODES = {"dir_mode": 0o2770, "file_mode": 0o640}
@@ -101,6 +101,7 @@ def leases(root: Path) -> list[LeaseName | None]:
     return [parse_lease_name(path.name) for path in (root / EVICT_FOLDER).iterdir()]
 
 
+@pytest.mark.slow
 def test_of_ten_processes_one_holds_it_and_when_it_is_killed_one_follows(root: Path) -> None:
     with candidates(root, 10, "--other-host") as made:
         for _ in range(2):
@@ -135,7 +136,7 @@ def test_a_living_holder_that_proc_hides_is_not_dead(
     with candidates(root, 1) as (first,):
         the_holder([first])
         lease = open_lease(root, lease_seconds=3600)
-        monkeypatch.setattr(processes, "start_ticks_of", lambda _: None)
+        monkeypatch.setattr(this_process, "start_ticks_of", lambda _: None)
         assert not lease.tick() and first.holds
 
 
@@ -196,7 +197,7 @@ def test_a_link_in_its_place_is_not_followed(root: Path, tmp_path: Path) -> None
 
 
 def test_other_files_in_its_folder_stay(root: Path) -> None:
-    folder = DirectoryFolder(root, **MODES)
+    folder = LeaseFolder(root, **MODES)
     folder.create("notes.txt")
     lease = open_lease(root, lease_seconds=60)
     (root / EVICT_FOLDER / str(LeaseName(0, 0, "0" * 16, None))).touch()

@@ -15,7 +15,10 @@ from kvshelf.bench import Scratch
 from kvshelf.cli.main import main
 from kvshelf.disk.layout import TEMP_FOLDER, TempOwner, temp_name
 from kvshelf.disk.this_process import start_ticks_of, this_owner
-from kvshelf.upkeep.evict import Evictor, Limits, State, leftovers
+from kvshelf.upkeep.evict import leftovers
+from kvshelf.upkeep.evict.evictor import Evictor
+from kvshelf.upkeep.evict.limits import Limits
+from kvshelf.upkeep.evict.report import State
 from tests.harness.quirk_mount import QuirkMount, quirk_mount
 from tests.upkeep.evict.shelves import ShelfMaker, settle
 
@@ -85,6 +88,7 @@ def test_when_they_do_not_suffice_chunks_go_too(shelf: ShelfMaker) -> None:
     assert shelf.gone() == shelf.oldest(len(shelf.gone())) and len(shelf.gone()) >= 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("owner", [HERE, elsewhere()], ids=["living", "unknown"])
 def test_those_of_living_and_of_unknown_writers_stay(shelf: ShelfMaker, owner: TempOwner) -> None:
     kept = put(shelf, owner, 80)
@@ -102,6 +106,7 @@ def test_those_of_unknown_writers_go_after_a_day(
     assert not any(path.exists() for path in old) and not shelf.gone()
 
 
+@pytest.mark.slow
 def test_without_the_file_systems_clock_no_file_is_old(
     shelf: ShelfMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvshelf.disk.volume import Volume
 from kvshelf.errors import ConfigError
-from kvshelf.upkeep.evict.limits import Amount, Limits, Need, Volume, may_exceed, needs
+from kvshelf.upkeep.evict.limits import Amount, Limits, Need, may_exceed, needs
 
 GB = 10**9
 EMPTY = Volume(0, 0)
@@ -58,10 +61,12 @@ def test_inodes() -> None:
 def test_file_systems_that_do_not_count_inodes() -> None:
     unknown = 2**64 - 1  # CephFS
     for counts in ((0, 0, 0), (unknown, unknown, unknown), (10, unknown, unknown)):
-        volume = Volume.from_statvfs((4096, 4096, 100, 40, 30, *counts, 0, 255))
+        volume = Volume.from_statvfs(os.statvfs_result((4096, 4096, 100, 40, 30, *counts, 0, 255)))
         assert volume == Volume(60 * 4096, 90 * 4096, 0, 0)
     assert needs(Limits(inode_percent=1), volume, {"a": Amount(5, 5)}) == []
-    counted = Volume.from_statvfs((4096, 4096, 100, 40, 30, 1000, 300, 200, 0, 255))
+    counted = Volume.from_statvfs(
+        os.statvfs_result((4096, 4096, 100, 40, 30, 1000, 300, 200, 0, 255))
+    )
     assert (counted.used_inodes, counted.total_inodes) == (700, 900)
 
 

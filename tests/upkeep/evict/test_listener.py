@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from kvshelf.disk.root import open_root
-from kvshelf.upkeep.evict import Amount, Limits, Report, State, Volume
+from kvshelf.disk.volume import Volume
 from kvshelf.upkeep.evict.duty import EvictionDuty
 from kvshelf.upkeep.evict.lease import open_lease
-from kvshelf.upkeep.evict.limits import Need
+from kvshelf.upkeep.evict.limits import Amount, Limits, Need
+from kvshelf.upkeep.evict.report import Report, State
 from tests.upkeep.evict.test_duty import Steps
 
 

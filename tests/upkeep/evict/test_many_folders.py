@@ -20,8 +20,10 @@ from kvshelf.cli.common import Exit
 from kvshelf.disk.clock import FileClock
 from kvshelf.disk.namespace import Identity
 from kvshelf.disk.root import open_namespace
-from kvshelf.upkeep.evict import Amount, Evictor, Limits, State
+from kvshelf.upkeep.evict.evictor import Evictor
 from kvshelf.upkeep.evict.exposition import Exposition
+from kvshelf.upkeep.evict.limits import Amount, Limits
+from kvshelf.upkeep.evict.report import State
 from kvshelf.upkeep.evict.series import NAMESPACES_MAX, OTHER, with_own_series
 from kvshelf.upkeep.evict.spaces import Spaces
 from tests.upkeep.evict.shelves import CHUNK_BYTES, ShelfMaker, settle
@@ -133,7 +135,8 @@ def test_memory_a_rank_folder(tmp_path: Path) -> None:
         shelf.add(10_000 - i, name_space=i % 1000, rank=i // 1000)
     code = (
         "import os, sys\n"
-        "from kvshelf.upkeep.evict import Evictor, Limits\n"
+        "from kvshelf.upkeep.evict.evictor import Evictor\n"
+        "from kvshelf.upkeep.evict.limits import Limits\n"
         "def resident():\n"
         "    pages = int(open('/proc/self/statm').read().split()[1])\n"
         "    return pages * os.sysconf('SC_PAGE_SIZE')\n"

@@ -11,7 +11,8 @@ import pytest
 
 from kvshelf.disk.layout import chunk_path
 from kvshelf.disk.usetime import marked
-from kvshelf.upkeep.evict import Evictor, Limits
+from kvshelf.upkeep.evict.evictor import Evictor
+from kvshelf.upkeep.evict.limits import Limits
 from kvshelf.upkeep.evict.policy import REUSED_FACTOR
 from tests.harness.loop_mount import loop_mount
 from tests.upkeep.evict.shelves import CHUNK_BYTES, ShelfMaker, settle

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from kvshelf import metrics
+from kvshelf.disk.volume import Volume
 from kvshelf.faultlog import FaultLog
-from kvshelf.upkeep.evict import Amount, Report, State, Volume
 from kvshelf.upkeep.evict import news as news_module
-from kvshelf.upkeep.evict.limits import Usage, total
+from kvshelf.upkeep.evict.limits import Amount, Usage, total
 from kvshelf.upkeep.evict.news import News, NewsBox
 from kvshelf.upkeep.evict.news_metrics import NewsMetrics
+from kvshelf.upkeep.evict.report import Report, State
 from kvshelf.upkeep.evict.series import with_own_series
 
 

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from kvshelf.cli import evict_volume
+from kvshelf.cli import evict_options
 from kvshelf.cli.main import main
-from kvshelf.upkeep.evict import Evictor, Limits, Report, State
+from kvshelf.upkeep.evict.evictor import Evictor
+from kvshelf.upkeep.evict.limits import Limits
+from kvshelf.upkeep.evict.report import Report, State
 from tests.harness.loop_mount import loop_mount
 from tests.harness.quirk_mount import quirk_mount
 from tests.upkeep.evict.shelves import ShelfMaker
@@ -62,6 +64,7 @@ def without_effect(shelf: ShelfMaker, volume: Path, chunks: int) -> Evictor:
     return evictor
 
 
+@pytest.mark.slow
 def test_a_hard_linked_backup_on_ext4_keeps_the_rest(tmp_path: Path) -> None:
     with loop_mount(tmp_path, "ext4", 128, mkfs=("-m", "0")) as volume:
         shelf = fill(volume / "shelf", 400)
@@ -74,6 +77,7 @@ def test_a_hard_linked_backup_on_ext4_keeps_the_rest(tmp_path: Path) -> None:
         assert len(shelf.gone()) > 100 > lost
 
 
+@pytest.mark.slow
 def test_a_btrfs_snapshot_keeps_the_rest(tmp_path: Path) -> None:
     options = "commit=1"  # seconds until statvfs shows a removal
     with loop_mount(tmp_path, "btrfs", 256, options=options) as volume:
@@ -85,6 +89,7 @@ def test_a_btrfs_snapshot_keeps_the_rest(tmp_path: Path) -> None:
         without_effect(shelf, volume, 400)
 
 
+@pytest.mark.slow
 def test_without_a_snapshot_btrfs_shows_it_late_and_all_goes_well(tmp_path: Path) -> None:
     with loop_mount(tmp_path, "btrfs", 256, options="commit=2") as volume:
         shelf = fill(volume / "shelf", 400)
@@ -94,6 +99,7 @@ def test_without_a_snapshot_btrfs_shows_it_late_and_all_goes_well(tmp_path: Path
         assert 40 < len(shelf.gone()) < 250
 
 
+@pytest.mark.slow
 def test_open_descriptors_keep_the_rest(tmp_path: Path) -> None:
     with loop_mount(tmp_path, "ext4", 128, mkfs=("-m", "0")) as volume:
         shelf = fill(volume / "shelf", 400)
@@ -105,6 +111,7 @@ def test_open_descriptors_keep_the_rest(tmp_path: Path) -> None:
                 file.close()
 
 
+@pytest.mark.slow
 def test_a_trash_folder_is_told_by_once_and_its_status(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -123,6 +130,7 @@ def test_a_trash_folder_is_told_by_once_and_its_status(
         assert len(shelf.gone()) > 30
 
 
+@pytest.mark.slow
 def test_once_that_ends_above_the_mark_never_ends_with_0(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -136,6 +144,7 @@ def test_once_that_ends_above_the_mark_never_ends_with_0(
         assert len(shelf.gone()) <= 2
 
 
+@pytest.mark.slow
 def test_growth_at_the_same_time_does_not_look_like_no_effect(tmp_path: Path) -> None:
     """Others write as fast as chunks go."""
     quirks = {"volume_bytes": 2000 * CHUNK, "other_bytes": 1500 * CHUNK}
@@ -192,7 +201,7 @@ def test_a_limit_by_percent_of_nothing_is_wrong_usage(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(evict_volume, "COUNT_SECONDS", 1.0)
+    monkeypatch.setattr(evict_options, "COUNT_SECONDS", 1.0)
     nothing = dict.fromkeys(("f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree"), 0)
     with quirk_mount(tmp_path, statvfs=nothing) as mount:
         shelf = fill(mount.path, 20)

@@ -19,9 +19,10 @@ from kvshelf.disk.clock import FileClock
 from kvshelf.disk.keeper import RootKeeper
 from kvshelf.disk.root import is_shelf, open_root
 from kvshelf.errors import NotAShelfError
-from kvshelf.upkeep.evict import Evictor, Limits
 from kvshelf.upkeep.evict import duty as duty_module
 from kvshelf.upkeep.evict.duty import EvictionDuty
+from kvshelf.upkeep.evict.evictor import Evictor
+from kvshelf.upkeep.evict.limits import Limits
 from tests.upkeep.evict.shelves import CHUNK_BYTES, ShelfMaker, settle
 
 IDENTITY = Identity({"model": "tiny"})
@@ -122,6 +123,7 @@ PURGES = [
 ]
 
 
+@pytest.mark.slow
 def test_every_part_in_turn_beside_engine_and_evictor(site: Site) -> None:
     site.store_and_load()
     eventually(lambda: site.is_within() and (site.root / "evict").is_dir())

@@ -14,9 +14,10 @@ import pytest
 
 from kvshelf.disk.layout import EVICT_FOLDER, parse_room_name
 from kvshelf.disk.root import open_root
-from kvshelf.upkeep.evict import Evictor, Limits
 from kvshelf.upkeep.evict import duty as duty_module
+from kvshelf.upkeep.evict.evictor import Evictor
 from kvshelf.upkeep.evict.lease import open_lease
+from kvshelf.upkeep.evict.limits import Limits
 from kvshelf.upkeep.evict.room import RoomRequests
 from tests.cli.test_evict import Daemon
 from tests.harness.loop_mount import loop_mount
@@ -240,6 +241,7 @@ def store_until_written(root: Path, path: Path) -> int:
     return failures
 
 
+@pytest.mark.slow
 def test_a_btrfs_quota_group_is_kept(btrfs_quota: Path) -> None:
     shelf = ShelfMaker(btrfs_quota)
     until_full(shelf)

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvshelf.disk.layout import ROOT_FOLDERS, parse_chunk_path
-from kvshelf.upkeep.evict import Amount, Evictor, Limits
+from kvshelf.upkeep.evict.evictor import Evictor
+from kvshelf.upkeep.evict.limits import Amount, Limits
 from kvshelf.upkeep.evict.native import Sweep, _native
 from tests.upkeep.evict.shelves import CHUNK_BYTES, ShelfMaker, settle
 

@@ -6,12 +6,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-from kvshelf.upkeep.evict import Evictor, Limits, State
+import pytest
+
+from kvshelf.upkeep.evict.evictor import Evictor
+from kvshelf.upkeep.evict.limits import Limits
+from kvshelf.upkeep.evict.report import State
 from tests.upkeep.evict.shelves import CHUNK_BYTES, ShelfMaker, settle
 
 CODE = """
 import sys
-from kvshelf.upkeep.evict import Evictor, Limits, State
+from kvshelf.upkeep.evict.evictor import Evictor
+from kvshelf.upkeep.evict.limits import Limits
+from kvshelf.upkeep.evict.report import State
 root, keep = sys.argv[1], int(sys.argv[2])
 evictor = Evictor(root, Limits(shelf_bytes=keep, low_percent=100), files_per_second=8000)
 evictor._limits = Limits(shelf_bytes=10**15)
@@ -30,6 +36,7 @@ print(removed, report.shelf.files, flush=True)
 """
 
 
+@pytest.mark.slow
 def test_two_at_once_remove_what_one_would(tmp_path: Path) -> None:
     shelf = ShelfMaker(tmp_path)
     for i in range(4000):

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from kvshelf import Chunk, FileStatus, Shelf
-from kvshelf.testing.files import flip
+from tests.harness.file_engine import flip
 from tests.upkeep.scrub.shelves import CONFIG, IDENTITY, key
 
 KEYS = 12

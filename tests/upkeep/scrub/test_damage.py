@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from kvshelf.disk.tree import unlink_if_same
-from kvshelf.testing.codec import decode, seal
-from kvshelf.testing.files import HEADER_OFFSETS, flip
 from kvshelf.upkeep.scrub.findings import Action, Finding, Kind
+from tests.harness.codec import decode, seal
+from tests.harness.file_engine import HEADER_OFFSETS, flip
 from tests.upkeep.scrub.shelves import IDENTITY, OTHER, chunks, everything, fill, found, scrubbed
 
 KEPT, REMOVED, WOULD = Action.KEPT, Action.REMOVED, Action.WOULD_REMOVE

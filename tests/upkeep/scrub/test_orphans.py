@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kvshelf.disk import processes
+from kvshelf.disk import this_process
 from kvshelf.disk.layout import TempOwner, temp_name
 from kvshelf.disk.this_process import start_ticks_of, this_owner
 from kvshelf.upkeep.scrub import scrubber
@@ -143,7 +143,7 @@ def test_a_process_that_proc_hides_is_not_dead(
 ) -> None:
     """With hidepid /proc does not show other users' processes; kill(2) still knows them."""
     path = put(shelf, living)
-    monkeypatch.setattr(processes, "start_ticks_of", lambda pid: None)
+    monkeypatch.setattr(this_process, "start_ticks_of", lambda pid: None)
     assert found(shelf) == [] and (shelf / path).exists()
 
 

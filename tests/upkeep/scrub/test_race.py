@@ -37,6 +37,7 @@ def say_racing(racer: subprocess.Popen[str]) -> bool:
     return racer.stdout.readline() == "racing\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["no-damage", "damage"])
 def test_scrubs_race_engines(tmp_path: Path, damage: str) -> None:
     shelf = open_root(tmp_path / "shelf")

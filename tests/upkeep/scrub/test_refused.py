@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from kvshelf.disk import processes
+from kvshelf.disk import this_process
 from kvshelf.disk.this_process import this_owner
 from kvshelf.upkeep.scrub.findings import Action, Kind
 from kvshelf.upkeep.scrub.verify import FileVerifier
@@ -57,7 +57,7 @@ def test_a_writer_that_proc_hides_is_judged_by_age(
             raise error
 
     path = put(shelf, dataclasses.replace(this_owner(), pid=os.getpid()))
-    monkeypatch.setattr(processes, "start_ticks_of", lambda pid: None)
+    monkeypatch.setattr(this_process, "start_ticks_of", lambda pid: None)
     monkeypatch.setattr(os, "kill", kill)
     later(monkeypatch, YOUNG)
     assert found(shelf) == [] and (shelf / path).exists()

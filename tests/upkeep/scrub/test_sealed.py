@@ -11,10 +11,10 @@ import pytest
 from kvshelf import Chunk, Identity, Shelf, make_key
 from kvshelf.disk.layout import NAMESPACE_FILE
 from kvshelf.engine import EngineConfig
-from kvshelf.testing.codec import HEADER_BYTES
 from kvshelf.upkeep.scrub.findings import Kind
 from kvshelf.upkeep.scrub.scrubber import Scrubber
 from kvshelf.upkeep.scrub.settings import ScrubSettings
+from tests.harness.codec import HEADER_BYTES
 
 SECRET = b"a secret of more than thirty-two bytes"
 FAST = ScrubSettings(megabytes_per_second=0, files_per_second=0, from_start=True)

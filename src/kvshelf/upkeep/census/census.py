@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kvshelf.disk.clock import FileClock
-from kvshelf.upkeep.census.estimate import Estimate, age_bucket, percentiles, total
-from kvshelf.upkeep.census.folders import RankFolder, Unread, chunks_in, rank_folders
+from kvshelf.upkeep.census.estimate import Estimate, percentiles, total
+from kvshelf.upkeep.census.folders import RankFolder, Unread, age_buckets, chunks_in, rank_folders
 
 # What ages are told of: the youngest tenth, the middle, the oldest tenth.
 SHARES = (0.1, 0.5, 0.9)
@@ -33,13 +33,12 @@ class RankSample:
     used: Counter[int] = field(default_factory=Counter)
 
     def count(self, name: str, now: float, unread: Unread) -> None:
-        """Count the chunk files of one folder."""
         chunks = chunks_in(self.folder, name, unread).values()
         self.files.append(len(chunks))
         self.sizes.append(sum(chunk.size for chunk in chunks))
-        known = [chunk.stored for chunk in chunks if chunk.stored is not None]
-        self.stored.update(age_bucket(now - stored) for stored in known)
-        self.used.update(age_bucket(now - chunk.used) for chunk in chunks)
+        stored, used = age_buckets(chunks, now)
+        self.stored += stored
+        self.used += used
 
     @property
     def chunks(self) -> Estimate:
@@ -128,7 +127,6 @@ class Census:
 
     @property
     def is_complete(self) -> bool:
-        """Whether all folders were looked into."""
         return not self._left
 
     @property

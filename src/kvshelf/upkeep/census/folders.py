@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from kvshelf.disk.layout import TEMP_FOLDER, parse_rank_folder
-from kvshelf.disk.tree import GONE, folder_at
+from kvshelf.disk.tree import GONE, folder_at, root_at
 from kvshelf.disk.usetime import last_use, stored_ns
-from kvshelf.upkeep.walk import What, walk
+from kvshelf.disk.walk import What, walk
+from kvshelf.upkeep.census.estimate import age_bucket
 
 
 @dataclass(slots=True)
@@ -64,8 +66,7 @@ def rank_folders(root: Path, unread: Unread) -> list[RankFolder]:
         OSError: the root cannot be listed.
     """
     found: dict[tuple[str, int], RankFolder] = {}
-    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with root_at(root) as descriptor:
         for each in walk(descriptor, skip=TEMP_FOLDER, depth=2):
             if each.error is not None and not each.path:
                 raise each.error
@@ -83,8 +84,6 @@ def rank_folders(root: Path, unread: Unread) -> list[RankFolder]:
                 found[place] = RankFolder(namespace, number, root / namespace / name)
             if digits:
                 found[place].hash_folders.add(digits)
-    finally:
-        os.close(descriptor)
     return [found[place] for place in sorted(found)]
 
 
@@ -100,6 +99,13 @@ def chunks_in(rank: RankFolder, digits: str, unread: Unread) -> dict[str, Chunk]
             used=1e-9 * last_use(stat).ns,
         )
     return found
+
+
+def age_buckets(chunks: Collection[Chunk], now: float) -> tuple[Counter[int], Counter[int]]:
+    """Chunk files by age bucket: since they were stored, if that is known, and since their use."""
+    known = [chunk.stored for chunk in chunks if chunk.stored is not None]
+    stored = Counter(age_bucket(now - each) for each in known)
+    return stored, Counter(age_bucket(now - chunk.used) for chunk in chunks)
 
 
 def temp_bytes(root: Path, namespace: str, unread: Unread) -> int:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from kvshelf.disk.clock import FileClock
-from kvshelf.upkeep.census.census import SHARES
-from kvshelf.upkeep.census.estimate import Estimate, age_bucket, percentiles, total
-from kvshelf.upkeep.census.folders import Chunk, Unread, chunks_in, rank_folders
+from kvshelf.upkeep.census.census import SHARES, Summary
+from kvshelf.upkeep.census.estimate import Estimate, percentiles, total
+from kvshelf.upkeep.census.folders import Chunk, Unread, age_buckets, chunks_in, rank_folders
 
 # 16 to the power of layout.FOLDER_DIGITS.
 DIGITS = [f"{number:03x}" for number in range(4096)]
@@ -24,23 +23,17 @@ _Seen = dict[tuple[str, int, str], dict[str, Chunk]]
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class View(Summary):
     """A shelf at one moment.
 
     Attributes:
         stored_per_second, evicted_per_second: chunk files since the view before; None in the first.
-        stored, used: ages in seconds at ``SHARES``, by the file system's clock; ``stored`` of
-            chunks that were not used again.
         share: of the folders that are looked into; 1 if the numbers are exact, unless some of it
             is ``unread``.
     """
 
-    chunks: Estimate
-    bytes: Estimate
     stored_per_second: Estimate | None
     evicted_per_second: Estimate | None
-    stored: tuple[float | None, ...]
-    used: tuple[float | None, ...]
     share: float
     unread: Unread = field(default_factory=Unread)
 
@@ -82,7 +75,8 @@ class Watch:
         self._at = self._clock()
         now, seen = 1e-9 * self._file_clock.now_ns(), self._count(limited=before is None)
         self._seen = seen
-        stored, used = _ages(seen, now)
+        everything = [chunk for chunks in seen.values() for chunk in chunks.values()]
+        stored, used = age_buckets(everything, now)
         weight = len(DIGITS) / len(self._digits)
         came, went = (None, None) if before is None else _difference(before, seen)
         seconds = max(self._at - before_at, 1e-9)
@@ -124,18 +118,7 @@ class Watch:
         return list(files.values()), list(sizes.values())
 
 
-def _ages(seen: _Seen, now: float) -> tuple[Counter[int], Counter[int]]:
-    """Files by age bucket: since they were stored, if that is known, and used."""
-    stored, used = Counter[int](), Counter[int]()
-    for chunks in seen.values():
-        known = [chunk.stored for chunk in chunks.values() if chunk.stored is not None]
-        stored.update(age_bucket(now - each) for each in known)
-        used.update(age_bucket(now - chunk.used) for chunk in chunks.values())
-    return stored, used
-
-
 def _difference(before: _Seen, now: _Seen) -> tuple[int, int]:
-    """Chunk files that came and that went."""
     came = went = 0
     for place in before.keys() | now.keys():
         old, new = before.get(place, {}), now.get(place, {})

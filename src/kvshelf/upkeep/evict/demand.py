@@ -74,7 +74,6 @@ class Demand:
         return now < min(self._pause_until, self._asked_at + _QUIET_SECONDS)
 
     def need(self) -> Need | None:
-        """What must go for it; None: nothing."""
         return Need(self._left, REASON) if self._left else None
 
     def forget(self) -> None:

@@ -6,8 +6,8 @@ import functools
 
 from kvshelf.config import Settings
 from kvshelf.shelf import Shelf
-from kvshelf.upkeep.evict import Limits
 from kvshelf.upkeep.evict.duty import EvictionDuty
+from kvshelf.upkeep.evict.limits import Limits
 
 
 def limits_of(settings: Settings) -> Limits:

@@ -40,15 +40,6 @@ RENEW_SECONDS = 10.0
 _NICE = 10
 
 
-class Steps(Protocol):
-    """The part of ``Evictor`` that is used here."""
-
-    def step(self, seconds_max: float = 1.0) -> Report: ...
-    def wants_room(self) -> None: ...
-    def stop(self) -> None: ...
-    def leave(self) -> None: ...
-
-
 class Listener(Protocol):
     """Hears what a duty does, in its thread."""
 
@@ -100,7 +91,7 @@ class EvictionDuty:
         lease_seconds: float,
         dir_mode: int = 0o2770,
         file_mode: int = 0o640,
-        evictor: Callable[..., Steps] = Evictor,
+        evictor: Callable[..., Evictor] = Evictor,
         lease: Lease | None = None,
         renew: Callable[[], None] = lambda: None,
         listener: Listener | None = None,
@@ -127,7 +118,7 @@ class EvictionDuty:
         self._clock = FileClock(root, file_mode=file_mode)
         self._step_seconds = min(STEP_SECONDS, lease_seconds / 10) if by_turns else ALONE_SECONDS
         self._make_evictor = evictor
-        self._evictor: Steps | None = None
+        self._evictor: Evictor | None = None
         self._reader = RemovedReader(root, folder) if folder is not None else None
         self._wants_room = False  # set by the owner, taken by the thread
         self._wait_seconds = 0.0  # before the thread looks again

@@ -70,7 +70,6 @@ class Effect:
         self.saw(now, after)
 
     def saw(self, now: float, used: int) -> None:
-        """What the volume says now."""
         if self._held_used is not None:
             fell = self._held_used - used
             if fell >= _SHOWN_SHARE * self.unshown or now >= self._held_until:
@@ -137,7 +136,6 @@ class Effects:
                 effect.removed(now, *args)
 
     def saw(self, now: float, volume: Volume) -> None:
-        """What statvfs says now."""
         for name, effect in self._of.items():
             was_held = effect.is_held
             effect.saw(now, _used(name, volume))

@@ -102,7 +102,6 @@ class Evictor:
 
     @property
     def phase(self) -> Phase:
-        """What it knows, and how far it goes."""
         return self._phase
 
     def step(self, seconds_max: float = 1.0) -> Report:
@@ -312,7 +311,6 @@ class Evictor:
             self._on_removed(batch.folder, batch.rank, batch.keys())
 
     def _wanted(self, stuck: Container[str | None] = ()) -> list[Need]:
-        """What must go, by what is known now."""
         if self._round is not None and not self._phase.is_known:
             # The sample ended when the removal began: what it said holds for this round.
             return self._round.left()

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from socketserver import TCPServer
 from typing import Any
 
 from kvshelf import metrics
@@ -46,7 +45,6 @@ class Exposition:
         self._reason = self._last_error = ""
 
     def add(self, report: Report) -> None:
-        """Count one step."""
         with self._lock:
             requests = report.room_requests - (self._report.room_requests if self._report else 0)
             self._counters[metrics.ROOM_REQUESTS, ""] += max(0, requests)
@@ -85,7 +83,6 @@ class Exposition:
             self._is_holder = False
 
     def fault(self, error: Exception) -> None:
-        """Count what failed."""
         number = error.errno if isinstance(error, OSError) else None
         name = errno.errorcode.get(number or 0, "other")
         with self._lock:
@@ -107,10 +104,6 @@ class Exposition:
         with self._lock:
             holder = self._waits_for
         return f"ok: waits, {holder} holds the lease" if holder else "ok"
-
-    def healthy(self) -> bool:
-        """Whether steps end, and the lease and the root can be used."""
-        return not self.health()
 
     def _fails(self, reason: str) -> None:
         self._reason = reason
@@ -169,21 +162,13 @@ def _gauges(report: Report, root: str) -> dict[str, list[tuple[str, float]]]:
 
 
 class _Server(ThreadingHTTPServer):
-    """One socket for IPv6 and IPv4 (ipv6(7), IPV6_V6ONLY), or for the one that there is."""
-
     daemon_threads = True
 
-    def __init__(self, host: str, port: int, handler: type[BaseHTTPRequestHandler]) -> None:
-        # Before: the base class makes the socket.
-        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        super().__init__((host, port), handler)
-
-    def server_bind(self) -> None:
-        if self.address_family == socket.AF_INET6:
-            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        # Not HTTPServer's own: it asks a name server who we are, and may wait for it.
-        TCPServer.server_bind(self)
-        self.server_name, self.server_port = "kvshelf", self.server_address[1]
+    def __init__(self, listening: socket.socket, handler: type[BaseHTTPRequestHandler]) -> None:
+        # Not bound by the base class: it asks a name server who we are, and may wait for it.
+        super().__init__(listening.getsockname()[:2], handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listening
 
     def process_request(self, request: Any, client_address: Any) -> None:
         try:
@@ -192,27 +177,25 @@ class _Server(ThreadingHTTPServer):
             self.process_request_thread(request, client_address)
 
 
-def _server(host: str, port: int, handler: type[BaseHTTPRequestHandler]) -> _Server:
-    """
-    Raises:
-        OSError: the port cannot be had.
-    """
-    if host:
-        return _Server(host, port, handler)
-    try:
-        return _Server("::", port, handler)
-    except OSError as error:
-        if error.errno not in _NO_IPV6:
-            raise
-        return _Server("0.0.0.0", port, handler)  # noqa: S104 - all addresses are meant
+def _listening(port: int) -> socket.socket:
+    """One socket for IPv6 and IPv4 (ipv6(7), IPV6_V6ONLY), or for IPv4 if there is no other."""
+    if not 0 <= port < 1 << 16:
+        raise OverflowError("a port is 0 to 65535")
+    if socket.has_dualstack_ipv6():
+        try:
+            return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+        except OSError as error:
+            if error.errno not in _NO_IPV6:
+                raise
+    return socket.create_server(("", port))
 
 
-def serve(exposition: Exposition, port: int, host: str = "") -> ThreadingHTTPServer:
-    """Answer on the port, in a thread of its own, until the server's ``shutdown``.
+def serve(exposition: Exposition, port: int) -> ThreadingHTTPServer:
+    """Answer on all of this host's addresses, in a thread of its own, until the server's
+    ``shutdown``.
 
     Args:
         port: 0 takes a free one: ``server_address`` of the result says which.
-        host: an address; "": all of this host's, of IPv6 and IPv4.
 
     Raises:
         OSError: the port cannot be had.
@@ -241,7 +224,7 @@ def serve(exposition: Exposition, port: int, host: str = "") -> ThreadingHTTPSer
         def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002
             """Scrapes are not worth a line."""
 
-    server = _server(host, port, Handler)
+    server = _Server(_listening(port), Handler)
     try:
         start(threading.Thread(target=server.serve_forever, name="kvs-metrics", daemon=True))
     except ResourceError:

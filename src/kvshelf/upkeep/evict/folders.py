@@ -12,8 +12,9 @@ from pathlib import Path
 
 from kvshelf.disk.owner import Users, explained, finish_folder
 from kvshelf.disk.root import check_root
+from kvshelf.disk.tree import root_at
 
-_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIR_MODE = 0o2770
 
 
@@ -35,24 +36,20 @@ def opened(
         OSError: it cannot be opened, is a link or no folder.
         NotAShelfError: it is not there, and the root is no shelf.
     """
-    parent = os.open(root, _FLAGS)
     try:
+        with root_at(root) as parent:
+            try:
+                folder = os.open(name, _FLAGS, dir_fd=parent)
+            except FileNotFoundError:
+                if dir_mode is None:
+                    raise
+                folder = _made(root, parent, name, dir_mode, when_made)
         try:
-            folder = os.open(name, _FLAGS | os.O_NOFOLLOW, dir_fd=parent)
-        except FileNotFoundError:
-            if dir_mode is None:
-                raise
-            folder = _made(root, parent, name, dir_mode, when_made)
+            yield folder
+        finally:
+            os.close(folder)
     except PermissionError as error:
         raise explained(root, name, error, dir_mode or _DIR_MODE) from error
-    finally:
-        os.close(parent)
-    try:
-        yield folder
-    except PermissionError as error:
-        raise explained(root, name, error, dir_mode or _DIR_MODE) from error
-    finally:
-        os.close(folder)
 
 
 def _made(
@@ -62,8 +59,8 @@ def _made(
     try:
         os.mkdir(name, dir_mode, dir_fd=parent)
     except FileExistsError:
-        return os.open(name, _FLAGS | os.O_NOFOLLOW, dir_fd=parent)
-    folder = os.open(name, _FLAGS | os.O_NOFOLLOW, dir_fd=parent)
+        return os.open(name, _FLAGS, dir_fd=parent)
+    folder = os.open(name, _FLAGS, dir_fd=parent)
     try:
         finish_folder(folder, dir_mode, Users.of(parent))
         when_made(folder)

@@ -23,7 +23,6 @@ import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 from kvshelf.disk.layout import (
     EVICT_FOLDER,
@@ -32,8 +31,7 @@ from kvshelf.disk.layout import (
     parse_lease_name,
 )
 from kvshelf.disk.owner import Users
-from kvshelf.disk.processes import is_gone
-from kvshelf.disk.this_process import this_owner
+from kvshelf.disk.this_process import is_gone, this_owner
 from kvshelf.upkeep.evict.folders import opened
 
 # What the first process that uses a shelf finds to take.
@@ -49,18 +47,57 @@ def boot_seconds() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-class LeaseFolder(Protocol):
-    """The lease's folder. Every call may raise OSError."""
+class LeaseFolder:
+    """``<root>/evict``; made when it is not there, with the first lease in it.
 
-    def names(self) -> list[str]: ...
+    Every call may raise OSError.
+    """
+
+    def __init__(self, root: str | os.PathLike[str], *, dir_mode: int, file_mode: int) -> None:
+        self._root = Path(root)
+        self._dir_mode = dir_mode
+        self._file_mode = file_mode
+
+    def names(self) -> list[str]:
+        with self._opened() as folder:
+            return os.listdir(folder)  # noqa: PTH208 - a descriptor
+
     def create(self, name: str) -> None:
         """An empty file; one that is there is fine."""
+        with self._opened() as folder:
+            self._create(folder, name)
 
     def rename(self, old: str, new: str) -> bool:
         """False if ``old`` is not there."""
+        with self._opened() as folder:
+            try:
+                os.rename(old, new, src_dir_fd=folder, dst_dir_fd=folder)
+            except FileNotFoundError:
+                return False
+            return True
 
     def remove(self, name: str) -> None:
         """One that is not there is fine."""
+        with self._opened() as folder, contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=folder)
+
+    def _opened(self) -> contextlib.AbstractContextManager[int]:
+        # Only who made the folder makes the first lease: so there is one.
+        return opened(
+            self._root,
+            EVICT_FOLDER,
+            dir_mode=self._dir_mode,
+            when_made=lambda folder: self._create(folder, str(_SEED)),
+        )
+
+    def _create(self, folder: int, name: str) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with contextlib.suppress(FileExistsError):
+            file = os.open(name, flags, self._file_mode, dir_fd=folder)
+            try:
+                Users.of(folder).give(file, self._file_mode)
+            finally:
+                os.close(file)
 
 
 class Lease:
@@ -203,53 +240,6 @@ class Lease:
                 self._folder.remove(str(lease))
 
 
-class DirectoryFolder:
-    """``<root>/evict``; made when it is not there, with the first lease in it."""
-
-    def __init__(self, root: str | os.PathLike[str], *, dir_mode: int, file_mode: int) -> None:
-        self._root = Path(root)
-        self._dir_mode = dir_mode
-        self._file_mode = file_mode
-
-    def names(self) -> list[str]:
-        with self._opened() as folder:
-            return os.listdir(folder)  # noqa: PTH208 - a descriptor
-
-    def create(self, name: str) -> None:
-        with self._opened() as folder:
-            self._create(folder, name)
-
-    def rename(self, old: str, new: str) -> bool:
-        with self._opened() as folder:
-            try:
-                os.rename(old, new, src_dir_fd=folder, dst_dir_fd=folder)
-            except FileNotFoundError:
-                return False
-            return True
-
-    def remove(self, name: str) -> None:
-        with self._opened() as folder, contextlib.suppress(FileNotFoundError):
-            os.unlink(name, dir_fd=folder)
-
-    def _opened(self) -> contextlib.AbstractContextManager[int]:
-        # Only who made the folder makes the first lease: so there is one.
-        return opened(
-            self._root,
-            EVICT_FOLDER,
-            dir_mode=self._dir_mode,
-            when_made=lambda folder: self._create(folder, str(_SEED)),
-        )
-
-    def _create(self, folder: int, name: str) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with contextlib.suppress(FileExistsError):
-            file = os.open(name, flags, self._file_mode, dir_fd=folder)
-            try:
-                Users.of(folder).give(file, self._file_mode)
-            finally:
-                os.close(file)
-
-
 def open_lease(
     root: str | os.PathLike[str],
     *,
@@ -260,7 +250,7 @@ def open_lease(
     """The lease of a shelf, for this process. Makes no file-system call under the root yet."""
     here = this_owner()
     return Lease(
-        DirectoryFolder(root, dir_mode=dir_mode, file_mode=file_mode),
+        LeaseFolder(root, dir_mode=dir_mode, file_mode=file_mode),
         lease_seconds=lease_seconds,
         owner=here,
         is_dead=lambda owner: is_gone(owner, here),

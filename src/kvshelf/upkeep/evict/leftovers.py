@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from kvshelf.disk.layout import TEMP_FOLDER
-from kvshelf.disk.tree import GONE, entries, folder_at
+from kvshelf.disk.tree import GONE, entries, folder_at, root_at
+from kvshelf.disk.walk import What, what_is
 from kvshelf.upkeep.evict.limits import Amount
 from kvshelf.upkeep.scrub.findings import Action, Kind
 from kvshelf.upkeep.scrub.mount import temp_file
 from kvshelf.upkeep.scrub.orphans import Orphans
 from kvshelf.upkeep.scrub.settings import ScrubSettings
-from kvshelf.upkeep.walk import What, what_is
 
 # While room is needed they are looked for so often.
 LOOK_SECONDS = 60.0
@@ -73,22 +73,20 @@ class Leftovers:
 
     def _all(self, folders: Sequence[str]) -> Iterator[Amount]:
         """One amount an entry, often nothing."""
-        root = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
+        with root_at(self._root) as root:
             age_seconds = 3600 * ScrubSettings().temp_hours
             orphans = Orphans(_now(root), age_seconds, dry_run=self._dry_run)
             for folder in folders:
                 yield from self._temp_folder(root, folder, orphans)
-            for name, kind in entries(root):
-                what = what_is("", name, kind)
-                if what is What.TEMP:
-                    yield self._judged(orphans, root, name, name)
-                elif what is What.SCRATCH:
-                    yield self._judged_scratch(orphans, root, name)
-        except OSError as error:
-            self._fault(error)
-        finally:
-            os.close(root)
+            try:
+                for name, kind in entries(root):
+                    what = what_is("", name, kind)
+                    if what is What.TEMP:
+                        yield self._judged(orphans, root, name, name)
+                    elif what is What.SCRATCH:
+                        yield self._judged_scratch(orphans, root, name)
+            except OSError as error:
+                self._fault(error)
 
     def _temp_folder(self, root: int, name: str, orphans: Orphans) -> Iterator[Amount]:
         try:

@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 from kvshelf.disk.volume import Volume
 from kvshelf.errors import ConfigError
 
-__all__ = ["Amount", "Limits", "Need", "Volume", "may_exceed", "needs"]
-
 
 @dataclass(frozen=True, slots=True)
 class Amount:
@@ -102,7 +100,6 @@ class Limits:
         return self.namespace_bytes is not None or bool(self.namespace_bytes_of)
 
     def of_namespace(self, folder: str) -> int | None:
-        """The limit of one namespace's bytes."""
         fitting = [name for name in self.namespace_bytes_of if folder.startswith(name)]
         return self.namespace_bytes_of[max(fitting, key=len)] if fitting else self.namespace_bytes
 

@@ -30,6 +30,5 @@ def mend_of(error: BaseException, root: Path) -> str:
 
 
 def with_mend(error: BaseException, root: Path) -> str:
-    """The error and what to do."""
     mend = mend_of(error, root)
     return f"{error}; {mend}" if mend else str(error)

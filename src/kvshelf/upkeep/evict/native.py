@@ -191,11 +191,9 @@ class Sweep:
         return self._usage
 
     def total(self) -> Amount:
-        """What is known to be on the shelf."""
         return self.usage().total
 
     def newest_use_ns(self) -> int:
-        """Of all chunks in the histogram; 0 without any."""
         return int(self.buckets().last_use_ns.max(initial=0))
 
     def sampled_usage(self) -> dict[str, Amount]:

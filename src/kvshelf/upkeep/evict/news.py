@@ -92,7 +92,6 @@ class NewsBox:
         self.has_news = False
 
     def take(self) -> News:
-        """What happened since the last call."""
         with self._lock:
             news, self.has_news = self._news, False
             self._news = News(
@@ -150,7 +149,6 @@ class NewsBox:
             self.has_news = True
 
     def measured(self, clock: Reading | None) -> None:
-        """The file system's clock was measured."""
         with self._lock:
             self._news.clock = clock
             self.has_news = True

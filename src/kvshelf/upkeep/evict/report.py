@@ -160,17 +160,17 @@ def no_effect_text(reason: str, amount: int) -> str:
     )
 
 
+@dataclass(slots=True)
 class StepLog:
     """What the parts of one step did."""
 
-    def __init__(self) -> None:
-        self.removed = Amount()
-        self.leftovers = Amount()
-        self.looked_at = 0
-        self.spared = 0
-        self.faults: Counter[int] = Counter()
-        self.cut_age_seconds: float | None = None
-        self.is_settling = False
+    removed: Amount = field(default_factory=Amount)
+    leftovers: Amount = field(default_factory=Amount)
+    looked_at: int = 0
+    spared: int = 0
+    faults: Counter[int] = field(default_factory=Counter)
+    cut_age_seconds: float | None = None
+    is_settling: bool = False
 
     def add(self, work: Work) -> Work:
         self.looked_at += work.files

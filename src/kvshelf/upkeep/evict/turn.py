@@ -92,27 +92,24 @@ class Turn:
             return False
         if time.monotonic() >= self._clean_at:
             self._clean_at = time.monotonic() + CLEAN_SECONDS
-            try:
-                self._writer.clean()
-            except Exception as error:
-                self._on_fault("journal", error)
+            self._tried("journal", self._writer.clean)
         return True
+
+    def _tried(self, part: str, call: Callable[[], object]) -> bool:
+        """Whether the call says yes; False if it fails, which is told."""
+        try:
+            return bool(call())
+        except Exception as error:
+            self._on_fault(part, error)
+            return False
 
     def is_room_wanted(self) -> bool:
         """Whether an engine's stores have failed for lack of room. For the holder."""
-        try:
-            return self._requests.heard()
-        except Exception as error:
-            self._on_fault("room", error)
-            return False
+        return self._tried("room", self._requests.heard)
 
     def ask_for_room(self) -> bool:
         """Tell the holder that stores fail for lack of room; False if it cannot be told."""
-        try:
-            return self._requests.ask()
-        except Exception as error:
-            self._on_fault("room", error)
-            return False
+        return self._tried("room", self._requests.ask)
 
     def _keep_marker(self) -> None:
         """Without it neither the lease's folder can be made again nor anything be removed."""
@@ -126,10 +123,7 @@ class Turn:
     def removed(self, folder: str, rank: int, keys: Sequence[bytes]) -> None:
         """Write down what is gone; an ``OnRemoved``."""
         del rank  # a chunk of which one rank's file is gone is gone
-        try:
-            self._writer.append(folder, keys)
-        except Exception as error:
-            self._on_fault("journal", error)
+        self._tried("journal", lambda: self._writer.append(folder, keys))
 
     def stand_back(self) -> None:
         """This process cannot evict: leave the lease to another, and do not ask for a while."""
@@ -144,7 +138,4 @@ class Turn:
 
     def leave(self) -> None:
         """Let another have it at once."""
-        try:
-            self._lease.release()
-        except Exception as error:
-            self._on_fault("lease", error)
+        self._tried("lease", self._lease.release)

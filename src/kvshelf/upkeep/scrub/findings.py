@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -48,8 +48,7 @@ class Finding:
     action: Action = Action.KEPT
 
     def to_json(self) -> dict[str, str]:
-        names = ("kind", "path", "detail", "action")
-        return {name: str(getattr(self, name)) for name in names}
+        return {name: str(value) for name, value in asdict(self).items()}
 
 
 @dataclass(slots=True)

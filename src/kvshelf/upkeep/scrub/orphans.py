@@ -8,8 +8,7 @@ from collections.abc import Iterator
 
 from kvshelf.disk.layout import MARKER, TempOwner, parse_temp_name
 from kvshelf.disk.leftovers import is_scratch
-from kvshelf.disk.processes import is_gone
-from kvshelf.disk.this_process import this_owner
+from kvshelf.disk.this_process import is_gone, this_owner
 from kvshelf.disk.tree import GONE, folder_at, remove_tree, unlink_if_same
 from kvshelf.upkeep.scrub.findings import Action, Finding, Kind
 

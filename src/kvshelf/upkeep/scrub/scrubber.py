@@ -20,7 +20,8 @@ from kvshelf.disk.layout import (
 )
 from kvshelf.disk.namespace import Identity
 from kvshelf.disk.root import check_root
-from kvshelf.disk.tree import GONE, entries, folder_at
+from kvshelf.disk.tree import GONE, entries, folder_at, root_at
+from kvshelf.disk.walk import Found, What, walk, what_is
 from kvshelf.errors import NotAShelfError
 from kvshelf.upkeep.scrub import cursor as cursors
 from kvshelf.upkeep.scrub.cursor import Cursor
@@ -31,7 +32,6 @@ from kvshelf.upkeep.scrub.pace import Pace
 from kvshelf.upkeep.scrub.settings import ScrubSettings
 from kvshelf.upkeep.scrub.unused import UnusedNamespaces
 from kvshelf.upkeep.scrub.verify import Expected, FileVerifier, Verdict
-from kvshelf.upkeep.walk import Found, What, walk, what_is
 
 # Orphans and unused namespaces are looked for so often during a pass, which may take weeks.
 HOUSEKEEPING_SECONDS = 6 * 3600.0
@@ -40,16 +40,8 @@ CURSOR_SECONDS = 10.0
 # Faults without a good answer between them after which the storage is left alone.
 FAULTS_MAX = 100
 
-_KINDS = {
-    Verdict.PADDING: Kind.PADDING,
-    Verdict.CORRUPT: Kind.CORRUPT,
-    Verdict.VERSION: Kind.VERSION,
-    Verdict.MISPLACED: Kind.MISPLACED,
-    Verdict.FAULT: Kind.FAULT,
-    Verdict.UNSTEADY: Kind.UNSTEADY,
-    Verdict.UNREADABLE: Kind.UNREADABLE,
-    Verdict.FOREIGN: Kind.FOREIGN,
-}
+# Nothing is wrong with these; of all others the kind has the verdict's name.
+_GOOD = (Verdict.SOUND, Verdict.SEALED, Verdict.GONE)
 
 
 class Scrubber:
@@ -90,8 +82,7 @@ class Scrubber:
             NotAShelfError: the directory carries no marker that we know.
             OSError: it cannot be read, or has none.
         """
-        root = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
+        with root_at(self._root) as root:
             check_root(self._root)
             # The directory that carries the marker is the one that is held open.
             if not os.path.samestat(os.fstat(root), self._root.stat()):
@@ -99,8 +90,6 @@ class Scrubber:
             for finding in self._run(root):
                 self.totals.note(finding)
                 yield finding
-        finally:
-            os.close(root)
 
     def _run(self, root: int) -> Iterator[Finding]:
         if not self._settings.dry_run and not self._settings.from_start:
@@ -245,13 +234,11 @@ class Scrubber:
         else:
             self.totals.files += 1
             self.totals.sealed += outcome.verdict is Verdict.SEALED
-        if outcome.verdict is Verdict.FAULT:
-            self._faults += 1
-        else:
-            self._faults = 0
-        if outcome.verdict in _KINDS:
+        self._faults = self._faults + 1 if outcome.verdict is Verdict.FAULT else 0
+        if outcome.verdict not in _GOOD:
             action = Action.REMOVED if outcome.removed else Action.KEPT
             if outcome.verdict.bad and self._settings.dry_run and not renamed:
                 action = Action.WOULD_REMOVE
-            yield Finding(_KINDS[outcome.verdict], found.path, outcome.reason, action)
+            kind = Kind[outcome.verdict.name]
+            yield Finding(kind, found.path, outcome.reason, action)
         self._cursor = Cursor(found.path, self._cursor.passes)

@@ -18,9 +18,9 @@ from kvshelf.disk.calls import Lock, try_lock
 from kvshelf.disk.layout import NAMESPACE_FILE, TEMP_FOLDER, doomed_name
 from kvshelf.disk.tree import GONE, folder_at
 from kvshelf.disk.usetime import last_use
+from kvshelf.disk.walk import Found, What, walk
 from kvshelf.upkeep.scrub.findings import Action, Finding, Kind
 from kvshelf.upkeep.scrub.pace import Pace
-from kvshelf.upkeep.walk import Found, What, walk
 
 # A look at a file's times is so much cheaper than reading it.
 _LOOK = 0.1

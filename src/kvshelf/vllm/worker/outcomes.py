@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from kvshelf import metrics
 from kvshelf.disk.keys import group_of
 from kvshelf.engine import EngineStats, FileStatus, JobResult
+from kvshelf.engine.gauges import engine_gauges
 from kvshelf.faultlog import FaultLog
 from kvshelf.shelf import Shelf
 from kvshelf.vllm.report import STORAGE_FAULTS, WorkerReport
@@ -96,7 +97,7 @@ class Outcomes:
         if self._report.is_empty():
             return None
         report, self._report = self._report, WorkerReport()
-        for name, label, value in metrics.engine_gauges(stats):
+        for name, label, value in engine_gauges(stats):
             report.gauges[name, label] = value
         return report
 

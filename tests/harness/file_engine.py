@@ -15,9 +15,9 @@ from kvshelf.disk.keys import make_mask, masked_all
 from kvshelf.disk.layout import chunk_path_in
 from kvshelf.disk.usetime import last_use, marked
 from kvshelf.engine import Direct, Durability, FileStatus, Phase
-from kvshelf.testing.codec import HEADER_BYTES, bad_pieces, decode, file_bytes, geometry_digest
 from kvshelf.testing.memory import NAMESPACE, Setup
-from kvshelf.testing.taken import TakenNameTests
+from tests.harness.codec import HEADER_BYTES, bad_pieces, decode, file_bytes, geometry_digest
+from tests.harness.taken_names import TakenNameTests
 
 OK, NOT_FOUND = FileStatus.OK, FileStatus.NOT_FOUND
 FOREIGN, CORRUPT = FileStatus.FOREIGN, FileStatus.CORRUPT

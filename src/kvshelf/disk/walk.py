@@ -1,6 +1,6 @@
 """The walk over a shelf, or a part of it, in order of paths and resumable. One thread.
 
-Scrub and census stand on it. It needs no extension; eviction has a walk of its own, in C++.
+Scrub, census and the proof of a lost marker stand on it. Eviction has a walk of its own, in C++.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from kvshelf.testing.codec import HEADER_BYTES, decode, encode, file_bytes, piece_checksums
+from tests.harness.codec import HEADER_BYTES, decode, encode, file_bytes, piece_checksums
 
 
 def payload_of(path: Path) -> bytes:
