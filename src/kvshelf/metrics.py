@@ -34,6 +34,8 @@ LOAD_SECONDS = "kvshelf:load_seconds"
 LOAD_FAILURES = "kvshelf:load_failures"
 STORE_BYTES = "kvshelf:store_bytes"
 STORE_SECONDS = "kvshelf:store_seconds"
+STORED_PAYLOAD_BYTES = "kvshelf:stored_payload_bytes"
+STORED_FILE_BYTES = "kvshelf:stored_file_bytes"
 STORE_OUTCOMES = "kvshelf:store_outcomes"
 HEALED_CHUNKS = "kvshelf:healed_chunks"
 REMOVED_BAD = "kvshelf:removed_bad_chunks"
@@ -245,6 +247,13 @@ METRICS: tuple[Metric, ...] = (
         "Chunks that had failed to load and are on the shelf again.",
     ),
     Metric(REMOVED_BAD, Kind.GAUGE, "chunks", "Damaged or foreign chunk files removed so far."),
+    Metric(STORED_PAYLOAD_BYTES, Kind.GAUGE, "bytes", "KV bytes of chunks published so far."),
+    Metric(
+        STORED_FILE_BYTES,
+        Kind.GAUGE,
+        "bytes",
+        "Bytes of the files of those: about three quarters where KV is packed (compress).",
+    ),
     Metric(WRITE_BUFFER_BYTES, Kind.GAUGE, "bytes", "Staging memory that holds unwritten stores."),
     Metric(QUEUE_FILES, Kind.GAUGE, "files", "Files waiting for a thread, by kind.", ("kind",)),
     Metric(
@@ -345,6 +354,10 @@ class EngineGauges(Protocol):
     def hung_threads(self) -> int: ...
     @property
     def removed_bad(self) -> int: ...
+    @property
+    def stored_payload_bytes(self) -> int: ...
+    @property
+    def stored_file_bytes(self) -> int: ...
 
 
 def engine_gauges(stats: EngineGauges) -> Iterator[tuple[str, tuple[str, ...], float]]:
@@ -360,6 +373,8 @@ def engine_gauges(stats: EngineGauges) -> Iterator[tuple[str, tuple[str, ...], f
     yield WRITE_BUFFER_BYTES, (), stats.write_buffer_used_bytes
     yield HUNG_THREADS, (), stats.hung_threads
     yield REMOVED_BAD, (), stats.removed_bad
+    yield STORED_PAYLOAD_BYTES, (), stats.stored_payload_bytes
+    yield STORED_FILE_BYTES, (), stats.stored_file_bytes
 
 
 def metrics_table(metrics: tuple[Metric, ...] = METRICS) -> str:
