@@ -100,6 +100,9 @@ def _add_shape(group: Any) -> None:
     group.add_argument("--mla", action="store_true", default=None, help="one latent vector a token")
     group.add_argument("--dtype-bytes", type=_WHOLE, metavar="N", help="2, or 1 for an FP8 cache")
     group.add_argument("--tensor-parallel", type=_WHOLE, metavar="N", help="ranks (default: 1)")
+    group.add_argument(
+        "--compress", action="store_true", default=None, help="bf16 KV that engines pack"
+    )
 
 
 def _add_rates(group: Any) -> None:
@@ -176,6 +179,7 @@ def _shape(options: argparse.Namespace) -> Shape:
         "dtype_bytes": options.dtype_bytes,
         "mla": options.mla,
         "ranks": options.tensor_parallel,
+        "packed": options.compress,
     }
     try:
         return replace(shape, **{name: value for name, value in given.items() if value is not None})
