@@ -231,6 +231,14 @@ void MalformedPiecesAreCorrupt() {
     loaded += status == FileStatus::kOk ? 1 : 0;
   }
   CHECK(loaded > 0 && loaded < 900);  // numbers that changed, in sound pieces
+  // Of the head: magic, code_bits, table_scope, table_entries, values, escapes; of the index.
+  for (const std::size_t at : {0, 4, 5, 6, 8, 12, 260, 320}) {
+    std::string bad = good;
+    bad[kPageBytes + at] ^= 16;
+    Seal(bad, 0);
+    f.dir.Write(kPath, bad);
+    CHECK(f.Load() == FileStatus::kCorrupt && f.removed);
+  }
   for (const std::uint32_t wrong : {0u, 1u, 256u, stored - 256, stored + 256, kPieceBytes - 1}) {
     std::string bad = good;
     SetNumber(bad, 2560, wrong);
