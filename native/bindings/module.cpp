@@ -75,6 +75,7 @@ constexpr ConfigField kConfigFields[] = {
     Field<&EngineConfig::write_behind>("write_behind"),
     Field<&EngineConfig::verify>("verify"),
     Field<&EngineConfig::remove_bad>("remove_bad"),
+    Field<&EngineConfig::compress>("compress"),
     Field<&EngineConfig::direct>("direct"),
     Field<&EngineConfig::durability>("durability"),
     Field<&EngineConfig::file_mode>("file_mode"),
@@ -239,7 +240,8 @@ nb::tuple Stats(const OwnedEngine& engine) {
   const EngineStats stats = engine.Stats();
   return nb::make_tuple(stats.queued_loads, stats.queued_stores, stats.queued_lookups,
                         stats.queued_touches, stats.write_buffer_used_bytes, stats.hung_threads,
-                        stats.touched, stats.touches_dropped, stats.removed_bad, stats.direct);
+                        stats.touched, stats.touches_dropped, stats.removed_bad,
+                        stats.stored_payload_bytes, stats.stored_file_bytes, stats.direct);
 }
 
 std::uint64_t Checksum(const nb::bytes& data, std::uint64_t crc) {

@@ -12,6 +12,15 @@ void RepairSizes(std::string& page, std::uint64_t* file_bytes) {
   std::memcpy(page.data() + 24, &payload, sizeof(payload));
   std::memcpy(page.data() + 36, &pieces, sizeof(pieces));
   *file_bytes = kPageBytes + RoundUpToPage(payload);
+  if (!IsPackedFile(page) || pieces > kPackedPieceCountMax || piece > kPackedPieceBytesMax) return;
+  *file_bytes = kPageBytes;
+  for (std::size_t i = 0; i < pieces; ++i) {
+    const auto plain = static_cast<std::uint32_t>(PlainAt(page, i));
+    auto stored = FieldAt<std::uint32_t>(page, 2560 + 4 * i);
+    if (stored == 0 || stored > plain) stored = plain;
+    std::memcpy(page.data() + 2560 + 4 * i, &stored, sizeof(stored));
+    *file_bytes += RoundUpToPage(stored);
+  }
 }
 
 // Most pages are sealed anew, or no mutation would get past the checksum.
@@ -37,6 +46,7 @@ void CheckAgainstTheOracle(const std::string& page, std::uint64_t file_bytes, st
   const ChunkIdentity identity{wanted.namespace_digest, wanted.key, wanted.rank, wanted.geometry,
                                wanted.block_bytes};
   DEMAND(HeaderIsSound(header) == Sound(page));
+  DEMAND(HeaderIsKnown(header) == Known(page));
   DEMAND(HeaderMatches(header, identity) == Expected(page, wanted));
   DEMAND(SizesAgree(header, file_bytes) == Agrees(page, file_bytes));
   if (!SizesAgree(header, file_bytes)) return;
@@ -46,6 +56,31 @@ void CheckAgainstTheOracle(const std::string& page, std::uint64_t file_bytes, st
   DEMAND(HasBlocks(header, first, count) && HasBlocks(header, first + count - 1, 1));
   DEMAND(!HasBlocks(header, first, count + 1) && !HasBlocks(header, first + 1, count));
   DEMAND(!HasBlocks(header, 0xFFFFFFFF, 0xFFFFFFFF));
+}
+
+// The same payload with packed pieces.
+void CheckThePacker(Input& input, const ChunkHeader& plain, std::uint32_t setting) {
+  const std::uint32_t piece =
+      PackedPieceBytesFor(plain.block_bytes, plain.payload_bytes, setting, false);
+  if (piece == 0) return;
+  DEMAND(piece % kPageBytes == 0 && piece <= setting && piece <= kPackedPieceBytesMax);
+  ChunkHeader header = plain;
+  header.piece_bytes = piece;
+  header.piece_count = static_cast<std::uint32_t>((plain.payload_bytes + piece - 1) / piece);
+  DEMAND(header.piece_count <= kPackedPieceCountMax);
+  std::vector<std::uint32_t> stored;
+  std::uint64_t bytes = kPageBytes;
+  for (std::size_t i = 0; i < header.piece_count; ++i) {
+    const std::uint64_t most = PlainBytes(header, i);
+    stored.push_back(static_cast<std::uint32_t>(1 + input.Take<std::uint32_t>() % most));
+    bytes += RoundUpToPage(stored.back());
+  }
+  SetStoredBytes(header, stored);
+  DEMAND(SizesAgree(header, bytes) && !SizesAgree(header, bytes + kPageBytes));
+  DEMAND(FileBytes(header) == bytes && StoredBytes(header, 0) == stored[0]);
+  stored.back() = static_cast<std::uint32_t>(PlainBytes(header, header.piece_count - 1)) + 1;
+  SetStoredBytes(header, stored);
+  DEMAND(!SizesAgree(header, FileBytes(header)));
 }
 
 // What a writer makes of any sizes that the engine lets through, a reader takes.
@@ -67,6 +102,7 @@ void CheckTheWriter(Input& input) {
   DEMAND(HeaderIsSound(header) && HeaderMatches(header, identity));
   DEMAND(SizesAgree(header, FileBytes(header)) && HasBlocks(header, first, count));
   DEMAND(!SizesAgree(header, FileBytes(header) + 1) && !SizesAgree(header, FileBytes(header) - 1));
+  CheckThePacker(input, header, setting);
   const std::uint64_t payload = header.payload_bytes, begin = payload / 3;
   const std::uint64_t end = AlignedEnd(begin, setting, payload);
   DEMAND(end > begin && end <= payload && end - begin <= setting);

@@ -5,6 +5,7 @@
 #include <string_view>
 
 #include "fuzz.h"
+#include "kvshelf/bf16_pack.h"
 #include "kvshelf/crc64.h"
 #include "kvshelf/format.h"
 
@@ -46,33 +47,68 @@ inline bool Sound(std::string_view file) {
          FieldAt<std::uint64_t>(file, 16) == HeaderCrc(file);
 }
 
+inline bool IsPackedFile(std::string_view file) { return FieldAt<std::uint32_t>(file, 8) == 2; }
+
 // Step 3. REQUIRES: a whole header.
+inline bool Known(std::string_view file) {
+  return FieldAt<std::uint32_t>(file, 8) == 1 ||
+         (IsPackedFile(file) && FieldAt<std::uint32_t>(file, 280) == 1);
+}
+
+// Step 4. REQUIRES: a whole header.
 inline bool Expected(std::string_view file, const Wanted& wanted) {
   const std::size_t key_bytes = FieldAt<std::uint16_t>(file, 96);
-  return FieldAt<std::uint32_t>(file, 8) == 1 &&
-         FieldAt<NamespaceDigest>(file, 64) == wanted.namespace_digest && key_bytes <= 128 &&
-         file.substr(104, key_bytes) == wanted.key &&
+  return Known(file) && FieldAt<NamespaceDigest>(file, 64) == wanted.namespace_digest &&
+         key_bytes <= 128 && file.substr(104, key_bytes) == wanted.key &&
          FieldAt<std::uint32_t>(file, 100) == wanted.rank &&
          FieldAt<std::uint64_t>(file, 56) == wanted.geometry &&
          FieldAt<std::uint64_t>(file, 40) == wanted.block_bytes &&
          FieldAt<std::uint16_t>(file, 98) == 0;  // no tags: nothing here has a key
 }
 
-// Step 4. REQUIRES: a whole header.
+// Bytes of the payload in piece i, and of the file. REQUIRES: as many pieces as the sizes say.
+inline Wide PlainAt(std::string_view file, std::size_t i) {
+  const Wide piece = FieldAt<std::uint32_t>(file, 32), payload = FieldAt<std::uint64_t>(file, 24);
+  return payload - i * piece < piece ? payload - i * piece : piece;
+}
+inline Wide StoredAt(std::string_view file, std::size_t i) {
+  return IsPackedFile(file) ? FieldAt<std::uint32_t>(file, 2560 + 4 * i) : PlainAt(file, i);
+}
+
+// Step 5. REQUIRES: a whole header.
 inline bool Agrees(std::string_view file, Wide file_bytes) {
   const Wide block_bytes = FieldAt<std::uint64_t>(file, 40);
   const Wide first = FieldAt<std::uint32_t>(file, 48), count = FieldAt<std::uint32_t>(file, 52);
   const Wide payload = FieldAt<std::uint64_t>(file, 24);
   const Wide piece = FieldAt<std::uint32_t>(file, 32), pieces = FieldAt<std::uint32_t>(file, 36);
-  const Wide pieces_max = FieldAt<std::uint16_t>(file, 98) == 0 ? 448 : 224;
-  return payload == block_bytes * count && payload > 0 && first + count < (Wide{1} << 32) &&
-         piece > 0 && piece % 4096 == 0 && pieces == (payload + piece - 1) / piece &&
-         pieces <= pieces_max && file_bytes == 4096 + (payload + 4095) / 4096 * 4096;
+  const Wide pieces_max =
+      (IsPackedFile(file) ? 256 : 448) / (FieldAt<std::uint16_t>(file, 98) == 0 ? 1 : 2);
+  if (payload != block_bytes * count || payload == 0 || first + count >= (Wide{1} << 32) ||
+      piece == 0 || piece % 4096 != 0 || pieces != (payload + piece - 1) / piece ||
+      pieces > pieces_max || (IsPackedFile(file) && piece > (64 << 20))) {
+    return false;
+  }
+  Wide expected = 4096;
+  for (std::size_t i = 0; i < pieces; ++i) {
+    const Wide stored = StoredAt(file, i);
+    if (stored == 0 || stored > PlainAt(file, i)) return false;
+    expected += (stored + 4095) / 4096 * 4096;
+  }
+  return file_bytes == expected;
 }
 
-// What a reader must say of a file, and where the wanted bytes of a good one lie in it.
+// A packed piece, unpacked; empty if it cannot be.
+inline std::string Unpacked(std::string_view stored, std::size_t plain_bytes) {
+  std::vector<std::uint16_t> values(plain_bytes / 2);
+  const std::span<const std::uint8_t> packed(reinterpret_cast<const std::uint8_t*>(stored.data()),
+                                             stored.size());
+  if (plain_bytes % 2 != 0 || !PackVariants().front().unpack(packed, values)) return {};
+  return {reinterpret_cast<const char*>(values.data()), plain_bytes};
+}
+
+// What a reader must say of a file, and the wanted bytes of a good one.
 inline FileStatus Judge(std::string_view file, const Wanted& wanted, bool verify,
-                        std::size_t* begin) {
+                        std::string* payload) {
   if (!Sound(file)) return FileStatus::kCorrupt;
   if (!Expected(file, wanted)) return FileStatus::kForeign;
   if (!Agrees(file, file.size())) return FileStatus::kCorrupt;
@@ -80,16 +116,25 @@ inline FileStatus Judge(std::string_view file, const Wanted& wanted, bool verify
   if (wanted.first_block < first || wanted.first_block + Wide{wanted.block_count} > first + count) {
     return FileStatus::kNotFound;
   }
-  const std::size_t piece = FieldAt<std::uint32_t>(file, 32);
-  const std::size_t payload = FieldAt<std::uint64_t>(file, 24);
   const std::size_t from =
       (wanted.first_block - static_cast<std::size_t>(first)) * wanted.block_bytes;
   const std::size_t to = from + wanted.block_count * wanted.block_bytes;
-  *begin = kPageBytes + from;
-  for (std::size_t i = from / piece; verify && i * piece < to; ++i) {
-    const std::size_t end = payload < (i + 1) * piece ? payload : (i + 1) * piece;
-    const std::uint64_t crc = SlowCrc(file.substr(kPageBytes + i * piece, end - i * piece));
-    if (crc != FieldAt<std::uint64_t>(file, 512 + 8 * i)) return FileStatus::kCorrupt;
+  std::size_t begin = 0, offset = 4096;  // of a piece: in the payload, in the file
+  for (std::size_t i = 0; begin < to; ++i) {
+    const auto plain = static_cast<std::size_t>(PlainAt(file, i));
+    const auto bytes = static_cast<std::size_t>(StoredAt(file, i));
+    const std::string_view stored = file.substr(offset, bytes);
+    if (begin + plain > from) {
+      if (verify && SlowCrc(stored) != FieldAt<std::uint64_t>(file, 512 + 8 * i)) {
+        return FileStatus::kCorrupt;
+      }
+      const std::string piece = bytes < plain ? Unpacked(stored, plain) : std::string(stored);
+      if (piece.empty()) return FileStatus::kCorrupt;
+      const std::size_t skipped = from > begin ? from - begin : 0;
+      payload->append(piece, skipped, to - begin - skipped);
+    }
+    begin += plain;
+    offset += (bytes + 4095) / 4096 * 4096;
   }
   return FileStatus::kOk;
 }

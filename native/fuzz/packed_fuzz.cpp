@@ -36,6 +36,20 @@ void Repair(std::vector<std::uint8_t>& packed, std::uint32_t values) {
   std::memcpy(packed.data() + 12, &escapes, sizeof(escapes));
 }
 
+// In steps of one group, then two, and so on: the same numbers, or none.
+void CheckSteps(std::span<const std::uint8_t> packed, const std::vector<std::uint16_t>& whole,
+                bool is_good) {
+  std::vector<std::uint16_t> back(whole.size());
+  PieceUnpacker unpacker(packed, back.size());
+  bool unpacks = true;
+  for (std::size_t at = 0, step = kPackGroupValues; at < back.size() && unpacks;
+       at += step, step += kPackGroupValues) {
+    unpacks = unpacker.Next(std::span(back).subspan(at, std::min(step, back.size() - at)));
+  }
+  DEMAND((unpacks && unpacker.AtEnd()) == is_good);
+  DEMAND(!is_good || back == whole);
+}
+
 void CheckPacked(std::vector<std::uint8_t> packed, std::uint32_t values, bool repair) {
   if (repair) Repair(packed, values);
   packed.shrink_to_fit();  // so that a sanitizer sees its end
@@ -46,6 +60,7 @@ void CheckPacked(std::vector<std::uint8_t> packed, std::uint32_t values, bool re
     DEMAND(variant.unpack(packed, back) == is_good);
     DEMAND(!is_good || back == first);
   }
+  CheckSteps(packed, first, is_good);
 }
 
 }  // namespace

@@ -88,17 +88,24 @@ Flags FlagsOf(std::uint8_t byte) {
   return {!bit(0), !bit(1), !bit(2), bit(3), bit(4), bit(5), bit(6), bit(7)};
 }
 
+void RepairCodes(std::string& file) {
+  const std::uint64_t piece = FieldAt<std::uint32_t>(file, 32);
+  const std::uint64_t payload = FieldAt<std::uint64_t>(file, 24);
+  std::uint64_t offset = kPageBytes;
+  const std::size_t most = IsPackedFile(file) ? kPackedPieceCountMax : kPieceCountMax;
+  for (std::uint64_t i = 0; piece > 0 && i < most && offset < file.size(); ++i) {
+    if (i * piece >= payload) return;
+    const auto stored = static_cast<std::uint64_t>(StoredAt(file, i));
+    const std::uint64_t bytes = std::min<std::uint64_t>(stored, file.size() - offset);
+    const std::uint64_t crc = SlowCrc(std::string_view(file).substr(offset, bytes));
+    std::memcpy(file.data() + 512 + 8 * i, &crc, 8);
+    offset += RoundUpToPage(bytes);
+  }
+}
+
 void Repair(std::string& file, const Flags& flags) {
   if (file.size() < kPageBytes) return;
-  const std::uint64_t piece = FieldAt<std::uint32_t>(file, 32);
-  const std::uint64_t payload =
-      std::min<std::uint64_t>(FieldAt<std::uint64_t>(file, 24), file.size() - kPageBytes);
-  for (std::uint64_t i = 0; flags.repair && piece > 0 && i < 448 && i * piece < payload; ++i) {
-    const std::uint64_t end = std::min(payload, (i + 1) * piece);
-    const std::uint64_t crc =
-        SlowCrc(std::string_view(file).substr(kPageBytes + i * piece, end - i * piece));
-    std::memcpy(file.data() + 512 + 8 * i, &crc, 8);
-  }
+  if (flags.repair) RepairCodes(file);
   if (!flags.seal) return;
   const std::uint64_t crc = HeaderCrc(file);
   std::memcpy(file.data() + 16, &crc, 8);
@@ -197,11 +204,14 @@ void LoadHostileFile(Input& input) {
   DEMAND(blocks.Untouched());
   const bool bad = result.status == FileStatus::kCorrupt || result.status == FileStatus::kForeign ||
                    result.status == FileStatus::kNotFound;
-  DEMAND(removed == bad && file->unlinks == (bad ? 1 : 0));
-  std::size_t begin = 0;
-  const FileStatus right = Judge(original, wanted, flags.verify, &begin);
+  // What only a later kvshelf can judge stays.
+  const bool stays = result.status == FileStatus::kForeign && Sound(original) && !Known(original);
+  const bool goes = bad && (flags.changes ? removed : !stays);
+  DEMAND(removed == goes && file->unlinks == (goes ? 1 : 0));
+  std::string payload;
+  const FileStatus right = Judge(original, wanted, flags.verify, &payload);
   if (result.ok() && (flags.verify || !flags.changes)) {
-    DEMAND(right == FileStatus::kOk && loaded == original.substr(begin, loaded.size()));
+    DEMAND(right == FileStatus::kOk && loaded == payload);
   }
   if (!flags.shrinks && !flags.changes) DEMAND(result.status == right);
 }

@@ -28,7 +28,7 @@ void CheckRow(const EngineBasis& basis, JobKind kind, const Batch& batch, std::s
   const std::uint64_t block_bytes = basis.groups[static_cast<std::size_t>(group)].block_bytes();
   const std::uint64_t piece_bytes =
       PieceBytesFor(block_bytes, static_cast<std::uint32_t>(basis.config.piece_bytes));
-  const std::uint64_t pieces_max = PieceCountMax(basis.auth_key.has_value());
+  const std::uint64_t pieces_max = PieceCountMax(kPlainVersion, basis.auth_key.has_value());
   if (kind == JobKind::kStore &&
       static_cast<std::uint64_t>(count) > pieces_max * piece_bytes / block_bytes) {
     Refuse(row, "needs more than " + std::to_string(pieces_max) +

@@ -38,24 +38,31 @@ struct Layout {
   std::size_t escapes;
 };
 
-// The most frequent exponents of a sample, rarest last.
-Table MakeTable(std::span<const std::uint16_t> values, Head& head) {
+// The most frequent exponents of a sample, rarest last. `escapes`: how many the sample lets expect.
+Table MakeTable(std::span<const std::uint16_t> values, Head& head, std::size_t& escapes) {
   // An odd stride: one that divides the size of a page would see the same places of every page.
   const std::size_t stride = std::max<std::size_t>(1, values.size() / kSampleValues) | 1;
   std::array<std::uint32_t, 256> counts{};
-  for (std::size_t i = 0; i < values.size(); i += stride) ++counts[Exponent(values[i])];
+  std::size_t sampled = 0;
+  for (std::size_t i = 0; i < values.size(); i += stride, ++sampled) ++counts[Exponent(values[i])];
   std::array<std::uint8_t, 256> order;
-  std::iota(order.begin(), order.end(), std::uint8_t{0});
-  std::stable_sort(order.begin(), order.end(),
+  std::size_t used = 0;
+  for (std::size_t exponent = 0; exponent < counts.size(); ++exponent) {
+    if (counts[exponent] > 0) order[used++] = static_cast<std::uint8_t>(exponent);
+  }
+  std::stable_sort(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(used),
                    [&counts](std::uint8_t a, std::uint8_t b) { return counts[a] > counts[b]; });
   Table table;
   table.codes.fill(kEscape);
   head.table_entries = 0;
-  for (std::size_t code = 0; code < kPackTableEntries && counts[order[code]] > 0; ++code) {
+  std::size_t covered = 0;
+  for (std::size_t code = 0; code < std::min(kPackTableEntries, used); ++code) {
     table.exponents[code] = head.exponents[code] = order[code];
     table.codes[order[code]] = static_cast<std::uint8_t>(code);
+    covered += counts[order[code]];
     ++head.table_entries;
   }
+  escapes = sampled == 0 ? 0 : (sampled - covered) * values.size() / sampled;
   return table;
 }
 
@@ -109,16 +116,18 @@ bool ReadHead(std::span<const std::uint8_t> packed, std::size_t values, Head& he
 
 }  // namespace
 
-std::size_t Pack(PackGroup pack, std::span<const std::uint16_t> values,
+std::size_t Pack(PackGroup pack, bool trusts_sample, std::span<const std::uint16_t> values,
                  std::span<std::uint8_t> out) {
   const Layout layout(values.size());
   if (values.size() > std::numeric_limits<std::uint32_t>::max() || out.size() < layout.Bytes(0)) {
     return 0;
   }
   Head head{};
-  const Table table = MakeTable(values, head);
-  const std::size_t room = out.size() - layout.escapes;
   std::size_t escapes = 0;
+  const Table table = MakeTable(values, head, escapes);
+  const std::size_t room = out.size() - layout.escapes;
+  if (trusts_sample && escapes > room) return 0;
+  escapes = 0;
   std::uint8_t* const index = out.data() + sizeof(head);
   std::uint8_t* const list = out.data() + layout.escapes;
   std::memset(index, 0, layout.groups - sizeof(head));
@@ -154,32 +163,41 @@ std::size_t Pack(PackGroup pack, std::span<const std::uint16_t> values,
   return bytes;
 }
 
-bool Unpack(UnpackGroup unpack, std::span<const std::uint8_t> packed,
-            std::span<std::uint16_t> values) {
+bool UnpackGroups(UnpackGroup unpack, std::span<const std::uint8_t> packed, std::size_t all_values,
+                  std::size_t first, std::span<std::uint16_t> values, std::uint32_t& escapes) {
   Head head;
-  if (!ReadHead(packed, values.size(), head)) return false;
-  const Layout layout(values.size());
+  if (!ReadHead(packed, all_values, head)) return false;
+  const Layout layout(all_values);
   Table table;
   std::copy_n(head.exponents.begin(), head.table_entries, table.exponents.begin());
   const auto list = packed.subspan(layout.escapes, head.escapes);
-  std::uint32_t before = 0;
   std::array<std::uint16_t, kPackGroupValues> last;
-  for (std::size_t group = 0; group < Groups(values.size()); ++group) {
+  for (std::size_t done = 0; done < values.size(); done += kPackGroupValues) {
+    const std::size_t group = first + done / kPackGroupValues;
     std::uint32_t after;
     std::memcpy(&after, packed.data() + sizeof(head) + (group + 1) * sizeof(after), sizeof(after));
-    if (after < before || after > list.size()) return false;
+    if (after < escapes || after > list.size()) return false;
     const std::uint8_t* const codes = packed.data() + layout.groups + group * kGroupBytes;
-    std::uint16_t* to = values.data() + group * kPackGroupValues;
-    const std::size_t count = std::min(kPackGroupValues, values.size() - group * kPackGroupValues);
+    std::uint16_t* to = values.data() + done;
+    const std::size_t count = std::min(kPackGroupValues, values.size() - done);
     const bool is_whole = count == kPackGroupValues;
     unpack(table, codes, codes + kGroupCodeBytes, is_whole ? to : last.data());
     if (!is_whole) std::copy_n(last.begin(), count, to);
-    if (after != before && !PlaceEscapes(codes, list.subspan(before, after - before), to, count)) {
+    if (after != escapes &&
+        !PlaceEscapes(codes, list.subspan(escapes, after - escapes), to, count)) {
       return false;
     }
-    before = after;
+    escapes = after;
   }
-  return before == list.size();
+  return true;
+}
+
+bool Unpack(UnpackGroup unpack, std::span<const std::uint8_t> packed,
+            std::span<std::uint16_t> values) {
+  std::uint32_t escapes = 0;
+  if (!UnpackGroups(unpack, packed, values.size(), 0, values, escapes)) return false;
+  Head head;
+  return ReadHead(packed, values.size(), head) && escapes == head.escapes;
 }
 
 void PackGroupPortable(const Table& table, const std::uint16_t* values, std::uint8_t* codes,
@@ -209,14 +227,26 @@ void UnpackGroupPortable(const Table& table, const std::uint8_t* codes, const st
 
 namespace {
 
-template <PackGroup kGroup>
+template <PackGroup kGroup, bool kTrustsSample>
 std::size_t PackBy(std::span<const std::uint16_t> values, std::span<std::uint8_t> out) {
-  return Pack(kGroup, values, out);
+  return Pack(kGroup, kTrustsSample, values, out);
 }
 
 template <UnpackGroup kGroup>
 bool UnpackBy(std::span<const std::uint8_t> packed, std::span<std::uint16_t> values) {
   return Unpack(kGroup, packed, values);
+}
+
+template <UnpackGroup kGroup>
+bool UnpackGroupsBy(std::span<const std::uint8_t> packed, std::size_t all_values, std::size_t first,
+                    std::span<std::uint16_t> values, std::uint32_t& escapes) {
+  return UnpackGroups(kGroup, packed, all_values, first, values, escapes);
+}
+
+template <PackGroup kPack, UnpackGroup kUnpack>
+constexpr PackVariant Variant(const char* name) {
+  return {name, PackBy<kPack, false>, PackBy<kPack, true>, UnpackBy<kUnpack>,
+          UnpackGroupsBy<kUnpack>};
 }
 
 struct VariantList {
@@ -227,14 +257,14 @@ struct VariantList {
 VariantList FindVariants() {
   VariantList list;
   auto add = [&list](PackVariant variant) { list.variants[list.count++] = variant; };
-  add({"portable", PackBy<PackGroupPortable>, UnpackBy<UnpackGroupPortable>});
+  add(Variant<PackGroupPortable, UnpackGroupPortable>("portable"));
 #if defined(__x86_64__)
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx2")) {
-    add({"avx2", PackBy<PackGroupAvx2>, UnpackBy<UnpackGroupAvx2>});
+    add(Variant<PackGroupAvx2, UnpackGroupAvx2>("avx2"));
   }
   if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vbmi")) {
-    add({"avx512", PackBy<PackGroupAvx512>, UnpackBy<UnpackGroupAvx512>});
+    add(Variant<PackGroupAvx512, UnpackGroupAvx512>("avx512"));
   }
 #endif
   return list;
@@ -258,11 +288,28 @@ std::span<const PackVariant> PackVariants() {
 }
 
 std::size_t PackBf16(std::span<const std::uint16_t> values, std::span<std::uint8_t> out) {
-  return PackVariants().back().pack(values, out);
+  return PackVariants().back().try_pack(values, out);
 }
 
 bool UnpackBf16(std::span<const std::uint8_t> packed, std::span<std::uint16_t> values) {
   return PackVariants().back().unpack(packed, values);
+}
+
+PieceUnpacker::PieceUnpacker(std::span<const std::uint8_t> packed, std::size_t values)
+    : packed_(packed), values_(values) {
+  packing::Head head;
+  ok_ = packing::ReadHead(packed, values, head);
+  if (ok_) escapes_end_ = head.escapes;
+}
+
+bool PieceUnpacker::Next(std::span<std::uint16_t> values) {
+  const std::size_t end = taken_ + values.size();
+  const bool fits = end == values_ || (end < values_ && values.size() % kPackGroupValues == 0);
+  ok_ = ok_ && fits &&
+        PackVariants().back().unpack_groups(packed_, values_, taken_ / kPackGroupValues, values,
+                                            escapes_);
+  taken_ = end;
+  return ok_;
 }
 
 }  // namespace kvshelf

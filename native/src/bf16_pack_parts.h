@@ -43,10 +43,13 @@ using PackGroup = void (*)(const Table& table, const std::uint16_t* values, std:
 using UnpackGroup = void (*)(const Table& table, const std::uint8_t* codes,
                              const std::uint8_t* rest, std::uint16_t* values);
 
-std::size_t Pack(PackGroup group, std::span<const std::uint16_t> values,
+// `trusts_sample`: gives up at once if the sample for the table lets expect that there is no room.
+std::size_t Pack(PackGroup group, bool trusts_sample, std::span<const std::uint16_t> values,
                  std::span<std::uint8_t> out);
 bool Unpack(UnpackGroup group, std::span<const std::uint8_t> packed,
             std::span<std::uint16_t> values);
+bool UnpackGroups(UnpackGroup group, std::span<const std::uint8_t> packed, std::size_t all_values,
+                  std::size_t first, std::span<std::uint16_t> values, std::uint32_t& escapes);
 
 void PackGroupPortable(const Table& table, const std::uint16_t* values, std::uint8_t* codes,
                        std::uint8_t* rest);

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cerrno>
 
+#include "kvshelf/bf16_pack.h"
 #include "kvshelf/chunk_io.h"
 #include "kvshelf/dcheck.h"
 
@@ -56,15 +57,16 @@ FileResult ChunkReader::Inspect(BadFile* bad) {
   if (!result.ok()) return result;  // what is no regular file is not removed
   result = CheckHeader(0, 0);
   if (result.ok()) {
-    const auto& header = *reinterpret_cast<const ChunkHeader*>(context_.page.data());
-    PieceCoder coder(identity_.auth_key, header.salt);
-    if (!HeaderIsAuthentic(header, coder)) result = {FileStatus::kForeign, 0};
+    PieceCoder coder(identity_.auth_key, header().salt);
+    if (!HeaderIsAuthentic(header(), coder)) result = {FileStatus::kForeign, 0};
   }
   if (IsBad(result) && options_.remove_bad) *bad = RemoveBad();
   return result;
 }
 
+// What only a later kvshelf can judge is left to it.
 bool ChunkReader::IsBad(const FileResult& result) const {
+  if (!is_known_) return false;
   return result.status == FileStatus::kCorrupt || result.status == FileStatus::kForeign ||
          lacks_blocks_;
 }
@@ -94,10 +96,15 @@ FileResult ChunkReader::CheckHeader(std::uint64_t begin, std::uint64_t end) {
   if (!S_ISREG(stat_.st_mode) || file_bytes < kPageBytes) return {FileStatus::kCorrupt, 0};
   const FileResult result = ReadFully(context_.page.data(), kPageBytes, 0);
   if (!result.ok()) return result;
-  const auto& header = *reinterpret_cast<const ChunkHeader*>(context_.page.data());
-  if (!HeaderIsSound(header)) return {FileStatus::kCorrupt, 0};
-  if (!HeaderMatches(header, identity_)) return {FileStatus::kForeign, 0};
-  if (!SizesAgree(header, file_bytes)) return {FileStatus::kCorrupt, 0};
+  if (!HeaderIsSound(header())) return {FileStatus::kCorrupt, 0};
+  is_known_ = HeaderIsKnown(header());
+  if (!HeaderMatches(header(), identity_)) return {FileStatus::kForeign, 0};
+  if (!SizesAgree(header(), file_bytes)) return {FileStatus::kCorrupt, 0};
+  return CheckBlocks(begin, end);
+}
+
+FileResult ChunkReader::CheckBlocks(std::uint64_t begin, std::uint64_t end) {
+  const ChunkHeader& header = this->header();
   if (!HasBlocks(header, request_.first_block, request_.block_count())) {
     lacks_blocks_ = true;
     return {FileStatus::kNotFound, 0};
@@ -121,93 +128,153 @@ FileResult ChunkReader::CheckHeader(std::uint64_t begin, std::uint64_t end) {
 }
 
 FileResult ChunkReader::ReadPieces(CopyGate& gate) {
-  const auto& header = *reinterpret_cast<const ChunkHeader*>(context_.page.data());
-  const std::uint64_t piece_bytes = header.piece_bytes;
+  const ChunkHeader& header = this->header();
   PieceCoder coder(identity_.auth_key, header.salt);
   if (!HeaderIsAuthentic(header, coder)) return {FileStatus::kForeign, 0};
   FileResult result;
   if (wanted_begin_ == wanted_end_) return result;  // all is in pieces that begin in other parts
-  for (std::uint64_t piece = wanted_begin_ / piece_bytes;
-       result.ok() && piece * piece_bytes < wanted_end_; ++piece) {
-    std::uint64_t begin = piece * piece_bytes;
-    std::uint64_t end = std::min(begin + piece_bytes, header.payload_bytes);
-    if (!options_.verify) {  // then the unwanted part of a piece need not be read
-      begin = std::max(begin, wanted_begin_ & ~(kPageBytes - 1));
-      end = std::min(end, wanted_end_);
-    }
-    coder.Begin(static_cast<std::uint32_t>(piece));
-    result = context_.ring[0] ? ReadPieceAhead(gate, begin, end, coder)
-                              : ReadPiece(gate, begin, end, coder);
-    if (result.ok() && options_.verify) {
-      Tag code;
-      if (!coder.End(&code) || code != PieceCode(header, piece)) return {FileStatus::kCorrupt, 0};
-    }
+  const std::uint64_t first = wanted_begin_ / header.piece_bytes;
+  file_offset_ = kPageBytes;
+  for (std::uint64_t piece = 0; piece < first; ++piece) {
+    file_offset_ += RoundUpToPage(StoredBytes(header, piece));
   }
-  return result;
+  for (std::uint64_t piece = first; result.ok() && piece * header.piece_bytes < wanted_end_;
+       ++piece) {
+    coder.Begin(static_cast<std::uint32_t>(piece));
+    const std::uint64_t stored = StoredBytes(header, piece);
+    result = stored < PlainBytes(header, piece) ? ReadPacked(gate, piece, coder)
+                                                : ReadPlain(gate, piece, coder);
+    file_offset_ += RoundUpToPage(stored);
+  }
+  return result.ok() ? DeliverRing(gate) : result;
+}
+
+bool ChunkReader::IsRight(std::size_t piece, PieceCoder& coder) const {
+  Tag code;
+  return !options_.verify || (coder.End(&code) && code == PieceCode(header(), piece));
 }
 
 // Steps are small so that each is hashed and copied while it is in L2. Bytes reach block memory
 // before their piece is known to be right; a piece that is not fails the file, whose blocks are
 // then undefined.
-FileResult ChunkReader::ReadPiece(CopyGate& gate, std::uint64_t begin, std::uint64_t end,
-                                  PieceCoder& coder) {
-  for (std::uint64_t at = begin; at < end;) {
-    if (gate.revoked()) return {FileStatus::kCancelled, 0};
-    const std::uint64_t bytes = std::min<std::uint64_t>(context_.step.size(), end - at);
-    const std::uint64_t read_bytes = options_.direct ? RoundUpToPage(bytes) : bytes;
-    const FileResult result = ReadFully(context_.step.data(), read_bytes, kPageBytes + at);
-    if (!result.ok()) return result;
-    if (options_.verify) coder.Update(context_.step.data(), bytes);
-    if (!CopyWanted(gate, at, at + bytes)) {
-      return FileResult::IoError(EIO);
-    }
-    at += bytes;
+FileResult ChunkReader::ReadPlain(CopyGate& gate, std::size_t piece, PieceCoder& coder) {
+  const std::uint64_t piece_begin = piece * std::uint64_t{header().piece_bytes};
+  std::uint64_t begin = piece_begin;
+  std::uint64_t end = begin + PlainBytes(header(), piece);
+  if (!options_.verify) {  // then the unwanted part of a piece need not be read
+    begin = std::max(begin, wanted_begin_ & ~(kPageBytes - 1));
+    end = std::min(end, wanted_end_);
   }
-  return {};
-}
-
-// For a device that copies on its own. Each part of the piece is read and hashed in steps, as
-// above, but into a buffer of its own, whose copy is begun and left alone until the buffer's turn
-// comes again or the file ends. So reading and copying overlap.
-FileResult ChunkReader::ReadPieceAhead(CopyGate& gate, std::uint64_t begin, std::uint64_t end,
-                                       PieceCoder& coder) {
   while (begin < end) {
-    const std::size_t turn = context_.turn;
-    context_.turn = (turn + 1) % context_.ring.size();
-    std::byte* const data = context_.ring[turn].data();
-    const std::uint64_t part_end = std::min(end, begin + context_.ring[turn].size());
-    context_.Pause();
-    const bool copied = context_.stream->WaitFor(context_.last_copy[turn]);
-    context_.Step();
-    if (!copied) return FileResult::IoError(EIO);
-    const FileResult result = ReadSteps(gate, begin, part_end, data, coder);
+    std::uint64_t bytes = 0;
+    std::byte* const room = Room(begin, end, &bytes);
+    if (room == nullptr) return FileResult::IoError(EIO);
+    FileResult result = ReadSteps(gate, file_offset_ + (begin - piece_begin), bytes, room, coder);
+    if (result.ok()) result = Deliver(gate, begin, begin + bytes);
     if (!result.ok()) return result;
-    const std::uint64_t from = std::max(begin, wanted_begin_);
-    const std::uint64_t to = std::min(part_end, wanted_end_);
-    if (from < to) {
-      Map(from, to);
-      const bool begun = gate.Copy(context_.stream, [&](CopyStream& stream) {
-        return stream.BeginIn(data + (from - begin), context_.segments);
-      });
-      // Also after a failure: part of the copy may be under way.
-      context_.last_copy[turn] = context_.stream->begun();
-      if (!begun) return FileResult::IoError(EIO);
-    }
-    begin = part_end;
+    begin += bytes;
   }
-  return {};
+  return IsRight(piece, coder) ? FileResult{} : FileResult{FileStatus::kCorrupt, 0};
 }
 
-FileResult ChunkReader::ReadSteps(CopyGate& gate, std::uint64_t begin, std::uint64_t end,
-                                  std::byte* data, PieceCoder& coder) {
-  for (std::uint64_t at = begin; at < end;) {
-    if (gate.revoked()) return {FileStatus::kCancelled, 0};
-    const std::uint64_t bytes = std::min<std::uint64_t>(context_.step.size(), end - at);
-    const std::uint64_t read_bytes = options_.direct ? RoundUpToPage(bytes) : bytes;
-    const FileResult result = ReadFully(data + (at - begin), read_bytes, kPageBytes + at);
+// A packed piece is verified first: nothing is unpacked but what a writer has packed. It is small
+// enough to be in cache still. A device that unpacks pieces itself would take `packed` from here.
+FileResult ChunkReader::ReadPacked(CopyGate& gate, std::size_t piece, PieceCoder& coder) {
+  const std::uint64_t begin = piece * std::uint64_t{header().piece_bytes};
+  const std::uint64_t stored = StoredBytes(header(), piece);
+  if (!Reserve(context_.packed, RoundUpToPage(stored))) return FileResult::IoError(ENOMEM);
+  const FileResult result = ReadSteps(gate, file_offset_, stored, context_.packed.data(), coder);
+  if (!result.ok()) return result;
+  if (!IsRight(piece, coder)) return {FileStatus::kCorrupt, 0};
+  const auto* const packed = reinterpret_cast<const std::uint8_t*>(context_.packed.data());
+  return Unpack(gate, begin, begin + PlainBytes(header(), piece), {packed, stored});
+}
+
+FileResult ChunkReader::Unpack(CopyGate& gate, std::uint64_t begin, std::uint64_t end,
+                               std::span<const std::uint8_t> packed) {
+  PieceUnpacker unpacker(packed, (end - begin) / sizeof(std::uint16_t));
+  bool is_whole = (end - begin) % sizeof(std::uint16_t) == 0;
+  while (is_whole && begin < end) {
+    std::uint64_t bytes = 0;
+    std::byte* const room = Room(begin, end, &bytes);
+    if (room == nullptr) return FileResult::IoError(EIO);
+    is_whole = unpacker.Next({reinterpret_cast<std::uint16_t*>(room), bytes / 2});
+    if (!is_whole) break;
+    const FileResult result = Deliver(gate, begin, begin + bytes);
     if (!result.ok()) return result;
-    if (options_.verify) coder.Update(data + (at - begin), bytes);
-    at += bytes;
+    begin += bytes;
+  }
+  return is_whole && unpacker.AtEnd() ? FileResult{} : FileResult{FileStatus::kCorrupt, 0};
+}
+
+// The step buffer; or, for a device that copies on its own, what is free in one of two larger ones:
+// its copy is begun when it is full, and left alone until the buffer's turn comes again or the file
+// ends. So reading and copying overlap.
+std::byte* ChunkReader::Room(std::uint64_t begin, std::uint64_t end, std::uint64_t* bytes) {
+  if (!context_.ring[0]) {
+    *bytes = std::min<std::uint64_t>(context_.step.size(), end - begin);
+    return context_.step.data();
+  }
+  if (ring_begin_ == ring_end_) {  // it is empty: its last copy may be under way
+    ring_begin_ = ring_end_ = begin;
+    context_.Pause();
+    const bool copied = context_.stream->WaitFor(context_.last_copy[context_.turn]);
+    context_.Step();
+    if (!copied) return nullptr;
+  }
+  KVSHELF_DCHECK(ring_end_ == begin);
+  const StagingBuffer& ring = context_.ring[context_.turn];
+  const std::uint64_t used = ring_end_ - ring_begin_;
+  *bytes = std::min<std::uint64_t>(ring.size() - used, end - begin);
+  return ring.data() + used;
+}
+
+// Copies the wanted part of payload bytes [begin, end), which are where Room has said.
+FileResult ChunkReader::Deliver(CopyGate& gate, std::uint64_t begin, std::uint64_t end) {
+  if (context_.ring[0]) {
+    ring_end_ = end;
+    const bool is_full = ring_end_ - ring_begin_ == context_.ring[context_.turn].size();
+    return is_full ? DeliverRing(gate) : FileResult{};
+  }
+  const std::uint64_t from = std::max(begin, wanted_begin_);
+  const std::uint64_t to = std::min(end, wanted_end_);
+  if (from >= to) return {};
+  Map(from, to);
+  const std::byte* source = context_.step.data() + (from - begin);
+  const bool copied = gate.Copy(context_.stream, [&](CopyStream& stream) {
+    // The step buffer is reused at once, so a device that copies later is waited for.
+    return stream.BeginIn(source, context_.segments) && stream.Wait();
+  });
+  return copied ? FileResult{} : FileResult::IoError(EIO);
+}
+
+FileResult ChunkReader::DeliverRing(CopyGate& gate) {
+  const std::uint64_t from = std::max(ring_begin_, wanted_begin_);
+  const std::uint64_t to = std::min(ring_end_, wanted_end_);
+  const std::uint64_t skipped = from - ring_begin_;
+  ring_begin_ = ring_end_;
+  if (from >= to) return {};
+  const std::size_t turn = context_.turn;
+  context_.turn = (turn + 1) % context_.ring.size();
+  Map(from, to);
+  const bool begun = gate.Copy(context_.stream, [&](CopyStream& stream) {
+    return stream.BeginIn(context_.ring[turn].data() + skipped, context_.segments);
+  });
+  // Also after a failure: part of the copy may be under way.
+  context_.last_copy[turn] = context_.stream->begun();
+  return begun ? FileResult{} : FileResult::IoError(EIO);
+}
+
+FileResult ChunkReader::ReadSteps(CopyGate& gate, std::uint64_t offset, std::uint64_t bytes,
+                                  std::byte* data, PieceCoder& coder) {
+  for (std::uint64_t at = 0; at < bytes;) {
+    if (gate.revoked()) return {FileStatus::kCancelled, 0};
+    const std::uint64_t step = std::min<std::uint64_t>(context_.step.size(), bytes - at);
+    const std::uint64_t read_bytes = options_.direct ? RoundUpToPage(step) : step;
+    const FileResult result = ReadFully(data + at, read_bytes, offset + at);
+    if (!result.ok()) return result;
+    if (options_.verify) coder.Update(data + at, step);
+    at += step;
   }
   return {};
 }
@@ -228,19 +295,6 @@ FileResult ChunkReader::ReadFully(std::byte* data, std::uint64_t bytes, std::uin
 void ChunkReader::Map(std::uint64_t begin, std::uint64_t end) {
   request_.memory->Map(request_.block_ids, begin - request_begin_, end - request_begin_,
                        context_.segments);
-}
-
-// Copies the wanted part of payload bytes [begin, end), which are in the step buffer.
-bool ChunkReader::CopyWanted(CopyGate& gate, std::uint64_t begin, std::uint64_t end) {
-  const std::uint64_t from = std::max(begin, wanted_begin_);
-  const std::uint64_t to = std::min(end, wanted_end_);
-  if (from >= to) return true;
-  Map(from, to);
-  const std::byte* source = context_.step.data() + (from - begin);
-  return gate.Copy(context_.stream, [&](CopyStream& stream) {
-    // The step buffer is reused at once, so a device that copies later is waited for.
-    return stream.BeginIn(source, context_.segments) && stream.Wait();
-  });
 }
 
 BadFile ChunkReader::RemoveBad() {

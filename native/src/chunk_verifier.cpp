@@ -9,6 +9,8 @@
 #include <cstring>
 #include <vector>
 
+#include "kvshelf/bf16_pack.h"
+
 namespace kvshelf {
 namespace {
 
@@ -60,7 +62,8 @@ ChunkVerifier::ChunkVerifier(std::size_t step_bytes, const std::string& auth_key
 bool ChunkVerifier::Begin(int fd, std::uint64_t file_bytes, const ExpectedChunk& expected) {
   fd_ = fd;
   file_bytes_ = file_bytes;
-  at_ = bytes_read_ = 0;
+  bytes_read_ = in_piece_ = piece_ = 0;
+  padding_is_zero_ = true;
   coder_.reset();
   verdict_ = Verdict::kSound;
   error_ = 0;
@@ -78,10 +81,12 @@ bool ChunkVerifier::Begin(int fd, std::uint64_t file_bytes, const ExpectedChunk&
 }
 
 bool ChunkVerifier::CheckHeader(const ExpectedChunk& expected) {
-  const auto& header = *reinterpret_cast<const ChunkHeader*>(page_.data());
+  const ChunkHeader& header = this->header();
   if (!HeaderIsSound(header)) return Judge(Verdict::kCorrupt, "the header is damaged");
-  if (header.version != kFormatVersion) {
-    return Judge(Verdict::kVersion, "format version " + std::to_string(header.version));
+  if (!HeaderIsKnown(header)) {
+    std::string what = "format version " + std::to_string(header.version);
+    if (header.version == kPackedVersion) what += ", packing " + std::to_string(header.packing);
+    return Judge(Verdict::kVersion, std::move(what));
   }
   if (std::memcmp(header.namespace_digest.data(), expected.namespace_start.data(),
                   expected.namespace_start.size()) != 0) {
@@ -115,36 +120,52 @@ bool ChunkVerifier::CheckHeader(const ExpectedChunk& expected) {
 
 bool ChunkVerifier::Step() {
   // To the end of a page: O_DIRECT wants that, and what follows the payload is padding.
-  const std::uint64_t bytes =
-      std::min<std::uint64_t>(buffer_.size(), file_bytes_ - kPageBytes - at_);
-  return !Read(bytes, kPageBytes + at_) || Check(buffer_.data(), bytes);
+  const std::uint64_t bytes = std::min<std::uint64_t>(buffer_.size(), file_bytes_ - bytes_read_);
+  return !Read(bytes, bytes_read_) || Check(buffer_.data(), bytes);
 }
 
 bool ChunkVerifier::Check(const std::byte* data, std::uint64_t bytes) {
-  const auto& header = *reinterpret_cast<const ChunkHeader*>(page_.data());
-  const std::byte* const end = data + bytes;
-  while (data < end) {
-    const std::uint64_t piece = at_ / header.piece_bytes;
-    const std::uint64_t piece_end =
-        std::min((piece + 1) * header.piece_bytes, header.payload_bytes);
-    const auto part = std::min(static_cast<std::uint64_t>(end - data), piece_end - at_);
-    coder_->Update(data, part);
-    at_ += part;
+  for (const std::byte* const end = data + bytes; data < end;) {
+    const std::uint64_t stored = StoredBytes(header(), piece_);
+    const bool in_padding = in_piece_ >= stored;
+    const std::uint64_t part_end = in_padding ? RoundUpToPage(stored) : stored;
+    const auto part = std::min(static_cast<std::uint64_t>(end - data), part_end - in_piece_);
+    if (in_padding) {
+      padding_is_zero_ = padding_is_zero_ && std::all_of(data, data + part, [](std::byte each) {
+                           return each == std::byte{0};
+                         });
+    } else {
+      coder_->Update(data, part);
+      if (stored < PlainBytes(header(), piece_)) packed_.insert(packed_.end(), data, data + part);
+    }
     data += part;
-    if (at_ < piece_end) continue;
-    Tag code;
-    if (!coder_->End(&code) || code != PieceCode(header, piece)) {
-      return Judge(Verdict::kCorrupt, "piece " + std::to_string(piece) + " of " +
-                                          std::to_string(header.piece_count) + " is damaged");
-    }
-    coder_->Begin(static_cast<std::uint32_t>(piece + 1));
-    if (at_ == header.payload_bytes) {
-      const bool zero = std::all_of(data, end, [](std::byte each) { return each == std::byte{0}; });
-      return zero ? Judge(Verdict::kSound, "")
-                  : Judge(Verdict::kPadding, "the bytes behind the payload are not zero");
-    }
+    in_piece_ += part;
+    if (in_piece_ == stored && !EndPiece()) return true;
+    if (in_piece_ < RoundUpToPage(stored)) continue;
+    in_piece_ = 0;
+    if (++piece_ < header().piece_count) continue;
+    return padding_is_zero_ ? Judge(Verdict::kSound, "")
+                            : Judge(Verdict::kPadding, "the bytes behind a piece are not zero");
   }
   return false;
+}
+
+// Whether the piece is right, which then ends before its padding.
+bool ChunkVerifier::EndPiece() {
+  Tag code;
+  bool is_right = coder_->End(&code) && code == PieceCode(header(), piece_);
+  coder_->Begin(static_cast<std::uint32_t>(piece_ + 1));
+  if (is_right && !packed_.empty()) {
+    const std::uint64_t plain = PlainBytes(header(), piece_);
+    std::vector<std::uint16_t> values(plain / sizeof(std::uint16_t));
+    is_right =
+        plain % sizeof(std::uint16_t) == 0 &&
+        UnpackBf16({reinterpret_cast<const std::uint8_t*>(packed_.data()), packed_.size()}, values);
+  }
+  packed_.clear();
+  return is_right ||
+         !Judge(Verdict::kCorrupt, "piece " + std::to_string(piece_) + " of " +
+                                       std::to_string(header().piece_count) + " is damaged");
 }
 
 bool ChunkVerifier::Judge(Verdict verdict, std::string reason) {

@@ -27,6 +27,76 @@ iovec Part(const std::byte* data, std::uint64_t bytes) {
   return {const_cast<std::byte*>(data), bytes};
 }
 
+void Keep(const StagingBuffer& whole, const std::byte* data, std::uint64_t bytes,
+          std::uint64_t at) {
+  KVSHELF_DCHECK(at + bytes <= whole.size());
+  std::memcpy(whole.data() + at, data, bytes);
+}
+
+FileResult WriteFully(FileOps& ops, const UniqueFd& file, std::span<iovec> parts,
+                      std::uint64_t offset) {
+  while (!parts.empty()) {
+    const ssize_t result = ops.Pwritev(file.get(), parts, static_cast<off_t>(offset));
+    if (result < 0) return FileResult::IoError(static_cast<int>(-result));
+    if (result == 0) return FileResult::IoError(ENOSPC);  // would loop for ever
+    auto done = static_cast<std::size_t>(result);
+    offset += done;
+    while (!parts.empty() && done >= parts.front().iov_len) {
+      done -= parts.front().iov_len;
+      parts = parts.subspan(1);
+    }
+    if (done > 0) {
+      parts.front().iov_base = static_cast<std::byte*>(parts.front().iov_base) + done;
+      parts.front().iov_len -= done;
+    }
+  }
+  return {};
+}
+
+int LinkOrRename(RootDir& root, int temp_folder, const std::string& temp_name, int folder,
+                 const std::string& name) {
+  FileOps& ops = root.ops();
+  RootHabits& habits = root.habits();
+  const int linked = ops.LinkAt(temp_folder, temp_name.c_str(), folder, name.c_str());
+  habits.link_error = linked < 0 ? -linked : 0;
+  if (linked >= 0) {
+    habits.naming = Naming::kLink;
+    ops.UnlinkAt(temp_folder, temp_name.c_str());
+    return 0;
+  }
+  if (linked == -EEXIST || linked == -ENOENT) return linked;
+  const bool no_links = linked == -EPERM || linked == -EOPNOTSUPP || linked == -ENOSYS ||
+                        linked == -EMLINK || linked == -EINVAL || linked == -EXDEV;
+  if (!no_links) return linked;
+  struct stat existing{};
+  const int found = ops.StatAt(folder, name.c_str(), &existing);
+  if (found >= 0) return -EEXIST;
+  if (found != -ENOENT) return found;
+  const int renamed = ops.Rename(temp_folder, temp_name.c_str(), folder, name.c_str());
+  if (renamed >= 0) habits.naming = Naming::kRename;
+  return renamed;
+}
+
+// Returns 0, or -errno; -EEXIST if the name is taken. After success the temp name is gone.
+int GiveFinalName(RootDir& root, int temp_folder, const std::string& temp_name, int folder,
+                  const std::string& name) {
+  const int renamed =
+      root.ops().RenameNoReplace(temp_folder, temp_name.c_str(), folder, name.c_str());
+  RootHabits& habits = root.habits();
+  habits.rename_error = renamed < 0 ? -renamed : 0;
+  switch (renamed) {
+    case -EINVAL:  // the file system does not know the flag
+    case -ENOSYS:
+    case -EOPNOTSUPP:
+    case -EPERM:
+    case -ENOTTY:
+      return LinkOrRename(root, temp_folder, temp_name, folder, name);
+    default:
+      if (renamed >= 0) habits.naming = Naming::kRenameNoReplace;
+      return renamed;
+  }
+}
+
 }  // namespace
 
 ChunkWriter::ChunkWriter(RootDir& root, const ChunkIoOptions& options,
@@ -35,8 +105,8 @@ ChunkWriter::ChunkWriter(RootDir& root, const ChunkIoOptions& options,
       options_(options),
       identity_(identity),
       request_(request),
-      header_(MakeHeader(identity, request.first_block, request.block_count(),
-                         PieceBytesFor(identity.block_bytes, options.piece_bytes))),
+      shape_(ShapeOf(options, identity, request.payload_bytes())),
+      header_(MakeHeader(identity, request.first_block, request.block_count(), shape_.piece_bytes)),
       hasher_(header_.piece_bytes, identity.auth_key) {}
 
 ChunkWriter::~ChunkWriter() { RemoveTemp(); }
@@ -96,11 +166,14 @@ FileResult ChunkWriter::CreateTemp() {
   root_.GiveToUsers(fd, options_.file_mode);
   RootHabits& habits = root_.habits();
   if (habits.order == WriteOrder::kInOrder) {  // room that is reserved would lengthen the file
-    return whole_ || AllocateWhole() ? FileResult{} : FileResult::IoError(ENOMEM);
+    return Reserve(whole_, FileBytes(header_)) ? FileResult{} : FileResult::IoError(ENOMEM);
   }
   // A full file system says so before any work is done, and ext4 writes a fifth faster into blocks
-  // that it has allocated at once. Where it is not supported there is nothing lost.
-  const int allocated = root_.ops().Allocate(fd, static_cast<off_t>(FileBytes(header_)));
+  // that it has allocated at once. Where it is not supported there is nothing lost. What is packed
+  // takes three quarters at least; a file must not be longer than what is written.
+  const std::uint64_t least =
+      shape_.packs ? kPageBytes + RoundUpToPage(header_.payload_bytes / 4 * 3) : FileBytes(header_);
+  const int allocated = root_.ops().Allocate(fd, static_cast<off_t>(least));
   habits.allocate_error = -allocated;
   const bool full = IsFull(-allocated);
   return full ? FileResult::IoError(-allocated) : FileResult{};
@@ -108,7 +181,8 @@ FileResult ChunkWriter::CreateTemp() {
 
 FileResult ChunkWriter::WriteStaged(std::byte* data, std::uint64_t bytes) {
   while (bytes > 0) {
-    const std::uint64_t step = AlignedEnd(offset_, options_.step_bytes, offset_ + bytes) - offset_;
+    const std::uint64_t step =
+        AlignedEnd(written_, options_.step_bytes, written_ + bytes) - written_;
     hasher_.Update(data, step);
     const FileResult result = WriteHashed(data, step);
     if (!result.ok()) return result;
@@ -119,20 +193,40 @@ FileResult ChunkWriter::WriteStaged(std::byte* data, std::uint64_t bytes) {
 }
 
 FileResult ChunkWriter::WriteHashed(std::byte* data, std::uint64_t bytes) {
-  KVSHELF_DCHECK(offset_ + bytes <= header_.payload_bytes);
-  const std::uint64_t at = kPageBytes + offset_;
-  offset_ += bytes;
+  KVSHELF_DCHECK(!shape_.packs && written_ + bytes <= header_.payload_bytes);
+  written_ += bytes;
   std::uint64_t write_bytes = bytes;
-  if (offset_ == header_.payload_bytes) {
+  if (written_ == header_.payload_bytes) {
     write_bytes = RoundUpToPage(bytes);
     std::memset(data + bytes, 0, write_bytes - bytes);
   }
+  return Append(data, write_bytes);
+}
+
+FileResult ChunkWriter::WritePiece(std::span<const std::byte> plain, ThreadContext& context) {
+  if (!Reserve(context.packed, RoundUpToPage(plain.size()))) return FileResult::IoError(ENOMEM);
+  const std::uint32_t stored = StorePiece(plain, context.packed.data());
+  hasher_.AddPiece(context.packed.data(), stored);
+  return WritePieces(context.packed.data(), RoundUpToPage(stored), plain.size());
+}
+
+FileResult ChunkWriter::WritePieces(std::byte* data, std::uint64_t bytes,
+                                    std::uint64_t payload_bytes) {
+  KVSHELF_DCHECK(shape_.packs && bytes % kPageBytes == 0);
+  KVSHELF_DCHECK(written_ + payload_bytes <= header_.payload_bytes);
+  written_ += payload_bytes;
+  return Append(data, bytes);
+}
+
+FileResult ChunkWriter::Append(std::byte* data, std::uint64_t bytes) {
+  const std::uint64_t at = kPageBytes + offset_;
+  offset_ += bytes;
   if (!whole_) {
-    iovec part = Part(data, write_bytes);
-    const FileResult written = WriteFully({&part, 1}, at);
-    if (written.ok() || !BeginsInOrder(written, at - kPageBytes)) return written;
+    iovec part = Part(data, bytes);
+    const FileResult result = WriteFully(root_.ops(), file_, {&part, 1}, at);
+    if (result.ok() || !BeginsInOrder(result, at - kPageBytes)) return result;
   }
-  KeepPart(data, write_bytes, at);
+  Keep(whole_, data, bytes, at);
   return {};
 }
 
@@ -141,7 +235,8 @@ FileResult ChunkWriter::WriteHashed(std::byte* data, std::uint64_t bytes) {
 bool ChunkWriter::BeginsInOrder(const FileResult& refused, std::uint64_t kept) {
   if (IsFull(refused.error) || refused.error == ECANCELED) return false;
   root_.LearnWriteOrder(temp_folder_.get());
-  if (root_.habits().order != WriteOrder::kInOrder || !AllocateWhole()) return false;
+  if (root_.habits().order != WriteOrder::kInOrder || !Reserve(whole_, FileBytes(header_)))
+    return false;
   FileOps& ops = root_.ops();
   ops.Close(file_.Release());  // some send only now what was written
   const UniqueFd copy(
@@ -159,20 +254,6 @@ bool ChunkWriter::BeginsInOrder(const FileResult& refused, std::uint64_t kept) {
   return CreateTemp().ok();
 }
 
-bool ChunkWriter::AllocateWhole() {
-  try {
-    whole_ = AllocateAligned(FileBytes(header_));
-  } catch (const std::bad_alloc&) {
-    return false;
-  }
-  return true;
-}
-
-void ChunkWriter::KeepPart(const std::byte* data, std::uint64_t bytes, std::uint64_t at) {
-  KVSHELF_DCHECK(at + bytes <= whole_.size());
-  std::memcpy(whole_.data() + at, data, bytes);
-}
-
 // Hashing is inside the file's gate, the system call is not: it may hang, and whoever gives the
 // file up must not wait for it. That it may then read memory which is somebody else's is harmless:
 // wrong bytes can only reach a temp file, and Publish asks the gate after the last write before it
@@ -186,9 +267,10 @@ FileResult ChunkWriter::WriteSegments(std::span<const Segment> segments, CopyGat
     const bool hashed = gate.Run([&] {
       for (const Segment& segment : part) {
         hasher_.Update(segment.data, segment.bytes);
-        if (whole_) KeepPart(segment.data, segment.bytes, kPageBytes + offset_);
+        if (whole_) Keep(whole_, segment.data, segment.bytes, kPageBytes + offset_);
         offset_ += segment.bytes;
-        KVSHELF_DCHECK(offset_ <= header_.payload_bytes);
+        written_ += segment.bytes;
+        KVSHELF_DCHECK(!shape_.packs && written_ <= header_.payload_bytes);
         context.parts.push_back(Part(segment.data, segment.bytes));
       }
       return true;
@@ -199,12 +281,12 @@ FileResult ChunkWriter::WriteSegments(std::span<const Segment> segments, CopyGat
       context.parts.push_back(Part(kZeros.data(), padding));
     }
     if (!whole_) {
-      const FileResult result = WriteFully(context.parts, at);
+      const FileResult result = WriteFully(root_.ops(), file_, context.parts, at);
       if (!result.ok() && !BeginsInOrder(result, at - kPageBytes)) return result;
       const bool kept = result.ok() || gate.Run([&] {
         std::uint64_t to = at;
         for (const Segment& segment : part) {
-          KeepPart(segment.data, segment.bytes, to);
+          Keep(whole_, segment.data, segment.bytes, to);
           to += segment.bytes;
         }
         return true;
@@ -216,40 +298,22 @@ FileResult ChunkWriter::WriteSegments(std::span<const Segment> segments, CopyGat
   return {};
 }
 
-FileResult ChunkWriter::WriteFully(std::span<iovec> parts, std::uint64_t offset) {
-  while (!parts.empty()) {
-    const ssize_t result = root_.ops().Pwritev(file_.get(), parts, static_cast<off_t>(offset));
-    if (result < 0) return FileResult::IoError(static_cast<int>(-result));
-    if (result == 0) return FileResult::IoError(ENOSPC);  // would loop for ever
-    auto done = static_cast<std::size_t>(result);
-    offset += done;
-    while (!parts.empty() && done >= parts.front().iov_len) {
-      done -= parts.front().iov_len;
-      parts = parts.subspan(1);
-    }
-    if (done > 0) {
-      parts.front().iov_base = static_cast<std::byte*>(parts.front().iov_base) + done;
-      parts.front().iov_len -= done;
-    }
-  }
-  return {};
-}
-
 // The header page; in order, the whole file.
 FileResult ChunkWriter::WriteHeader(ThreadContext& context) {
   if (!whole_) {
     std::memcpy(context.page.data(), &header_, sizeof(header_));
     iovec part = Part(context.page.data(), kPageBytes);
-    return WriteFully({&part, 1}, 0);
+    return WriteFully(root_.ops(), file_, {&part, 1}, 0);
   }
   std::memcpy(whole_.data(), &header_, sizeof(header_));
-  std::memset(whole_.data() + kPageBytes + header_.payload_bytes, 0,
-              whole_.size() - kPageBytes - header_.payload_bytes);
+  const std::uint64_t file_bytes = FileBytes(header_);
+  KVSHELF_DCHECK(kPageBytes + offset_ <= file_bytes && file_bytes <= whole_.size());
+  std::memset(whole_.data() + kPageBytes + offset_, 0, file_bytes - kPageBytes - offset_);
   FileResult result;
-  for (std::uint64_t at = 0; result.ok() && at < whole_.size(); at += options_.step_bytes) {
+  for (std::uint64_t at = 0; result.ok() && at < file_bytes; at += options_.step_bytes) {
     iovec part =
-        Part(whole_.data() + at, std::min<std::uint64_t>(options_.step_bytes, whole_.size() - at));
-    result = WriteFully({&part, 1}, at);
+        Part(whole_.data() + at, std::min<std::uint64_t>(options_.step_bytes, file_bytes - at));
+    result = WriteFully(root_.ops(), file_, {&part, 1}, at);
   }
   whole_ = {};
   return result;
@@ -259,7 +323,7 @@ FileResult ChunkWriter::Publish(CopyGate& gate, ThreadContext& context) {
   if (!hasher_.Seal(header_)) return FileResult::IoError(EIO);
   const bool had_whole = static_cast<bool>(whole_);
   FileResult written = WriteHeader(context);
-  if (!written.ok() && !had_whole && BeginsInOrder(written, header_.payload_bytes)) {
+  if (!written.ok() && !had_whole && BeginsInOrder(written, offset_)) {
     written = WriteHeader(context);
   }
   if (!written.ok()) return written;
@@ -273,7 +337,9 @@ FileResult ChunkWriter::Publish(CopyGate& gate, ThreadContext& context) {
   const int closed = ops.Close(file_.Release());
   if (closed < 0) return FileResult::IoError(-closed);
   if (!gate.ClaimPublication()) return FileResult::IoError(ECANCELED);
-  KVSHELF_DCHECK(offset_ == header_.payload_bytes);  // what gets its name is whole
+  // What gets its name is whole.
+  KVSHELF_DCHECK(written_ == header_.payload_bytes);
+  KVSHELF_DCHECK(kPageBytes + RoundUpToPage(offset_) == FileBytes(header_));
 
   const auto [folder, name] = SplitPath(request_.path);
   for (int attempt = 1;; ++attempt) {
@@ -301,54 +367,12 @@ FileResult ChunkWriter::GiveNameInFolder(const std::string& folder, const std::s
     if (made < 0 && made != -ENOENT) return FileResult::IoError(-made);
     if (made < 0) continue;  // an evictor removed it between mkdir and open
     const UniqueFd folder_fd(made);
-    renamed = GiveFinalName(made, name);
+    renamed = GiveFinalName(root_, temp_folder_.get(), temp_name_, made, name);
   }
   *taken = renamed == -EEXIST;
   if (renamed < 0 && !*taken) return FileResult::IoError(-renamed);
   if (!*taken) temp_name_.clear();
   return {};
-}
-
-// Returns 0, or -errno; -EEXIST if the name is taken. After success the temp name is gone.
-int ChunkWriter::GiveFinalName(int folder, const std::string& name) {
-  const int renamed =
-      root_.ops().RenameNoReplace(temp_folder_.get(), temp_name_.c_str(), folder, name.c_str());
-  RootHabits& habits = root_.habits();
-  habits.rename_error = renamed < 0 ? -renamed : 0;
-  switch (renamed) {
-    case -EINVAL:  // the file system does not know the flag
-    case -ENOSYS:
-    case -EOPNOTSUPP:
-    case -EPERM:
-    case -ENOTTY:
-      return LinkOrRename(folder, name);
-    default:
-      if (renamed >= 0) habits.naming = Naming::kRenameNoReplace;
-      return renamed;
-  }
-}
-
-int ChunkWriter::LinkOrRename(int folder, const std::string& name) {
-  FileOps& ops = root_.ops();
-  RootHabits& habits = root_.habits();
-  const int linked = ops.LinkAt(temp_folder_.get(), temp_name_.c_str(), folder, name.c_str());
-  habits.link_error = linked < 0 ? -linked : 0;
-  if (linked >= 0) {
-    habits.naming = Naming::kLink;
-    ops.UnlinkAt(temp_folder_.get(), temp_name_.c_str());
-    return 0;
-  }
-  if (linked == -EEXIST || linked == -ENOENT) return linked;
-  const bool no_links = linked == -EPERM || linked == -EOPNOTSUPP || linked == -ENOSYS ||
-                        linked == -EMLINK || linked == -EINVAL || linked == -EXDEV;
-  if (!no_links) return linked;
-  struct stat existing{};
-  const int found = ops.StatAt(folder, name.c_str(), &existing);
-  if (found >= 0) return -EEXIST;
-  if (found != -ENOENT) return found;
-  const int renamed = ops.Rename(temp_folder_.get(), temp_name_.c_str(), folder, name.c_str());
-  if (renamed >= 0) habits.naming = Naming::kRename;
-  return renamed;
 }
 
 void ChunkWriter::RemoveTemp() {

@@ -16,6 +16,7 @@ ChunkIoOptions IoOptions(const EngineConfig& config) {
   options.piece_bytes = static_cast<std::uint32_t>(config.piece_bytes);
   options.verify = config.verify;
   options.remove_bad = config.remove_bad;
+  options.compress = config.compress;
   options.durability = config.durability;
   options.file_mode = config.file_mode;
   return options;

@@ -216,6 +216,8 @@ EngineStats EngineCore::Stats() const {
   EngineStats stats;
   stats.direct = parts_.basis.io_options.direct;
   stats.removed_bad = parts_.removed_bad;
+  stats.stored_payload_bytes = parts_.stored.payload;
+  stats.stored_file_bytes = parts_.stored.files;
   stats.hung_threads = parts_.workers.hung();
   parts_.jobs.AddTo(stats);
   parts_.lookups.AddTo(stats);

@@ -6,6 +6,7 @@
 // other way round; whoever gives up a file revokes its gate first and settles it afterwards.
 #pragma once
 
+#include <atomic>
 #include <mutex>
 
 #include "deadlines.h"
@@ -21,6 +22,17 @@
 
 namespace kvshelf {
 
+// What stores have published, in bytes: without the mutex, for threads that write.
+struct StoredTotals {
+  std::atomic<std::uint64_t> payload{0};
+  std::atomic<std::uint64_t> files{0};
+
+  void Add(std::uint64_t payload_bytes, std::uint64_t file_bytes) {
+    payload += payload_bytes;
+    files += file_bytes;
+  }
+};
+
 struct EngineParts {
   explicit EngineParts(EngineSetup setup);
 
@@ -34,6 +46,7 @@ struct EngineParts {
   JobTable jobs;
   Deadlines deadlines;
   Workers workers;
+  StoredTotals stored;
   bool closed ENGINE_GUARDED = false;            // nothing more is submitted
   bool stopping ENGINE_GUARDED = false;          // threads end
   std::uint64_t removed_bad ENGINE_GUARDED = 0;  // files

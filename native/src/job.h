@@ -17,7 +17,8 @@ namespace kvshelf {
 // A part of a payload in staging memory, to be written.
 struct StagedPart {
   StagingBuffer buffer;
-  std::uint64_t bytes = 0;
+  std::uint64_t bytes = 0;  // in the buffer: fewer than of the payload if it is packed
+  std::uint64_t payload_bytes = 0;
 };
 
 inline bool IsTransfer(JobKind kind) { return kind == JobKind::kStore || kind == JobKind::kLoad; }

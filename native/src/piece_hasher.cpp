@@ -21,6 +21,13 @@ void PieceHasher::Update(const std::byte* data, std::uint64_t bytes) {
   }
 }
 
+void PieceHasher::AddPiece(const std::byte* data, std::uint32_t stored_bytes) {
+  coder_.Begin(static_cast<std::uint32_t>(codes_.size()));
+  coder_.Update(data, stored_bytes);
+  EndPiece();
+  stored_bytes_.push_back(stored_bytes);
+}
+
 void PieceHasher::EndPiece() {
   ok_ = coder_.End(&codes_.emplace_back()) && ok_;
   in_piece_ = 0;
@@ -29,6 +36,12 @@ void PieceHasher::EndPiece() {
 bool PieceHasher::Seal(ChunkHeader& header) {
   if (in_piece_ > 0) EndPiece();
   header.salt = salt_;
+  // A file of which no piece was packed is one of the first version, for all who read that.
+  bool is_packed = false;
+  for (std::size_t piece = 0; piece < stored_bytes_.size(); ++piece) {
+    is_packed = is_packed || stored_bytes_[piece] < PlainBytes(header, piece);
+  }
+  if (is_packed) SetStoredBytes(header, stored_bytes_);
   for (std::size_t piece = 0; piece < codes_.size(); ++piece) {
     SetPieceCode(header, piece, codes_[piece]);
   }

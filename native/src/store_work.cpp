@@ -1,6 +1,8 @@
 #include "store_work.h"
 
+#include <algorithm>
 #include <cerrno>
+#include <cstring>
 
 namespace kvshelf {
 
@@ -38,6 +40,7 @@ void StoreWork::StoreThrough(EngineLock& lock, const std::shared_ptr<Transfer>& 
       if (result.ok()) result = WriteFromBlocks(file, writer, context);
       if (result.ok()) result = writer.Publish(file.gate, context);
       if (result.ok()) bytes = file.request.payload_bytes();
+      if (result.ok()) parts_.stored.Add(bytes, writer.file_bytes());
     }
     removed = writer.removed_bad();
   }  // a temp file that was not published is gone before anybody hears of the failure
@@ -48,6 +51,7 @@ void StoreWork::StoreThrough(EngineLock& lock, const std::shared_ptr<Transfer>& 
 
 FileResult StoreWork::WriteFromBlocks(Transfer& file, ChunkWriter& writer, ThreadContext& context) {
   const std::uint64_t payload = file.request.payload_bytes();
+  if (writer.shape().packs) return WritePieces(file, writer, context, writer.shape().piece_bytes);
   const bool in_place = parts_.basis.device->host_accessible() && !parts_.basis.io_options.direct;
   while (writer.written_bytes() < payload) {
     if (file.gate.revoked()) return FileResult::IoError(ECANCELED);
@@ -69,6 +73,30 @@ FileResult StoreWork::WriteFromBlocks(Transfer& file, ChunkWriter& writer, Threa
   return {};
 }
 
+FileResult StoreWork::WritePieces(Transfer& file, ChunkWriter& writer, ThreadContext& context,
+                                  std::uint32_t piece_bytes) {
+  const std::uint64_t payload = file.request.payload_bytes();
+  if (!Reserve(context.plain, piece_bytes)) return FileResult::IoError(ENOMEM);
+  while (writer.written_bytes() < payload) {
+    const std::uint64_t begin = writer.written_bytes();
+    const std::uint64_t bytes = std::min<std::uint64_t>(piece_bytes, payload - begin);
+    for (std::uint64_t at = 0; at < bytes;) {
+      const std::uint64_t step = std::min<std::uint64_t>(context.step.size(), bytes - at);
+      file.request.memory->Map(file.request.block_ids, begin + at, begin + at + step,
+                               context.segments);
+      const bool copied = file.gate.Copy(context.stream, [&](CopyStream& stream) {
+        return stream.BeginOut(context.segments, context.step.data()) && stream.Wait();
+      });
+      if (!copied) return FileResult::IoError(EIO);
+      std::memcpy(context.plain.data() + at, context.step.data(), step);
+      at += step;
+    }
+    const FileResult result = writer.WritePiece({context.plain.data(), bytes}, context);
+    if (!result.ok()) return result;
+  }
+  return {};
+}
+
 void StoreWork::AddPublishDeadline(const std::shared_ptr<Transfer>& file) {
   const TimePoint time = Clock::now() + ToDuration(parts_.basis.config.store_timeout_seconds);
   parts_.deadlines.Add(DeadlineKind::kPublish, {time, JobOf(file), file->index});
@@ -82,10 +110,8 @@ void StoreWork::TakeBytes(EngineLock& lock, const std::shared_ptr<Transfer>& fil
   const std::uint64_t payload = file->request.payload_bytes();
   lock.unlock();  // a salt and a key are two system calls' worth of time
   const ChunkIdentity identity = parts_.basis.IdentityOf(*file);
-  file->hasher = std::make_unique<PieceHasher>(
-      PieceBytesFor(identity.block_bytes,
-                    static_cast<std::uint32_t>(parts_.basis.config.piece_bytes)),
-      identity.auth_key);
+  const PieceShape shape = ShapeOf(parts_.basis.io_options, identity, payload);
+  file->hasher = std::make_unique<PieceHasher>(shape.piece_bytes, identity.auth_key);
   lock.lock();
   while (file->copied_bytes < payload) {
     if (file->copied_bytes > 0) {
@@ -100,22 +126,53 @@ void StoreWork::TakeBytes(EngineLock& lock, const std::shared_ptr<Transfer>& fil
     }
     KVSHELF_DCHECK(buffer.size() >= parts_.basis.config.piece_bytes);
     const std::uint64_t begin = file->copied_bytes;
-    const std::uint64_t end = AlignedEnd(begin, parts_.basis.config.piece_bytes, payload);
+    const std::uint64_t whole_pieces = buffer.size() / shape.piece_bytes * shape.piece_bytes;
+    const std::uint64_t end = shape.packs
+                                  ? std::min(begin + whole_pieces, payload)
+                                  : AlignedEnd(begin, parts_.basis.config.piece_bytes, payload);
+    StagedPart part{std::move(buffer), end - begin, end - begin};
     lock.unlock();
-    const bool copied = TakePart(*file, begin, end, buffer.data(), context);
+    const bool copied = shape.packs
+                            ? TakePieces(*file, begin, end, part, shape.piece_bytes, context)
+                            : TakePart(*file, begin, end, part.buffer.data(), context);
     lock.lock();
     if (copied && end == payload) AllTaken(file);
     lock.unlock();
-    if (copied) file->hasher->Update(buffer.data(), end - begin);
+    if (copied && !shape.packs) file->hasher->Update(part.buffer.data(), part.bytes);
     lock.lock();
     if (IsGivenUp(*file) || !copied) {
-      parts_.staging.Return(std::move(buffer));
+      parts_.staging.Return(std::move(part.buffer));
       if (!IsGivenUp(*file)) parts_.jobs.Settle(*file, FileResult::IoError(EIO));
       return;
     }
     file->copied_bytes = end;
-    parts_.stores.AddStaged(file, {std::move(buffer), end - begin});
+    parts_.stores.AddStaged(file, std::move(part));
   }
+}
+
+// The same for whole pieces, packed and hashed one by one while each is in cache. A GPU's are
+// copied at once, which is faster, and packed from there.
+bool StoreWork::TakePieces(Transfer& file, std::uint64_t begin, std::uint64_t end, StagedPart& part,
+                           std::uint32_t piece_bytes, ThreadContext& context) {
+  const bool on_host = parts_.basis.device->host_accessible();
+  std::byte* const staging = part.buffer.data();
+  if (!Reserve(context.plain, piece_bytes)) return false;
+  if (!on_host && !TakePart(file, begin, end, staging, context)) return false;
+  part.bytes = 0;
+  for (std::uint64_t at = begin; at < end; at += piece_bytes) {
+    const std::uint64_t bytes = std::min<std::uint64_t>(piece_bytes, end - at);
+    std::byte* const plain = context.plain.data();
+    if (on_host) {
+      if (!TakePart(file, at, at + bytes, plain, context)) return false;
+    } else {  // its place in staging is the packed one's too
+      std::memcpy(plain, staging + (at - begin), bytes);
+    }
+    std::byte* const packed = staging + part.bytes;
+    const std::uint32_t stored = StorePiece({plain, bytes}, packed);
+    file.hasher->AddPiece(packed, stored);
+    part.bytes += RoundUpToPage(stored);
+  }
+  return true;
 }
 
 // Copies payload bytes [begin, end) into `staging`. With the last of them, block memory is free.
@@ -178,7 +235,9 @@ void StoreWork::WriteBehind(EngineLock& lock, Transfer& file, ThreadContext& con
       StagedPart part = std::move(file.ready().front());
       file.ready().pop_front();
       lock.unlock();
-      result = writer.WriteHashed(part.buffer.data(), part.bytes);
+      result = writer.shape().packs
+                   ? writer.WritePieces(part.buffer.data(), part.bytes, part.payload_bytes)
+                   : writer.WriteHashed(part.buffer.data(), part.bytes);
       lock.lock();
       parts_.staging.Return(std::move(part.buffer));
       if (result.ok()) continue;
@@ -186,6 +245,7 @@ void StoreWork::WriteBehind(EngineLock& lock, Transfer& file, ThreadContext& con
       writer.AdoptHasher(std::move(*file.hasher));
       lock.unlock();
       result = writer.Publish(file.gate, context);
+      if (result.ok()) parts_.stored.Add(payload, writer.file_bytes());
       lock.lock();
     } else {
       file.active = false;

@@ -22,8 +22,12 @@ class StoreWork {
 
  private:
   FileResult WriteFromBlocks(Transfer& file, ChunkWriter& writer, ThreadContext& context);
+  FileResult WritePieces(Transfer& file, ChunkWriter& writer, ThreadContext& context,
+                         std::uint32_t piece_bytes);
   static bool TakePart(Transfer& file, std::uint64_t begin, std::uint64_t end, std::byte* staging,
                        ThreadContext& context);
+  bool TakePieces(Transfer& file, std::uint64_t begin, std::uint64_t end, StagedPart& part,
+                  std::uint32_t piece_bytes, ThreadContext& context);
   void AllTaken(const std::shared_ptr<Transfer>& file) ENGINE_LOCKED;
   void AddPublishDeadline(const std::shared_ptr<Transfer>& file) ENGINE_LOCKED;
   bool BeginWriteBehind(EngineLock& lock ENGINE_LOCKED, Transfer& file, ThreadContext& context);

@@ -1,5 +1,6 @@
 #include "kvshelf/bf16_pack.h"
 
+#include <algorithm>
 #include <bit>
 #include <chrono>
 #include <cmath>
@@ -136,6 +137,46 @@ void DamageIsNeverOutOfBounds() {
   }
 }
 
+// As a reader unpacks a piece: 256 KiB at a time, or whatever fits.
+void StepsGiveTheSameNumbers() {
+  std::mt19937_64 random(7);
+  Values values = Gaussian(50'000, random);
+  for (std::size_t i = 0; i < values.size(); i += 70) {
+    values[i] = static_cast<std::uint16_t>(random());
+  }
+  const Bytes packed = Packed(PackVariants().front(), values);
+  for (const std::size_t step : {2048, 4096, 131'072}) {
+    Values back(values.size());
+    PieceUnpacker unpacker(packed, back.size());
+    CHECK(!unpacker.AtEnd());
+    for (std::size_t at = 0; at < back.size(); at += step) {
+      CHECK(unpacker.Next(std::span(back).subspan(at, std::min(step, back.size() - at))));
+    }
+    CHECK(unpacker.AtEnd() && back == values);
+    CHECK(!unpacker.Next(std::span(back).first(1)) && !unpacker.AtEnd());  // there are no more
+  }
+  Values back(values.size());
+  PieceUnpacker odd(packed, back.size());
+  CHECK(!odd.Next(std::span(back).first(100)) && !odd.Next(std::span(back).first(2048)));
+  PieceUnpacker other(packed, back.size() - 1);
+  CHECK(!other.Next(std::span(back).first(2048)) && !other.AtEnd());
+}
+
+// fp16, fp8 and bytes of any kind: the sample says so, before anything is packed.
+void WhatIsNoBf16IsNotPacked() {
+  std::mt19937_64 random(8);
+  const Values bytes = Uniform(500'000, random), numbers = Gaussian(500'000, random);
+  Values halves(numbers.size());
+  for (std::size_t i = 0; i < halves.size(); ++i) {  // of the same numbers, with a longer mantissa
+    const std::uint32_t exponent = std::clamp(numbers[i] >> 7 & 255, 113, 142) - 112u;
+    const std::uint32_t mantissa = (numbers[i] & 127u) << 3 | (random() & 7);
+    halves[i] = static_cast<std::uint16_t>((numbers[i] & 0x8000) | exponent << 10 | mantissa);
+  }
+  Bytes out(bytes.size() * 2 / 16 * 15);
+  CHECK(PackBf16(bytes, out) == 0 && PackBf16(halves, out) == 0);
+  CHECK(PackBf16(numbers, out) > 0);
+}
+
 void Speed() {
   std::mt19937_64 random(6);
   const Values values = Gaussian(128 << 10, random);  // 256 KiB: a step
@@ -175,6 +216,8 @@ int main(int argc, char** argv) {
       {"gaussian numbers take twelve bits", GaussianNumbersTakeTwelveBits},
       {"zeros have a code", ZerosHaveACode},
       {"without room nothing is packed", WithoutRoomNothingIsPacked},
+      {"steps give the same numbers", StepsGiveTheSameNumbers},
+      {"what is no bf16 is not packed", WhatIsNoBf16IsNotPacked},
       {"damage is never out of bounds", DamageIsNeverOutOfBounds},
   });
 }

@@ -48,6 +48,15 @@ struct ChunkFixture {
     while (result.ok() && writer.written_bytes() < request.payload_bytes()) {
       const std::uint64_t begin = writer.written_bytes();
       const std::uint64_t end = std::min(begin + options.step_bytes, request.payload_bytes());
+      if (writer.shape().packs) {
+        const auto payload = Payload();
+        const auto bytes =
+            std::min<std::size_t>(writer.shape().piece_bytes, payload.size() - begin);
+        std::vector<std::byte> piece(bytes);
+        std::memcpy(piece.data(), payload.data() + begin, bytes);
+        result = writer.WritePiece(piece, context);
+        continue;
+      }
       memory.Map(request.block_ids, begin, end, context.segments);
       result = writer.WriteSegments(context.segments, gate, context);
     }

@@ -72,8 +72,9 @@ class Blocks {
     return GroupMemory(std::move(pages), static_cast<std::uint32_t>(blocks_), 42);
   }
   // The first layer as one run of bytes: base, distance of pages, and all of it as page_bytes.
-  Pages FirstPages() {
-    auto& layer = layers_.front();
+  Pages FirstPages() { return PagesOf(0); }
+  Pages PagesOf(std::size_t index) {
+    auto& layer = layers_[index];
     const std::size_t stride = layer.size() / blocks_;
     return {layer.data(), stride, stride - kGap};
   }
@@ -82,6 +83,20 @@ class Blocks {
     for (auto& layer : layers_) {
       for (auto& byte : layer)
         byte = static_cast<std::byte>((seed = seed * 1664525 + 1013904223) >> 24);
+    }
+  }
+  // bf16 numbers as a KV cache has them: few exponents, and one number in 128 with any.
+  void FillNumbers(std::uint64_t seed) {
+    for (auto& layer : layers_) {
+      for (std::size_t i = 0; i + 1 < layer.size(); i += 2) {
+        seed = seed * 6364136223846793005 + 1442695040888963407;
+        const auto random = static_cast<std::uint32_t>(seed >> 32);
+        const std::uint32_t usual = 126 - static_cast<std::uint32_t>(__builtin_clz(random | 1));
+        const std::uint32_t exponent = (random & 127) == 0 ? random >> 8 & 255 : usual;
+        const std::uint32_t value = (random >> 7 & 1) << 15 | exponent << 7 | (random >> 16 & 127);
+        layer[i] = static_cast<std::byte>(value);
+        layer[i + 1] = static_cast<std::byte>(value >> 8);
+      }
     }
   }
   void Fill(int value) {

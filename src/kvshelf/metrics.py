@@ -32,6 +32,8 @@ LOAD_SECONDS = "kvshelf:load_seconds"
 LOAD_FAILURES = "kvshelf:load_failures"
 STORE_BYTES = "kvshelf:store_bytes"
 STORE_SECONDS = "kvshelf:store_seconds"
+STORED_PAYLOAD_BYTES = "kvshelf:stored_payload_bytes"
+STORED_FILE_BYTES = "kvshelf:stored_file_bytes"
 STORE_OUTCOMES = "kvshelf:store_outcomes"
 HEALED_CHUNKS = "kvshelf:healed_chunks"
 REMOVED_BAD = "kvshelf:removed_bad_chunks"
@@ -214,6 +216,12 @@ METRICS: tuple[Metric, ...] = (
     ),
     _counter(HEALED_CHUNKS, "chunks", "Chunks that had failed to load and are on the shelf again."),
     _gauge(REMOVED_BAD, "chunks", "Damaged or foreign chunk files removed so far."),
+    _gauge(STORED_PAYLOAD_BYTES, "bytes", "KV bytes of chunks published so far."),
+    _gauge(
+        STORED_FILE_BYTES,
+        "bytes",
+        "Bytes of the files of those: about three quarters where KV is packed (compress).",
+    ),
     _gauge(WRITE_BUFFER_BYTES, "bytes", "Staging memory that holds unwritten stores."),
     _gauge(QUEUE_FILES, "files", "Files waiting for a thread, by kind.", "kind"),
     _gauge(

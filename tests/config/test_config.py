@@ -347,3 +347,14 @@ def test_the_default_number_of_threads_follows_the_cores(monkeypatch: pytest.Mon
     for cores, threads in ((None, 4), (1, 4), (8, 8), (16, 12), (200, 12)):
         monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
         assert settings().threads_per_gpu == threads
+
+
+@pytest.mark.parametrize(("value", "packs"), [("auto", False), ("on", True), ("off", False)])
+def test_what_compress_means(value: str, packs: bool) -> None:
+    assert EngineConfig.from_settings(settings(compress=value)).compress is packs
+
+
+@pytest.mark.parametrize("value", ["yes", "ON", "", True, 1])
+def test_a_wrong_value_of_compress_is_one_clear_error(value: Any) -> None:
+    error = refusal(compress=value)
+    assert str(error).startswith(f"compress={value!r}") and "auto, on, off" in str(error)

@@ -13,6 +13,8 @@ from kvshelf import ChunkFormatError, _native
 from kvshelf.engine import FileStatus
 from tests.harness.codec import (
     HEADER_BYTES,
+    PACKED_BF16,
+    PACKED_VERSION,
     ChunkHeader,
     bad_pieces,
     checksum,
@@ -58,7 +60,25 @@ def headers(draw: st.DrawFn) -> ChunkHeader:
     )
 
 
-@given(headers())
+# The same chunk with packed pieces.
+PACKED = dataclasses.replace(
+    HEADER,
+    version=PACKED_VERSION,
+    packing=PACKED_BF16,
+    stored_bytes=(5000, 8192, 1, 4096, 4095),
+)
+
+
+@st.composite
+def packed_headers(draw: st.DrawFn) -> ChunkHeader:
+    header = draw(headers().filter(lambda header: len(header.piece_checksums) <= 256))
+    sizes = tuple(draw(st.integers(1, size)) for size in header.plain_bytes)
+    return dataclasses.replace(
+        header, version=PACKED_VERSION, packing=PACKED_BF16, stored_bytes=sizes
+    )
+
+
+@given(st.one_of(headers(), packed_headers()))
 @settings(max_examples=60)
 def test_round_trip(header: ChunkHeader) -> None:
     page = encode(header)
@@ -66,10 +86,10 @@ def test_round_trip(header: ChunkHeader) -> None:
     assert decode(page) == header
 
 
-@given(st.integers(0, HEADER_BYTES - 1), st.integers(1, 255))
+@given(st.sampled_from([HEADER, PACKED]), st.integers(0, HEADER_BYTES - 1), st.integers(1, 255))
 @settings(max_examples=300)
-def test_any_changed_byte_is_refused(offset: int, change: int) -> None:
-    page = bytearray(encode(HEADER))
+def test_any_changed_byte_is_refused(header: ChunkHeader, offset: int, change: int) -> None:
+    page = bytearray(encode(header))
     page[offset] ^= change
     with pytest.raises(ChunkFormatError):
         decode(bytes(page))
@@ -115,18 +135,22 @@ NUMBERS = {
     "key_bytes": (96, 2),
     "reserved": (98, 2),
     "rank": (100, 4),
+    "packing": (280, 4),
+    "a stored size": (2564, 4),
+    "the last stored size": (2576, 4),
 }
 
 
-def status_of(page: bytes) -> FileStatus:
-    """What a reader makes of the page who wants HEADER, in a file of the right size."""
+def status_of(page: bytes, size: int) -> FileStatus:
+    """What a reader makes of the page who wants HEADER, in a file of so many bytes."""
     try:
         header = decode(page)
     except ChunkFormatError:
         return FileStatus.CORRUPT
     wanted = dataclasses.replace(HEADER, piece_checksums=header.piece_checksums)
+    if not header.is_known:
+        return FileStatus.FOREIGN
     identity = (
-        "version",
         "key",
         "namespace",
         "rank",
@@ -136,12 +160,13 @@ def status_of(page: bytes) -> FileStatus:
     )
     if any(getattr(header, name) != getattr(wanted, name) for name in identity):
         return FileStatus.FOREIGN
-    if header.payload_bytes != HEADER.payload_bytes:
+    if header.file_bytes != size:
         return FileStatus.CORRUPT
     return FileStatus.OK if header.first_block == HEADER.first_block else FileStatus.NOT_FOUND
 
 
 @given(
+    st.sampled_from([HEADER, PACKED]),
     st.sampled_from(sorted(NUMBERS)),
     st.one_of(
         st.integers(-3, 3),
@@ -151,15 +176,17 @@ def status_of(page: bytes) -> FileStatus:
     st.booleans(),
 )
 @settings(max_examples=500)
-def test_both_codecs_judge_a_changed_number_alike(name: str, value: int, add: bool) -> None:
+def test_both_codecs_judge_a_changed_number_alike(
+    header: ChunkHeader, name: str, value: int, add: bool
+) -> None:
     offset, width = NUMBERS[name]
-    page = bytearray(encode(HEADER))
+    page = bytearray(encode(header))
     old = int.from_bytes(page[offset : offset + width], "little")
     new = (value + old if add else value) % 2 ** (8 * width)
     page[offset : offset + width] = new.to_bytes(width, "little")
     native = _native.check_header(
         seal(page),
-        file_bytes(HEADER.payload_bytes),
+        header.file_bytes,
         HEADER.key,
         HEADER.namespace,
         HEADER.rank,
@@ -168,7 +195,7 @@ def test_both_codecs_judge_a_changed_number_alike(name: str, value: int, add: bo
         HEADER.first_block,
         HEADER.block_count,
     )
-    expected = status_of(seal(page))
+    expected = status_of(seal(page), header.file_bytes)
     if name in ("block_bytes", "key_bytes") and new != old:
         # Part of what a reader wants, and of what must agree: it asks for the former first.
         assert expected in (FileStatus.CORRUPT, FileStatus.FOREIGN)

@@ -55,6 +55,7 @@ def test_the_settings_of_an_engine_reach_it() -> None:
         "threads_per_gpu": 1,
         "read_preferring_ratio": 0.0,
         "direct": "on",
+        "compress": "on",
         "durability": "full",
         "verify": False,
     }

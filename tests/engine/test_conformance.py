@@ -24,3 +24,13 @@ class TestNativeEngineWithoutWriteBehind(FileEngineTests):
     @pytest.fixture
     def engine_factory(self) -> Callable[..., Engine]:
         return NativeEngine
+
+
+class TestNativeEngineThatPacks(FileEngineTests):
+    """What is no bf16 is stored as it is, and all else stays as it was."""
+
+    config = dataclasses.replace(FileEngineTests.config, compress=True)
+
+    @pytest.fixture
+    def engine_factory(self) -> Callable[..., Engine]:
+        return NativeEngine

@@ -5,7 +5,6 @@ In processes of their own with the library of FaultyCalls preloaded; ``test_matr
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import os
@@ -38,6 +37,7 @@ from .site import (
     eventually,
     flip_on_disk,
     key,
+    lookup_threads_rest,
     open_files,
 )
 
@@ -57,49 +57,48 @@ HASTY = dataclasses.replace(
 )
 
 
-def run_cell(cell: Cell, outcome: Outcome) -> int:
+def run_cell(cell: Cell, outcome: Outcome, packs: bool = False) -> int:
     """All runs of a cell; how many there were.
+
+    Args:
+        packs: whether the chunks are packed.
 
     Raises:
         AssertionError: something does not hold.
     """
     if cell.target == "chunk ahead":  # whether it is asked ahead depends on who is first
         attempts = 0
-        while not Run(cell, outcome, 0, 0).check():
+        while not Run(cell, outcome, 0, 0, packs).check():
             attempts += 1
             assert attempts < AHEAD_ATTEMPTS, f"{cell}: the fault never happened"
         return attempts + 1
-    calls = _calls_made(cell.job, cell.operation, cell.target, cell.chunks, cell.durability)
+    names = (cell.job, cell.operation, cell.target, cell.chunks, cell.durability)
+    calls = _calls_made(*names, packs)
     assert calls, f"{cell}: the call is never made"
     in_turn = cell.times == "once" and cell.chunks == "one" and cell.fault not in ON_DISK
     turns = range(calls) if in_turn else range(1)
     for turn in turns:
-        assert Run(cell, outcome, turn, calls).check(), f"{cell}, call {turn}: no fault happened"
+        happened = Run(cell, outcome, turn, calls, packs).check()
+        assert happened, f"{cell}, call {turn}: no fault happened"
     return len(turns)
 
 
 @functools.cache
-def _calls_made(job: str, operation: str, target: str, chunks: str, durability: str) -> int:
+def _calls_made(
+    job: str, operation: str, target: str, chunks: str, durability: str, packs: bool
+) -> int:
     """How often a job without faults makes the call."""
     cell = Cell(job, operation, target, "EIO", chunks, "always", durability)
-    run = Run(cell, Outcome("OK"), 0, 0)
+    run = Run(cell, Outcome("OK"), 0, 0, packs)
     return run.count_calls()
-
-
-def lookup_threads_rest() -> bool:
-    """Whether all of them sleep (proc_pid_stat(5), field 3): none runs, or waits to."""
-    for task in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(OSError):  # it has ended just now
-            name, _, rest = (task / "stat").read_text().partition(") ")
-            if "(kvs-meta" in name and not rest.startswith("S"):
-                return False
-    return True
 
 
 class Run:
     """One job under one fault."""
 
-    def __init__(self, cell: Cell, outcome: Outcome, turn: int, calls: int) -> None:
+    def __init__(
+        self, cell: Cell, outcome: Outcome, turn: int, calls: int, packs: bool = False
+    ) -> None:
         self.cell, self.outcome, self.turn, self.calls = cell, outcome, turn, calls
         self.count = 1 if cell.chunks == "one" else MANY
         self.indices = list(range(self.count))
@@ -117,7 +116,7 @@ class Run:
             durability=type(config.durability)(cell.durability),
         )
         self.folder = Path(tempfile.mkdtemp(prefix="kvshelf-cell-"))
-        self.site = Site(self.folder, calls_of_process(), config)
+        self.site = Site(self.folder, calls_of_process(), config, packs=packs)
 
     def blocks(self, first: int) -> list[int]:
         return list(range(first, first + PER_CHUNK * self.count))

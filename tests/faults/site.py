@@ -3,10 +3,12 @@ system calls meet the faults of FaultyCalls. For processes with its library prel
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from tests.harness.faulty_calls import FaultyCalls
 
 PER_CHUNK = 2
 PAGE_BYTES = (4096, 1000, 8192)
+PACKED_PIECE_BYTES = 32_768
 IDENTITY, STALE = Identity({"model": "m"}), Identity({"model": "m", "weights": "of yesterday"})
 CONTEXT = ReqContext(req_id="r")
 STEP_END = ScheduleEndContext(new_req_ids=(), preempted_req_ids=())
@@ -72,6 +75,16 @@ def engine_threads() -> list[str]:
     return names
 
 
+def lookup_threads_rest() -> bool:
+    """Whether all of them sleep (proc_pid_stat(5), field 3): none runs, or waits to."""
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):  # it has ended just now
+            name, _, rest = (task / "stat").read_text().partition(") ")
+            if "(kvs-meta" in name and not rest.startswith("S"):
+                return False
+    return True
+
+
 def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
@@ -104,14 +117,26 @@ class Site:
     Args:
         folder: empty.
         calls: attached to this process.
+        packs: whether chunks are of bf16 numbers, each of one piece, which is packed.
     """
 
-    def __init__(self, folder: Path, calls: FaultyCalls, config: EngineConfig = CALM) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        calls: FaultyCalls,
+        config: EngineConfig = CALM,
+        *,
+        packs: bool = False,
+    ) -> None:
+        if packs:
+            config = replace(config, compress=True, piece_bytes=PACKED_PIECE_BYTES)
         self.folder, self.root = folder, folder / "shelf"
         self.calls, self.config = calls, config
         calls.set()
         calls.root(self.root)
         self.blocks = Blocks(PAGE_BYTES, 48)
+        if packs:
+            self.blocks.fill_numbers(1)
         groups = [self.blocks.describe()]
         self.shelf = Watched(self.root, IDENTITY, groups=groups, config=config)
         self.worker = KvshelfWorker(
@@ -203,8 +228,7 @@ class Site:
             except ValueError:
                 found.append(path.name)
                 continue
-            payload = data[4096 : 4096 + header.payload_bytes]
-            if len(payload) < header.payload_bytes or bad_pieces(header, payload):
+            if len(data) < header.file_bytes or bad_pieces(header, data[4096:]):
                 found.append(path.name)
         return found
 

@@ -30,6 +30,12 @@ def name_of(cell: Cell) -> str:
     return f"{cell.job}: {cell.operation} {cell.target}"
 
 
+def moves(cells: list[tuple[Cell, Outcome]]) -> bool:
+    cell = cells[0][0]
+    transfers = cell.operation in ("read", "write", "allocate")
+    return cell.job in ("load", *matrix.STORES) and (transfers or cell.condition == "damaged")
+
+
 GROUPS = {name: list(cells) for name, cells in itertools.groupby(CELLS, lambda c: name_of(c[0]))}
 
 
@@ -96,6 +102,20 @@ def test_cells(group: str, running: dict[str, list[tuple[Cell, Future[int]]]]) -
         if error is not None:
             failures.append(f"{type(error).__name__}: {error}")
     assert not failures, "\n".join(failures)
+
+
+@needs_calls
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("group", sorted(name for name, cells in GROUPS.items() if moves(cells)))
+def test_cells_of_packed_chunks(group: str, pool: ProcessPoolExecutor) -> None:
+    """What moves the bytes of a file: nothing else knows whether they are packed."""
+    from .cells import run_cell
+
+    cells = [(cell, outcome) for cell, outcome in GROUPS[group] if cell.durability == "none"]
+    futures = [pool.submit(run_cell, cell, outcome, True) for cell, outcome in cells]
+    errors = [future.exception(SECONDS) for future in futures]
+    failures = [f"{type(error).__name__}: {error}" for error in errors if error is not None]
+    assert futures and not failures, "\n".join(failures)
 
 
 @needs_calls

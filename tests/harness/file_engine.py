@@ -17,7 +17,7 @@ from kvshelf.disk.usetime import last_use, marked
 from kvshelf.engine import Direct, Durability, FileStatus, Phase
 from kvshelf.testing.memory import NAMESPACE, Setup
 from tests.harness.codec import HEADER_BYTES, bad_pieces, decode, file_bytes, geometry_digest
-from tests.harness.taken_names import TakenNameTests
+from tests.harness.packed import PackedTests
 
 OK, NOT_FOUND = FileStatus.OK, FileStatus.NOT_FOUND
 FOREIGN, CORRUPT = FileStatus.FOREIGN, FileStatus.CORRUPT
@@ -39,7 +39,7 @@ def flip(path: Path, offset: int) -> None:
         file.write(bytes([byte ^ 0x10]))
 
 
-class FileEngineTests(TakenNameTests):
+class FileEngineTests(PackedTests):
     """Adds what can only be seen in files. The root is ``setup.root``."""
 
     @pytest.mark.parametrize("first", [0, 7])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,14 @@ def test_llama_8b(tmp_path: Path) -> None:
     assert shape == DEFAULT_SHAPE
     assert shape.token_bytes == 131_072  # 64 KiB a page of 16 tokens a layer, 32 layers
     assert shape.chunk_bytes(256) == 33_554_432 + 4096  # the figure of benchmarks/results/gpu
+
+
+def test_packed_chunks_take_three_quarters(tmp_path: Path) -> None:
+    packed = replace(DEFAULT_SHAPE, packed=True)
+    assert packed.token_bytes == DEFAULT_SHAPE.token_bytes
+    assert packed.chunk_bytes(256) == 4096 + 32 * 193 * 4096  # 32 pieces of 1 MiB
+    with pytest.raises(ValueError, match="dtype_bytes=1"):
+        replace(packed, dtype_bytes=1)
 
 
 def test_heads_and_their_size_have_defaults_and_other_names(tmp_path: Path) -> None:

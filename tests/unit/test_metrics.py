@@ -60,7 +60,9 @@ def test_every_name_in_the_module_is_defined() -> None:
 
 
 def test_an_engine_gives_every_gauge() -> None:
-    stats = EngineStats(1, 2, 3, 4, 5, 6, removed_bad=7)
+    stats = EngineStats(
+        *(1, 2, 3, 4, 5, 6), removed_bad=7, stored_payload_bytes=8, stored_file_bytes=9
+    )
     gauges = {(name, labels): value for name, labels, value in engine_gauges(stats)}
     assert gauges == {
         ("kvshelf:queue_files", ("load",)): 1,
@@ -70,6 +72,8 @@ def test_an_engine_gives_every_gauge() -> None:
         ("kvshelf:write_buffer_used_bytes", ()): 5,
         ("kvshelf:hung_threads", ()): 6,
         ("kvshelf:removed_bad_chunks", ()): 7,
+        ("kvshelf:stored_payload_bytes", ()): 8,
+        ("kvshelf:stored_file_bytes", ()): 9,
     }
     # The scheduler's and eviction's.
     others = {AUDIT_OFF, WEIGHTS_KNOWN, BREAKER_STATE, SHELF_BYTES}

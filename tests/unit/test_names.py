@@ -63,6 +63,8 @@ kvshelf:shelf_foreign_files gauge
 kvshelf:store_bytes counter
 kvshelf:store_outcomes counter outcome
 kvshelf:store_seconds histogram
+kvshelf:stored_file_bytes gauge
+kvshelf:stored_payload_bytes gauge
 kvshelf:volume_total_bytes gauge root
 kvshelf:volume_used_bytes gauge root
 kvshelf:weight_epochs counter

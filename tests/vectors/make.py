@@ -20,6 +20,8 @@ from typing import Any
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from tests.vectors.pieces import bf16, crc64, noise, packed
+
 PAGE = 4096
 NAMESPACE = hashlib.sha256(b"kvshelf test vectors").digest()
 KEY = hashlib.sha256(b"a chunk").digest() + b"\0\0\0\1"
@@ -38,30 +40,7 @@ FIELDS = {
     "authentication": (98, 2),
     "rank": (100, 4),
 }
-
-
-def crc64(data: bytes) -> int:
-    """CRC-64/NVME, bit by bit through a table: nobody else's code."""
-    crc = 2**64 - 1
-    for byte in data:
-        crc = _TABLE[(crc ^ byte) & 0xFF] ^ (crc >> 8)
-    return crc ^ (2**64 - 1)
-
-
-def _table_entry(index: int) -> int:
-    polynomial = int(f"{0xAD93D23594C93659:064b}"[::-1], 2)  # reflected
-    for _ in range(8):
-        index = (index >> 1) ^ (polynomial if index & 1 else 0)
-    return index
-
-
-_TABLE = [_table_entry(index) for index in range(256)]
-
-
-def noise(label: str, size: int) -> bytes:
-    """Bytes that look random and are the same for ever."""
-    blocks = (hashlib.sha256(f"{label} {i}".encode()).digest() for i in range(size // 32 + 1))
-    return b"".join(blocks)[:size]
+PACKING = (280, 4)  # of version 2
 
 
 def geometry(pages: tuple[int, ...]) -> int:
@@ -80,25 +59,30 @@ class Chunk:
     key: bytes = KEY
     piece_bytes: int = PAGE
     secret: bytes = b""
+    packs: bool = False
 
     @property
     def payload(self) -> bytes:
-        return noise(self.label, sum(self.pages) * self.block_count)
+        return (bf16 if self.packs else noise)(self.label, sum(self.pages) * self.block_count)
 
     def wanted(self, first: int, count: int) -> bytes:
         block = sum(self.pages)
         return self.payload[(first - self.first_block) * block :][: count * block]
 
+    @property
+    def pieces(self) -> list[bytes]:
+        """Each piece as the file has it."""
+        payload, size = self.payload, self.piece_bytes
+        pieces = [payload[i : i + size] for i in range(0, len(payload), size)]
+        return [packed(piece) for piece in pieces] if self.packs else pieces
+
     def file(self, **changes: int) -> bytes:
         """The file; ``changes`` overwrite fields of the header before it is sealed."""
-        payload = self.payload
-        pieces = [
-            payload[i : i + self.piece_bytes] for i in range(0, len(payload), self.piece_bytes)
-        ]
+        pieces = self.pieces
         values = {
-            "version": 1,
+            "version": 2 if self.packs else 1,
             "header_bytes": PAGE,
-            "payload_bytes": len(payload),
+            "payload_bytes": len(self.payload),
             "piece_bytes": self.piece_bytes,
             "piece_count": len(pieces),
             "block_bytes": sum(self.pages),
@@ -115,6 +99,10 @@ class Chunk:
             page[offset : offset + width] = values[name].to_bytes(width, "little")
         page[64:96] = NAMESPACE
         page[104 : 104 + len(self.key)] = self.key
+        if self.packs:
+            page[PACKING[0] : sum(PACKING)] = changes.get("packing", 1).to_bytes(4, "little")
+            for index, piece in enumerate(pieces):
+                page[2560 + 4 * index : 2564 + 4 * index] = len(piece).to_bytes(4, "little")
         if self.secret:
             salt = noise(f"salt of {self.label}", 32)
             page[232:264] = salt
@@ -124,7 +112,7 @@ class Chunk:
         else:
             for index, piece in enumerate(pieces):
                 page[512 + 8 * index : 520 + 8 * index] = crc64(piece).to_bytes(8, "little")
-        return sealed(page) + payload + bytes(-len(payload) % PAGE)
+        return sealed(page) + b"".join(piece + bytes(-len(piece) % PAGE) for piece in pieces)
 
 
 def tagged(page: bytes | bytearray, secret: bytes) -> bytearray:
@@ -174,6 +162,10 @@ SMALL = Chunk("small", (300, 400), 2)
 # Two pieces, tags in place of checksums.
 SECRET = noise("secret", 32)
 KEYED = Chunk("keyed", (1000, 1500), 3, secret=SECRET)
+# Three packed pieces and one of 212 bytes that is not; of the keyed one, one of each.
+PACKED = Chunk("packed", (1000, 1500), 5, packs=True)
+SMALL_PACKED = Chunk("small packed", (1000, 1500), 2, packs=True)
+KEYED_PACKED = Chunk("keyed packed", (1000, 1500), 2, secret=SECRET, packs=True)
 
 
 def sound_files() -> dict[str, bytes]:
@@ -188,6 +180,8 @@ def sound_files() -> dict[str, bytes]:
         "ok-reserved-not-zero": sealed(reserved[:PAGE]) + bytes(reserved[PAGE:]),
         "ok-padding-damaged": flipped(SMALL.file(), 8191),
         "keyed": KEYED.file(),
+        "packed": PACKED.file(),
+        "keyed-packed": KEYED_PACKED.file(),
     }
 
 
@@ -249,32 +243,47 @@ def bad_files() -> dict[str, tuple[bytes, str]]:
         # Judged before the sizes, whose meaning only that version knows.
         "version-2-other-sizes": SMALL.file(version=2, piece_count=9, payload_bytes=5),
     }
+    # Packed by somebody who miscounts the escapes of the first group.
+    malformed = flipped(SMALL_PACKED.pieces[0], 256 + 4, 0)
+    corrupt["packed-malformed"] = with_piece(SMALL_PACKED, 0, malformed)
     return {name: (data, "CORRUPT") for name, data in corrupt.items()} | {
         name: (data, "FOREIGN") for name, data in foreign.items()
     }
 
 
-def wishes() -> list[Wish]:
-    def of(chunk: Chunk, file: str, first: int, count: int, **more: Any) -> Wish:
-        name = f"{file}: blocks {first} to {first + count - 1}"
-        payload = chunk.wanted(first, count)
-        return Wish(name, file, chunk.pages, first, count, "OK", payload, key=chunk.key, **more)
+def with_piece(chunk: Chunk, index: int, piece: bytes) -> bytes:
+    """The file with another piece of the same length, and its right checksum."""
+    data = chunk.file()
+    begin = PAGE + sum(len(each) + -len(each) % PAGE for each in chunk.pieces[:index])
+    code = 512 + 8 * index
+    page = data[:code] + crc64(piece).to_bytes(8, "little") + data[code + 8 : PAGE]
+    return sealed(page) + data[PAGE:begin] + piece + data[begin + len(piece) :]
 
+
+def of(chunk: Chunk, file: str, first: int, count: int, **more: Any) -> Wish:
+    name = f"{file}: blocks {first} to {first + count - 1}"
+    payload = chunk.wanted(first, count)
+    return Wish(name, file, chunk.pages, first, count, "OK", payload, key=chunk.key, **more)
+
+
+def lacks(wish: Wish, first: int, count: int) -> Wish:
+    name = f"{wish.file}: blocks {first} to {first + count - 1}, which it lacks"
+    return replace(
+        wish, name=name, first_block=first, block_count=count, status="NOT_FOUND", payload=b""
+    )
+
+
+def wishes() -> list[Wish]:
     whole = of(SEVERAL, "ok", 0, 5)
     wrong = replace(whole, payload=b"")
 
     def foreign(what: str, **changes: Any) -> Wish:
         return replace(wrong, name=f"ok: other {what}", status="FOREIGN", **changes)
 
-    def lacks(wish: Wish, first: int, count: int) -> Wish:
-        name = f"{wish.file}: blocks {first} to {first + count - 1}, which it lacks"
-        return replace(
-            wish, name=name, first_block=first, block_count=count, status="NOT_FOUND", payload=b""
-        )
-
     keyed = of(KEYED, "keyed", 0, 3, secret=SECRET)
     window = of(WINDOW, "ok-first-block", 3, 2)
     small = of(SMALL, "", 0, 2)
+    all_packed = of(PACKED, "packed", 0, 5)
     two_pieces = "several-second-piece-flipped"
     return [
         whole,
@@ -315,9 +324,20 @@ def wishes() -> list[Wish]:
             replace(keyed, name=name, file=name, status=status, payload=b"")
             for name, (_, status) in forged_files().items()
         ),
+        all_packed,
+        *(of(PACKED, "packed", first, count) for first, count in ((1, 1), (2, 2), (4, 1))),
+        lacks(all_packed, 4, 2),
+        of(KEYED_PACKED, "keyed-packed", 0, 2, secret=SECRET),
         replace(small, name="absent", file="absent", status="NOT_FOUND", payload=b""),
         *(
-            replace(small, name=name, file=name, status=status, payload=b"")
+            replace(
+                small,
+                name=name,
+                file=name,
+                status=status,
+                payload=b"",
+                pages=PACKED.pages if name.startswith("packed") else SMALL.pages,
+            )
             for name, (_, status) in bad_files().items()
         ),
     ]

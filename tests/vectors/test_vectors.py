@@ -18,15 +18,16 @@ from tests.harness.codec import (
     GMAC,
     HEADER_BYTES,
     NOT_AUTHENTICATED,
-    VERSION,
     ChunkHeader,
     bad_pieces,
     checksum,
     decode,
-    file_bytes,
     geometry_digest,
+    payload_of,
+    stored_pieces,
 )
-from tests.vectors.make import FIELDS, crc64, files, gmac, noise, write
+from tests.vectors.make import FIELDS, files, gmac, write
+from tests.vectors.pieces import crc64, noise
 
 FOLDER = Path(__file__).parent
 CASES: list[dict[str, Any]] = json.loads((FOLDER / "vectors.json").read_text())
@@ -45,27 +46,30 @@ def judge(data: bytes, case: dict[str, Any]) -> tuple[str, bytes]:
     geometry = geometry_digest(case["page_bytes"])
     scheme = GMAC if case["auth_key"] else NOT_AUTHENTICATED
     if (
-        header.version != VERSION
+        not header.is_known
         or header.authentication != scheme
         or identity != wanted
         or header.geometry != geometry
     ):
         return "FOREIGN", b""
-    if len(data) != file_bytes(header.payload_bytes):
+    if len(data) != header.file_bytes:
         return "CORRUPT", b""
     first = case["first_block"] - header.first_block
     if first < 0 or first + case["block_count"] > header.block_count:
         return "NOT_FOUND", b""
     begin, end = (at * header.block_bytes for at in (first, first + case["block_count"]))
     pieces = range(begin // header.piece_bytes, -(-end // header.piece_bytes))
-    payload = data[HEADER_BYTES : HEADER_BYTES + header.payload_bytes]
+    body = data[HEADER_BYTES:]
     secret = bytes.fromhex(case["auth_key"])
     if secret and not header_is_authentic(data[:HEADER_BYTES], header, secret):
         return "FOREIGN", b""
-    bad = forged_pieces(header, payload, secret) if secret else bad_pieces(header, payload)
+    bad = forged_pieces(header, body, secret) if secret else bad_pieces(header, body)
     if set(pieces) & set(bad):
         return "CORRUPT", b""
-    return "OK", payload[begin:end]
+    try:
+        return "OK", payload_of(header, body)[begin:end]
+    except ChunkFormatError:
+        return "CORRUPT", b""
 
 
 def header_is_authentic(page: bytes, header: ChunkHeader, secret: bytes) -> bool:
@@ -73,12 +77,12 @@ def header_is_authentic(page: bytes, header: ChunkHeader, secret: bytes) -> bool
     return gmac(secret, header.salt, 2**32 - 1, blank) == page[264:280]
 
 
-def forged_pieces(header: ChunkHeader, payload: bytes, secret: bytes) -> list[int]:
-    size = header.piece_bytes
+def forged_pieces(header: ChunkHeader, body: bytes, secret: bytes) -> list[int]:
+    pieces = zip(stored_pieces(header, body), header.piece_tags, strict=True)
     return [
         index
-        for index, tag in enumerate(header.piece_tags)
-        if gmac(secret, header.salt, index, payload[index * size : (index + 1) * size]) != tag
+        for index, (piece, tag) in enumerate(pieces)
+        if gmac(secret, header.salt, index, bytes(piece)) != tag
     ]
 
 

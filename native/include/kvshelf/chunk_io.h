@@ -25,9 +25,23 @@ struct ChunkIoOptions {
   bool verify = true;
   bool remove_bad = true;
   bool direct = false;
+  bool compress = false;  // pack the pieces of files that are written
   Durability durability = Durability::kNone;
   mode_t file_mode = 0640;
 };
+
+// How the file of a payload is cut into pieces.
+struct PieceShape {
+  std::uint32_t piece_bytes = 0;
+  bool packs = false;  // each piece is packed where that saves a page
+};
+PieceShape ShapeOf(const ChunkIoOptions& options, const ChunkIdentity& identity,
+                   std::uint64_t payload_bytes);
+
+// What a file keeps of a piece, in `out`: packed where that saves a page, else as it is; and zeros
+// to the end of a page. Returns the bytes without the zeros. REQUIRES: room for all of `plain` and
+// its zeros, aligned to 2 bytes and apart from each other.
+std::uint32_t StorePiece(std::span<const std::byte> plain, std::byte* out);
 
 // A file of a job, and the block memory that it is moved from or to.
 struct ChunkRequest {
@@ -61,7 +75,13 @@ struct ThreadContext {
   void Pause() { last_step = Clock::duration::max().count(); }
   std::vector<Segment> segments;  // scratch
   std::vector<iovec> parts;       // scratch
+  // A piece as it is and as the file has it. Made when the first is packed or unpacked: Reserve.
+  StagingBuffer plain;
+  StagingBuffer packed;
 };
+// Makes `buffer` hold so many bytes, page-aligned; what it held is lost. False: no memory.
+bool Reserve(StagingBuffer& buffer, std::uint64_t bytes);
+
 std::shared_ptr<ThreadContext> MakeThreadContext(Device& device, std::uint64_t step_bytes,
                                                  std::uint64_t ring_bytes);
 
@@ -91,19 +111,29 @@ class ChunkReader {
   FileResult Inspect(BadFile* bad);
 
  private:
+  const ChunkHeader& header() const {
+    return *reinterpret_cast<const ChunkHeader*>(context_.page.data());
+  }
   FileResult Open();
   FileResult CheckHeader(std::uint64_t begin, std::uint64_t end);
+  FileResult CheckBlocks(std::uint64_t begin, std::uint64_t end);
   bool IsBad(const FileResult& result) const;
   FileResult ReadPieces(CopyGate& gate);
-  FileResult ReadPieceAhead(CopyGate& gate, std::uint64_t begin, std::uint64_t end,
-                            PieceCoder& coder);
-  FileResult ReadPiece(CopyGate& gate, std::uint64_t begin, std::uint64_t end, PieceCoder& coder);
-  FileResult ReadSteps(CopyGate& gate, std::uint64_t begin, std::uint64_t end, std::byte* data,
+  FileResult ReadPlain(CopyGate& gate, std::size_t piece, PieceCoder& coder);
+  FileResult ReadPacked(CopyGate& gate, std::size_t piece, PieceCoder& coder);
+  FileResult Unpack(CopyGate& gate, std::uint64_t begin, std::uint64_t end,
+                    std::span<const std::uint8_t> packed);
+  bool IsRight(std::size_t piece, PieceCoder& coder) const;
+  // Room for payload bytes from `begin` on, where the next Deliver takes them from: at most up to
+  // `end`. Null: the device refused.
+  std::byte* Room(std::uint64_t begin, std::uint64_t end, std::uint64_t* bytes);
+  FileResult Deliver(CopyGate& gate, std::uint64_t begin, std::uint64_t end);
+  FileResult DeliverRing(CopyGate& gate);
+  FileResult ReadSteps(CopyGate& gate, std::uint64_t offset, std::uint64_t bytes, std::byte* data,
                        PieceCoder& coder);
   FileResult ReadFully(std::byte* data, std::uint64_t bytes, std::uint64_t offset);
   // The segments of block memory for payload bytes [begin, end) of the file.
   void Map(std::uint64_t begin, std::uint64_t end);
-  bool CopyWanted(CopyGate& gate, std::uint64_t begin, std::uint64_t end);
   BadFile RemoveBad();
 
   RootDir& root_;
@@ -113,7 +143,12 @@ class ChunkReader {
   ThreadContext& context_;
   UniqueFd file_;
   struct stat stat_{};
-  bool lacks_blocks_ = false;  // a sound file that does not hold what is wanted
+  bool lacks_blocks_ = false;      // a sound file that does not hold what is wanted
+  bool is_known_ = true;           // of a version that we read
+  std::uint64_t file_offset_ = 0;  // where the piece begins that is read
+  // Of a device that copies on its own: the payload that waits in the ring to be copied.
+  std::uint64_t ring_begin_ = 0;
+  std::uint64_t ring_end_ = 0;
   // Of the file's payload: where the request begins, and what is wanted of it.
   std::uint64_t request_begin_ = 0;
   std::uint64_t wanted_begin_ = 0;
@@ -126,6 +161,8 @@ class PieceHasher {
   // `key` null: checksums; else tags under a salt of its own.
   PieceHasher(std::uint64_t piece_bytes, const AuthKey* key);
   void Update(const std::byte* data, std::uint64_t bytes);
+  // Instead, where pieces are packed: the next piece as StorePiece has made it.
+  void AddPiece(const std::byte* data, std::uint32_t stored_bytes);
   // Puts salt and codes into the header of the payload that was fed and seals it. Once. False: a
   // code cannot be told.
   bool Seal(ChunkHeader& header);
@@ -139,6 +176,7 @@ class PieceHasher {
   std::uint64_t in_piece_ = 0;  // bytes fed of the piece that is not ended
   bool ok_ = true;
   std::vector<Tag> codes_;
+  std::vector<std::uint32_t> stored_bytes_;  // of AddPiece
 };
 
 // Writes one chunk file under a temp name and publishes it. Steps come in order. Destroying an
@@ -165,6 +203,13 @@ class ChunkWriter {
   FileResult WriteHashed(std::byte* data, std::uint64_t bytes);
   void AdoptHasher(PieceHasher hasher) { hasher_ = std::move(hasher); }
 
+  // Appends the next piece, packed where that saves a page. REQUIRES: shape().packs.
+  FileResult WritePiece(std::span<const std::byte> plain, ThreadContext& context);
+
+  // Appends pieces that somebody else has packed and hashed: `bytes` of the file, padding included,
+  // for `payload_bytes`.
+  FileResult WritePieces(std::byte* data, std::uint64_t bytes, std::uint64_t payload_bytes);
+
   // Appends the next step straight from block memory, unless `gate` is revoked. Not with O_DIRECT.
   FileResult WriteSegments(std::span<const Segment> segments, CopyGate& gate,
                            ThreadContext& context);
@@ -174,7 +219,10 @@ class ChunkWriter {
   // kNotFound where the name is taken by what cannot be seen.
   FileResult Publish(CopyGate& gate, ThreadContext& context);
 
-  std::uint64_t written_bytes() const { return offset_; }
+  // Of the payload; and of the file, once it is published.
+  std::uint64_t written_bytes() const { return written_; }
+  std::uint64_t file_bytes() const { return FileBytes(header_); }
+  const PieceShape& shape() const { return shape_; }
   // Whether a bad file that had the name was removed.
   bool removed_bad() const { return removed_bad_; }
 
@@ -186,25 +234,23 @@ class ChunkWriter {
   FileResult Examine(const struct stat& found, ThreadContext& context);
   FileResult CreateTemp();
   FileResult GiveNameInFolder(const std::string& folder, const std::string& name, bool* taken);
-  FileResult WriteFully(std::span<iovec> parts, std::uint64_t offset);
+  FileResult Append(std::byte* data, std::uint64_t bytes);
   bool BeginsInOrder(const FileResult& refused, std::uint64_t kept);
-  bool AllocateWhole();
-  void KeepPart(const std::byte* data, std::uint64_t bytes, std::uint64_t at);
   FileResult WriteHeader(ThreadContext& context);
-  int GiveFinalName(int folder, const std::string& name);
-  int LinkOrRename(int folder, const std::string& name);
   void RemoveTemp();
 
   RootDir& root_;
   const ChunkIoOptions& options_;
   const ChunkIdentity identity_;
   const ChunkRequest& request_;
+  const PieceShape shape_;
   ChunkHeader header_;  // sealed by Publish
   PieceHasher hasher_;
   UniqueFd temp_folder_;
   UniqueFd file_;
   std::string temp_name_;
-  std::uint64_t offset_ = 0;  // payload bytes written
+  std::uint64_t written_ = 0;  // payload bytes
+  std::uint64_t offset_ = 0;   // bytes behind the header: fewer where pieces are packed
   // Where files must be written in order (RootHabits::order): the whole file, until it is
   // published.
   StagingBuffer whole_;

@@ -6,6 +6,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "kvshelf/format.h"
 #include "kvshelf/memory.h"
@@ -17,7 +18,7 @@ enum class Verdict : std::uint8_t {
   kSound = 0,
   kPadding = 1,    // sound, but the bytes behind the payload are not zero
   kCorrupt = 2,    // header or payload is damaged, or the file too short or too long
-  kVersion = 3,    // a sound header of another format version
+  kVersion = 3,    // a sound header of a format version, packing or kind of tags that is not known
   kMisplaced = 4,  // a sound header of another namespace, rank or key
   kFault = 5,      // the storage did not give the bytes: `error` is an errno
   kSealed = 6,     // header and size are right; the payload has tags, and there is no key
@@ -57,8 +58,10 @@ class ChunkVerifier {
  private:
   bool Judge(Verdict verdict, std::string reason);
   bool CheckHeader(const ExpectedChunk& expected);
-  // The next bytes of the payload, and in the end its padding.
+  const ChunkHeader& header() const { return *reinterpret_cast<const ChunkHeader*>(page_.data()); }
+  // The next bytes behind the header: pieces, each with its padding.
   bool Check(const std::byte* data, std::uint64_t bytes);
+  bool EndPiece();
   // Into the buffer. Whether all bytes came; if not, the verdict is known.
   bool Read(std::uint64_t bytes, std::uint64_t offset);
   std::int64_t ReadSome(std::byte* data, std::uint64_t bytes, std::uint64_t offset);
@@ -70,7 +73,10 @@ class ChunkVerifier {
   int fd_ = -1;
   bool direct_ = false;
   std::uint64_t file_bytes_ = 0;
-  std::uint64_t at_ = 0;  // payload bytes checked
+  std::size_t piece_ = 0;       // that is being checked
+  std::uint64_t in_piece_ = 0;  // bytes of it that were checked, then of its padding
+  bool padding_is_zero_ = true;
+  std::vector<std::byte> packed_;  // the piece, if it is a packed one
   Verdict verdict_ = Verdict::kSound;
   int error_ = 0;
   std::string reason_;

@@ -48,6 +48,7 @@ struct EngineConfig {
   bool write_behind = true;
   bool verify = true;
   bool remove_bad = true;
+  bool compress = false;
   Direct direct = Direct::kOff;
   Durability durability = Durability::kNone;
   mode_t file_mode = 0640;

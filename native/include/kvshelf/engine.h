@@ -68,6 +68,8 @@ struct EngineStats {
   std::uint64_t touched = 0;
   std::uint64_t touches_dropped = 0;
   std::uint64_t removed_bad = 0;
+  std::uint64_t stored_payload_bytes = 0;
+  std::uint64_t stored_file_bytes = 0;
   bool direct = false;
 };
 

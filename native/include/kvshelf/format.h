@@ -16,8 +16,14 @@
 namespace kvshelf {
 
 inline constexpr std::uint64_t kPageBytes = 4096;  // header, padding and O_DIRECT alignment
-inline constexpr std::uint32_t kFormatVersion = 1;
-inline constexpr std::size_t kPieceCountMax = 448;  // half as many if they are authenticated
+inline constexpr std::uint32_t kPlainVersion = 1;
+inline constexpr std::uint32_t kPackedVersion = 2;  // pieces have lengths of their own
+inline constexpr std::uint32_t kPackedBf16 = 1;     // `packing`: see kvshelf/bf16_pack.h
+// Half as many if they are authenticated.
+inline constexpr std::size_t kPieceCountMax = 448;
+inline constexpr std::size_t kPackedPieceCountMax = 256;
+// A packed piece is verified before it is unpacked, so a reader holds all of it.
+inline constexpr std::uint32_t kPackedPieceBytesMax = 64 << 20;
 inline constexpr std::size_t kKeyBytesMin = 12;
 inline constexpr std::size_t kKeyBytesMax = 128;
 inline constexpr std::size_t kNamespaceBytes = 32;
@@ -48,8 +54,11 @@ struct ChunkHeader {
   std::array<std::uint8_t, kKeyBytesMax> key;
   Salt salt;
   Tag header_tag;
-  std::array<std::uint8_t, 232> reserved;
-  std::array<std::uint64_t, kPieceCountMax> piece_codes;  // checksums, or tags of two numbers
+  std::uint32_t packing;  // of kPackedVersion; else reserved
+  std::array<std::uint8_t, 228> reserved;
+  // Checksums, or tags of two numbers. In kPackedVersion the first kPackedPieceCountMax numbers,
+  // then the bytes of each piece in the file, two to a number: StoredBytes.
+  std::array<std::uint64_t, kPieceCountMax> piece_codes;
 };
 static_assert(std::endian::native == std::endian::little);
 static_assert(sizeof(ChunkHeader) == kPageBytes);
@@ -65,7 +74,7 @@ static_assert(offsetof(ChunkHeader, rank) == 100);
 static_assert(offsetof(ChunkHeader, key) == 104);
 static_assert(offsetof(ChunkHeader, salt) == 232);
 static_assert(offsetof(ChunkHeader, header_tag) == 264);
-static_assert(offsetof(ChunkHeader, reserved) == 280);
+static_assert(offsetof(ChunkHeader, packing) == 280);
 static_assert(offsetof(ChunkHeader, piece_codes) == 512);
 
 // What a header must say to be the chunk that a reader asks for.
@@ -98,9 +107,15 @@ constexpr std::uint32_t PieceBytesFor(std::uint64_t block_bytes, std::uint32_t p
   return unit > piece_bytes ? piece_bytes : static_cast<std::uint32_t>(piece_bytes / unit * unit);
 }
 
-constexpr std::size_t PieceCountMax(bool authenticated) {
-  return authenticated ? kPieceCountMax / 2 : kPieceCountMax;
+constexpr std::size_t PieceCountMax(std::uint32_t version, bool authenticated) {
+  const std::size_t most = version == kPackedVersion ? kPackedPieceCountMax : kPieceCountMax;
+  return authenticated ? most / 2 : most;
 }
+
+// The piece size of a file whose pieces are packed, at most `piece_bytes`: small enough to stay in
+// a core's cache between hash and unpacking. 0: the payload needs more pieces than a header holds.
+std::uint32_t PackedPieceBytesFor(std::uint64_t block_bytes, std::uint64_t payload_bytes,
+                                  std::uint32_t piece_bytes, bool authenticated);
 
 // What a header keeps of a piece: its checksum, or its tag in an authenticated file. One thread at
 // a time.
@@ -123,6 +138,13 @@ class PieceCoder {
 Tag PieceCode(const ChunkHeader& header, std::size_t piece);
 void SetPieceCode(ChunkHeader& header, std::size_t piece, const Tag& code);
 
+// Bytes of the payload that a piece covers, and those that the file has in their place: fewer if
+// the piece is packed, else as many. REQUIRES: as PieceCode.
+std::uint64_t PlainBytes(const ChunkHeader& header, std::size_t piece);
+std::uint64_t StoredBytes(const ChunkHeader& header, std::size_t piece);
+// Makes it a header of kPackedVersion, with one number a piece.
+void SetStoredBytes(ChunkHeader& header, std::span<const std::uint32_t> stored_bytes);
+
 // A header for `block_count` blocks from `first_block`, without salt and codes.
 // REQUIRES: the payload needs at most PieceCountMax pieces; key of 12 to 128 bytes.
 ChunkHeader MakeHeader(const ChunkIdentity& identity, std::uint32_t first_block,
@@ -135,15 +157,19 @@ bool SealHeader(ChunkHeader& header, PieceCoder& coder);
 // Step 2 of "What a reader checks": magic, header_bytes and header_checksum.
 bool HeaderIsSound(const ChunkHeader& header);
 
-// Step 3: whether it is the expected chunk in a version that we read, and authenticated or not as
-// expected; and whether whoever sealed it had the key.
+// Step 3: whether a sound header is of a version, and a packing, that we read. What is not was
+// written by another kvshelf, whose readers may need it: nobody removes it.
+bool HeaderIsKnown(const ChunkHeader& header);
+
+// Step 4: whether it is known and the expected chunk, and authenticated or not as expected; and
+// whether whoever sealed it had the key.
 bool HeaderMatches(const ChunkHeader& header, const ChunkIdentity& identity);
 bool HeaderIsAuthentic(const ChunkHeader& header, PieceCoder& coder);
 
-// Step 4: whether sizes agree with each other and with the file's. Nothing in `header` is trusted.
+// Step 5: whether sizes agree with each other and with the file's. Nothing in `header` is trusted.
 bool SizesAgree(const ChunkHeader& header, std::uint64_t file_bytes);
 
-// Step 5: whether blocks first_block ... first_block + block_count - 1 are in the file.
+// Step 6: whether blocks first_block ... first_block + block_count - 1 are in the file.
 bool HasBlocks(const ChunkHeader& header, std::uint32_t first_block, std::uint32_t block_count);
 
 // Bytes of the whole file. REQUIRES: SizesAgree, or a header made by MakeHeader.

@@ -75,6 +75,9 @@ def _add_shape(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--mla", action="store_true", default=None, help="one latent vector a token")
     option(group, "--dtype-bytes", _WHOLE, "2, or 1 for an FP8 cache")
     option(group, "--tensor-parallel", _WHOLE, "ranks (default: 1)")
+    group.add_argument(
+        "--compress", action="store_true", default=None, help="bf16 KV that engines pack"
+    )
 
 
 def _add_rates(group: argparse._ArgumentGroup) -> None:
@@ -146,6 +149,7 @@ def _shape(options: argparse.Namespace) -> Shape:
         "dtype_bytes": options.dtype_bytes,
         "mla": options.mla,
         "ranks": options.tensor_parallel,
+        "packed": options.compress,
     }
     try:
         return replace(shape, **{name: value for name, value in given.items() if value is not None})

@@ -228,6 +228,12 @@ class Settings:
         "O_DIRECT for payloads: off, on, or auto (where the mount takes it).",
         choices=("off", "auto", "on"),
     )
+    compress: str = _setting(
+        "auto",
+        "Whether stores pack bf16 KV to three quarters, without loss: on, off, or auto, which is "
+        "off so far. All engines load both. Update all engines of a shelf before on.",
+        choices=("auto", "on", "off"),
+    )
     durability: str = _setting(
         "none",
         "What is synced before a chunk is published: none, its data, or full (folders too).",

@@ -34,7 +34,9 @@ class FileStatus(IntEnum):
     OK = 0  # loaded and verified; stored (or already there); found
     NOT_FOUND = 1  # no such file, or it does not hold the wanted blocks
     CORRUPT = 2  # short, damaged or not a chunk file; removed if the engine may
-    FOREIGN = 3  # a sound chunk file of another namespace, key, rank or geometry
+    # A sound chunk file of another namespace, key, rank or geometry; or of a later format version,
+    # which is never removed.
+    FOREIGN = 3
     IO_ERROR = 4  # a system call failed; JobResult.errnos says how
     TIMED_OUT = 5  # the job's deadline passed first
     CANCELLED = 6  # cancel() or close() came first, or a lookup that another made useless
@@ -130,6 +132,8 @@ class EngineStats:
     touched: int = 0  # files whose time of use was renewed
     touches_dropped: int = 0
     removed_bad: int = 0  # CORRUPT or FOREIGN files removed
+    stored_payload_bytes: int = 0  # of chunks that stores published
+    stored_file_bytes: int = 0  # of their files: fewer if they are packed
     direct: bool = False  # whether O_DIRECT is in use
 
 

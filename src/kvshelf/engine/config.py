@@ -100,6 +100,8 @@ class EngineConfig:
     verify: bool = _set_by(lambda user: user.verify)
     # Whether files found CORRUPT or FOREIGN are removed, so that the chunk can be stored again.
     remove_bad: bool = True
+    # Whether pieces of bf16 numbers are packed (docs/packing.md); what does not shrink is not.
+    compress: bool = _set_by(lambda user: user.compress == "on")
     direct: Direct = _set_by(lambda user: Direct(user.direct))  # noqa: RUF009 - a field
     durability: Durability = _set_by(lambda user: Durability(user.durability))  # noqa: RUF009
     # For measurement only: AUTO chose the faster one wherever both were measured.

@@ -17,3 +17,5 @@ def engine_gauges(stats: EngineStats) -> Iterator[tuple[str, tuple[str, ...], fl
     yield metrics.WRITE_BUFFER_BYTES, (), stats.write_buffer_used_bytes
     yield metrics.HUNG_THREADS, (), stats.hung_threads
     yield metrics.REMOVED_BAD, (), stats.removed_bad
+    yield metrics.STORED_PAYLOAD_BYTES, (), stats.stored_payload_bytes
+    yield metrics.STORED_FILE_BYTES, (), stats.stored_file_bytes

@@ -19,6 +19,8 @@ _PAGE_BYTES = 4096
 # vLLM keeps 16 bits a number unless --kv-cache-dtype says otherwise, for float32 and quantised
 # models too (ModelConfig, dtype="auto").
 _DTYPE_BYTES = 2
+# What a packed piece of 1 MiB of bf16 takes, with few escapes (docs/packing.md).
+_PACKED_PAGES, _PLAIN_PAGES = 193, 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,7 @@ class Shape:
         dtype_bytes: bytes of a number in the KV cache.
         mla: one latent vector a token, kept by every rank, instead of keys and values.
         ranks: tensor-parallel size; each rank has files of its own.
+        packed: whether engines store with ``compress`` on; for numbers of 2 bytes.
     """
 
     layers: int
@@ -39,6 +42,7 @@ class Shape:
     dtype_bytes: int = _DTYPE_BYTES
     mla: bool = False
     ranks: int = 1
+    packed: bool = False
 
     def __post_init__(self) -> None:
         for name in ("layers", "kv_heads", "head_dim", "dtype_bytes", "ranks"):
@@ -47,6 +51,8 @@ class Shape:
         heads, ranks = self.kv_heads, self.ranks
         if not self.mla and heads % ranks and ranks % heads:
             raise ValueError(f"ranks={ranks}: must divide kv_heads={heads} or be a multiple of it")
+        if self.packed and self.dtype_bytes != 2:
+            raise ValueError(f"dtype_bytes={self.dtype_bytes}: only numbers of 2 bytes are packed")
 
     @property
     def token_bytes(self) -> int:
@@ -57,8 +63,10 @@ class Shape:
 
     def chunk_bytes(self, tokens: int) -> int:
         """Of the files of a chunk, headers and padding included."""
-        payload = -(-self.token_bytes // self.ranks * tokens // _PAGE_BYTES) * _PAGE_BYTES
-        return self.ranks * (_PAGE_BYTES + payload)
+        pages = -(-self.token_bytes // self.ranks * tokens // _PAGE_BYTES)
+        if self.packed:
+            pages = -(-pages * _PACKED_PAGES // _PLAIN_PAGES)
+        return self.ranks * (1 + pages) * _PAGE_BYTES
 
 
 # Llama-3.1-8B, the model of the figures in benchmarks/results/gpu.

@@ -60,6 +60,13 @@ class Blocks:
         for layer, size in zip(self.layers, self.page_bytes, strict=True):
             layer[:, :size] = rng.integers(0, 256, (self.num_blocks, size), dtype=np.uint8)
 
+    def fill_numbers(self, seed: int) -> None:
+        """Numbers of bf16 as a KV cache has them, in every page of an even size."""
+        rng = np.random.default_rng(seed)
+        for layer, size in zip(self.layers, self.page_bytes, strict=True):
+            numbers = rng.standard_normal((self.num_blocks, size // 2), dtype=np.float32)
+            layer[:, :size] = (numbers.view("<u4") >> 16).astype("<u2").view(np.uint8)
+
     def clear(self, ids: Sequence[int] | None = None) -> None:
         """Zero these blocks, or all: what is right afterwards was loaded."""
         rows = range(self.num_blocks) if ids is None else ids

@@ -91,6 +91,7 @@ class MemoryEngine:
         self._lock = threading.Lock()  # guards all below, and the files as far as they are ours
         self._reports: list[JobResult] = []
         self._removed_bad = 0
+        self._stored_bytes = 0
         self._closed = False
 
     def submit_store(self, job_id: JobId, batch: Batch, stream: int = 0) -> None:
@@ -107,6 +108,7 @@ class MemoryEngine:
                     self._files[row.path] = _Stored(row.identity, row.first_block, blocks)
                     statuses[-1] = FileStatus.OK
                     moved += len(row.block_ids) * row.memory.block_bytes
+            self._stored_bytes += moved
             for phase in (Phase.RELEASED, Phase.FINISHED):
                 self._report(job_id, JobKind.STORE, phase, statuses, moved)
 
@@ -203,7 +205,10 @@ class MemoryEngine:
         return True
 
     def stats(self) -> EngineStats:
-        return EngineStats(removed_bad=self._removed_bad)
+        stored = self._stored_bytes
+        return EngineStats(
+            removed_bad=self._removed_bad, stored_payload_bytes=stored, stored_file_bytes=stored
+        )
 
     def close(self, timeout_seconds: float = 5.0) -> bool:
         """See ``Engine.close``. Reports that were not polled may still be."""
