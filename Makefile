@@ -112,9 +112,9 @@ build/deploy-tools/.done: $(VENV)/.deploy requirements/deploy-tools.txt scripts/
 	@$(BIN)/python scripts/deploy_tools.py $(@D) && touch $@ || test "$$CI" != true
 
 # What a developer runs before each commit: 2 minutes on two idle cores. Tests over 3 s have the mark
-# "slow"; one of 6 s without it fails this.
+# "slow"; one without it fails this.
 check: lint test-native
-	python -m pytest -n 2 -m "not slow" --slow-seconds 6 -q
+	python -m pytest -n 2 -m "not slow" --slow-seconds 3 -q
 
 # pytest comes last, so that its closing line is the last one. PYTEST_ARGS='-m "not e2e"' leaves
 # out most engines.

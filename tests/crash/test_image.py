@@ -31,6 +31,7 @@ def why_not() -> str | None:
 REASON = why_not()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(REASON is not None, reason=REASON or "")
 def test_a_real_file_system_keeps_what_the_setting_promises(preload: Path, tmp_path: Path) -> None:
     # Mounts end with the namespace, whatever becomes of the test.

@@ -36,6 +36,7 @@ def judge(tree: dict[str, bytes | None], root: Path, durability: str, stored: se
     return Counter(status.name for status in statuses)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("faults", [0, NO_RENAME2, NO_RENAME2 | NO_LINK])
 @pytest.mark.parametrize("durability", ["none", "data", "full"])
 def test_a_power_loss_after_every_call(

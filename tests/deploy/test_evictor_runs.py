@@ -58,6 +58,7 @@ def used(path: Path) -> float:
     return 1 - space.f_bavail / space.f_blocks
 
 
+@pytest.mark.slow
 def test_the_charts_container_brings_a_full_volume_below_its_limit(
     volume: Path, tmp_path: Path
 ) -> None:
@@ -77,6 +78,7 @@ def test_the_charts_container_brings_a_full_volume_below_its_limit(
         pod.close()
 
 
+@pytest.mark.slow
 def test_an_evictor_that_is_killed_leaves_its_work_to_the_next(
     volume: Path, tmp_path: Path
 ) -> None:

@@ -213,6 +213,7 @@ TEXTS |= st.dictionaries(st.sampled_from(["kvshelf", "digest", "identity"]), JSO
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(text=TEXTS)
 def test_any_bytes_as_marker_or_namespace(

@@ -166,6 +166,7 @@ def test_a_queued_store_never_reads_what_another_connector_loads(
         assert engine.faults() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(
     "options", [{}, {"draft": draft}, {"async_scheduling": True}], ids=["plain", "draft", "async"]

@@ -21,11 +21,10 @@ from kvshelf.cli.common import (
     existing_shelf,
     prepared_shelf,
     safe,
-    status_of,
 )
 from kvshelf.cli.evict_options import OPTIONS, add_arguments, limits_of
 from kvshelf.cli.evict_report import as_json
-from kvshelf.errors import KvshelfError
+from kvshelf.errors import KvshelfError, ResourceError
 from kvshelf.upkeep.evict.limits import Limits
 from kvshelf.upkeep.evict.mends import with_mend
 from kvshelf.upkeep.evict.report import Report, no_effect_text
@@ -171,7 +170,9 @@ class _Command:
         if part == "evict" and is_mistake:
             self._end(CommandError(Exit.FINDINGS, f"{type(error).__name__}: {error}"))
         elif part == "evict" and self._once:
-            self._end(CommandError(status_of(error), f"{self._root}: {error}"))
+            lacks = isinstance(error, ResourceError)
+            status = Exit.NO_RESOURCES if lacks else Exit.NO_SHELF
+            self._end(CommandError(status, f"{self._root}: {error}"))
         else:
             self._fault(part, error)
 

@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> Exit:
                 "namespaces": rows,
             },
         )
-    return counting.status(census)
+    return Exit.FINDINGS if census.unread.count else Exit.FINE
 
 
 def _rows(root: Path, census: Census) -> Iterator[_Row]:

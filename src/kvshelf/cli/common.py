@@ -25,7 +25,7 @@ from kvshelf.disk.root import (
     list_namespaces,
     publish_marker,
 )
-from kvshelf.errors import NotAShelfError, ResourceError
+from kvshelf.errors import NotAShelfError
 
 T = TypeVar("T")
 
@@ -67,11 +67,6 @@ class CommandError(Exception):
     def __init__(self, status: Exit, message: str) -> None:
         super().__init__(message)
         self.status = status
-
-
-def status_of(error: Exception) -> Exit:
-    """The exit status of a shelf that cannot be worked on."""
-    return Exit.NO_RESOURCES if isinstance(error, ResourceError) else Exit.NO_SHELF
 
 
 # Names of what was mended, in a line.

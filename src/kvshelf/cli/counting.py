@@ -78,10 +78,6 @@ def sureness(census: Census, total: Summary) -> str:
     )
 
 
-def status(census: Census) -> Exit:
-    return Exit.FINDINGS if census.unread.count else Exit.FINE
-
-
 def count_text(estimate: Estimate) -> str:
     return f"{'~' if estimate.error else ''}{estimate.value:,.0f}"
 

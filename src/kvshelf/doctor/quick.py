@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from kvshelf.doctor.findings import Finding, Severity
+from kvshelf.doctor.findings import Severity
 from kvshelf.doctor.mounts import mount_of
 from kvshelf.doctor.room import check_room
 from kvshelf.doctor.site import check_mount
@@ -14,19 +14,10 @@ from kvshelf.doctor.site import check_mount
 _STATS = 16
 
 
-def quick_findings(root: Path) -> list[Finding]:
-    """What is known without writing: the mount's kind and options, and room.
-
-    Raises:
-        OSError: the directory cannot be looked at.
-    """
-    return [*check_mount(mount_of(root)), *check_room(root)]
-
-
 def quick_line(root: Path) -> str:
     """Kind, room, the time of a stat, and how many findings matter; never raises."""
     try:
-        findings = quick_findings(root)
+        findings = [*check_mount(mount_of(root)), *check_room(root)]  # nothing is written
         started = time.perf_counter()
         for number in range(_STATS):
             os.path.lexists(root / f".absent-{os.getpid()}-{number}")

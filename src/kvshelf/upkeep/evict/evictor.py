@@ -58,6 +58,9 @@ class Evictor:
         settle_seconds: statvfs may show so late what was removed.
         clock: the file system's, by which ages count; None: one of its own.
 
+    Attributes:
+        phase: what it knows, and how far it goes.
+
     Raises:
         NotAShelfError: the root carries no marker that we know.
         OSError: it cannot be opened.
@@ -92,17 +95,13 @@ class Evictor:
         )
         self._leftovers = Leftovers(self._root, dry_run=dry_run)
         self._sampling = Sampling()
-        self._phase = Phase.LEARNING
+        self.phase = Phase.LEARNING
         self._scan_all = True  # all folders are to be scanned, whatever the phase
         self._evicting_since = 0.0
         self._round: Round | None = None
         self._release_at = 0.0  # what is held is tried again from then on
         self._refresh_times = RefreshTimes()
         self._stuck_until: dict[str | None, float] = {}  # by namespace, as needs are
-
-    @property
-    def phase(self) -> Phase:
-        return self._phase
 
     def step(self, seconds_max: float = 1.0) -> Report:
         """Look once; scan and remove for about so long if there is reason to.
@@ -148,7 +147,7 @@ class Evictor:
     def leave(self) -> None:
         """Another evicts from now on. When it is this one's turn again nothing is under way."""
         self._needs.forget()
-        self._phase = self._phase.after(Event.LEFT)
+        self.phase = self.phase.after(Event.LEFT)
         self._round = None
         self._refresh_times.now()
 
@@ -166,7 +165,7 @@ class Evictor:
         wanted = self._wanted()
         if not wanted:
             self._release_held(now)
-            self._phase = self._phase.after(Event.WITHIN)
+            self.phase = self.phase.after(Event.WITHIN)
             self._round = None
             self._stuck_until.clear()
             return self._rest(log)
@@ -178,8 +177,8 @@ class Evictor:
             self._round = None  # what is known must be renewed meanwhile
             self._needs.give_up()
             return State.STUCK
-        if not self._phase.is_evicting:
-            self._phase, self._evicting_since = self._phase.after(Event.EXCEEDED), now
+        if not self.phase.is_evicting:
+            self.phase, self._evicting_since = self.phase.after(Event.EXCEEDED), now
             self._refresh_times.now()  # what others have removed meanwhile counts
         elif wanted[0].reason in _OF_VOLUME and self._leftovers.is_due:
             self._clean(log, left)
@@ -189,7 +188,7 @@ class Evictor:
 
     def _rest(self, log: StepLog) -> State:
         """No limit is exceeded, if the volume will show what went and nobody has written since."""
-        if not self._phase.is_known:
+        if not self.phase.is_known:
             return State.SCANNING
         if not self._needs.is_settled(self._limits, self._usage()):
             log.is_settling = True
@@ -213,14 +212,14 @@ class Evictor:
             self._sweep.set_namespaces(self._spaces.list())
             work = log.add(self._sweep.scan(all_folders=True, seconds_max=left))
             if work.finished:
-                self._scan_all, self._phase = False, self._phase.after(Event.SCAN_ENDED)
-            elif self._phase.is_known:
+                self._scan_all, self.phase = False, self.phase.after(Event.SCAN_ENDED)
+            elif self.phase.is_known:
                 return State.EVICTING
             elif not self._sampling.is_due(now, self._sweep.coverage):
                 return State.SCANNING
         elif self._refresh_is_due(now):
             done = self._refresh(log, left)
-            if not done and self._phase.is_evicting and now < self._evicting_since + SECONDS_MAX:
+            if not done and self.phase.is_evicting and now < self._evicting_since + SECONDS_MAX:
                 return State.EVICTING
         return None
 
@@ -269,18 +268,18 @@ class Evictor:
             self._end_round(round_)
 
     def _end_round(self, ended: Round) -> None:
-        if not self._phase.is_known:
-            self._phase = self._phase.after(Event.SAMPLE_USED)
+        if not self.phase.is_known:
+            self.phase = self.phase.after(Event.SAMPLE_USED)
             self._sampling.used(time.monotonic(), has_helped=bool(ended.removed))
         self._refresh_times.now()  # others may have removed where this walk had been before
         if ended.is_kept(self._sweep.held().amount):
             return
-        if not self._phase.is_fresh or self._sweep.counts_what_is_gone():
+        if not self.phase.is_fresh or self._sweep.counts_what_is_gone():
             self._scan_all = True
         elif not ended.removed and not ended.refused:
-            if self._phase is Phase.AHEAD:
+            if self.phase is Phase.AHEAD:
                 self._stuck_until[ended.need.folder] = time.monotonic() + _STUCK_SECONDS
-            self._phase = self._phase.after(Event.FRUITLESS)
+            self.phase = self.phase.after(Event.FRUITLESS)
 
     def _release_held(self, now: float) -> None:
         if now >= self._release_at and not self._scan_all:
@@ -295,7 +294,7 @@ class Evictor:
             self._policy,
             now_ns=now_ns,
             folder=need.folder,
-            future_seconds=_FUTURE_SECONDS if self._phase is Phase.AHEAD else 0.0,
+            future_seconds=_FUTURE_SECONDS if self.phase is Phase.AHEAD else 0.0,
         )
         self._sweep.begin_removal(
             cuts, dry_run=self._dry_run, report_names=self._on_removed is not None
@@ -311,17 +310,17 @@ class Evictor:
             self._on_removed(batch.folder, batch.rank, batch.keys())
 
     def _wanted(self, stuck: Container[str | None] = ()) -> list[Need]:
-        if self._round is not None and not self._phase.is_known:
+        if self._round is not None and not self.phase.is_known:
             # The sample ended when the removal began: what it said holds for this round.
             return self._round.left()
-        return self._needs.needs(self._limits, self._usage(), self._phase, stuck)
+        return self._needs.needs(self._limits, self._usage(), self.phase, stuck)
 
     def _usage(self) -> dict[str, Amount]:
-        return self._sweep.usage() if self._phase.is_known else self._sweep.sampled_usage()
+        return self._sweep.usage() if self.phase.is_known else self._sweep.sampled_usage()
 
     def _report(self, state: State, log: StepLog, seconds: float) -> Report:
         (count, examples), mine = self._sweep.foreign(), self._spaces.foreign
-        wanted = tuple(self._wanted()) if self._phase.is_known else ()
+        wanted = tuple(self._wanted()) if self.phase.is_known else ()
         return Report(
             state=state,
             volume=self._watch.volume(),
@@ -335,7 +334,7 @@ class Evictor:
             cut_age_seconds=log.cut_age_seconds if log.removed else None,
             looked_at=log.looked_at,
             spared=log.spared,
-            is_urgent=self._phase.is_known and self._is_urgent(self._watch.use()),
+            is_urgent=self.phase.is_known and self._is_urgent(self._watch.use()),
             foreign=count + len(mine),
             foreign_examples=(*mine[:8], *examples),
             unread=self._spaces.unread,

@@ -125,7 +125,7 @@ class Lease:
         self._owner = owner
         self._clock = clock
         self._is_dead = is_dead
-        self._token = secrets.token_hex(8)
+        self.token = secrets.token_hex(8)  # names this holder
         self._mine: LeaseName | None = None  # as it was last written, or may have been
         self._trusted_until = float("-inf")
         self._look_at = float("-inf")
@@ -134,11 +134,6 @@ class Lease:
         self.taken = 0  # times that this process took it
         self.lost = 0  # times that another took it from this process
         self.failure: Exception | None = None  # why the last look at the folder failed
-
-    @property
-    def token(self) -> str:
-        """16 hex digits that name this holder."""
-        return self._token
 
     @property
     def is_held(self) -> bool:
@@ -206,13 +201,13 @@ class Lease:
             return False
         is_free = (
             top.owner is None
-            or top.token == self._token  # a rename that was reported as failed
+            or top.token == self.token  # a rename that was reported as failed
             or is_unchanged
             or self._is_dead(top.owner) is True
         )
         if not is_free:
             return False
-        taken = LeaseName(top.term + 1, 0, self._token, self._owner)
+        taken = LeaseName(top.term + 1, 0, self.token, self._owner)
         if not self._folder.rename(str(top), str(taken)):
             return False  # another was faster, or renewed it after all
         self._mine = taken
@@ -221,12 +216,12 @@ class Lease:
         return True
 
     def _renewed(self, mine: LeaseName, top: LeaseName | None, found: list[LeaseName]) -> bool:
-        if top is not None and top.token != self._token and top.order > mine.order:
+        if top is not None and top.token != self.token and top.order > mine.order:
             return False  # two were made, and this is the lesser: the other removes it
-        ours = [lease for lease in found if lease.token == self._token]
+        ours = [lease for lease in found if lease.token == self.token]
         # Where the last rename was reported as failed, either name may be there.
         for name in (mine, *ours):
-            renewed = LeaseName(name.term, name.beat + 1, self._token, self._owner)
+            renewed = LeaseName(name.term, name.beat + 1, self.token, self._owner)
             if self._folder.rename(str(name), str(renewed)):
                 self._mine = renewed
                 self._remove_others(found)
@@ -236,7 +231,7 @@ class Lease:
     def _remove_others(self, found: list[LeaseName]) -> None:
         assert self._mine is not None
         for lease in found:
-            if lease.token != self._token and lease.order < self._mine.order:
+            if lease.token != self.token and lease.order < self._mine.order:
                 self._folder.remove(str(lease))
 
 
