@@ -24,8 +24,11 @@ namespace kvshelf {
 struct EngineParts {
   explicit EngineParts(EngineSetup setup);
 
+  // Takes a job in. Throws EngineClosed, and std::invalid_argument if its id is in use.
+  void Add(const std::shared_ptr<Job>& job) ENGINE_LOCKED;
+
   EngineBasis basis;
-  mutable std::mutex mutex;
+  std::mutex mutex;
   Wakeups wake;
   StagingPool staging;
   StoreQueue stores;
@@ -34,8 +37,9 @@ struct EngineParts {
   JobTable jobs;
   Deadlines deadlines;
   Workers workers;
-  bool closed ENGINE_GUARDED = false;            // nothing more is submitted
-  bool stopping ENGINE_GUARDED = false;          // threads end
+  bool closed ENGINE_GUARDED = false;    // nothing more is submitted
+  bool stopping ENGINE_GUARDED = false;  // threads end
+  bool supervisor_exited ENGINE_GUARDED = false;
   std::uint64_t removed_bad ENGINE_GUARDED = 0;  // files
 };
 
