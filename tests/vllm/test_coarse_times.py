@@ -70,7 +70,7 @@ def mount(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Path
             yield mounted.path, step_ns
 
 
-@pytest.mark.parametrize("prompts", [1, 3])
+@pytest.mark.parametrize("prompts", [1, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("is_read", [False, True])
 def test_what_is_kept_of_a_prompt_can_be_loaded(
     mount: tuple[Path, int], prompts: int, is_read: bool

@@ -292,6 +292,7 @@ def test_adapters_of_ranks_are_told_apart_and_bounded(monkeypatch: pytest.Monkey
     assert adapters.of_request(1, "y", "/y") is None
 
 
+@pytest.mark.slow
 def test_before_a_connector_is_made_nothing_changes_but_what_the_docs_name() -> None:
     """Importing every module and registering the plugin, in a process of its own."""
     env = {**os.environ, "VLLM_PLUGINS": ""}

@@ -34,6 +34,7 @@ for name, prompt, tokens in (
 """
 
 
+@pytest.mark.slow
 def test_vllms_own_log(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", CODE],

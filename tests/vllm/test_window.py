@@ -33,6 +33,7 @@ def run(path: str | None) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_the_installed_vllm() -> None:
     done = run(None)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
