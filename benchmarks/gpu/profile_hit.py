@@ -49,7 +49,7 @@ def tap_loads(worker_class: Any) -> None:
     finish = worker_class._finish_load
 
     def outer_finish(self: Any, result: Any) -> Any:
-        TAP["worker"], TAP["chunks"] = self, list(self._transfers.loads[result.job_id])
+        TAP["worker"], TAP["chunks"] = self, list(self._transfers.loads[result.job_id][0])
         TAP["load"] = (result.payload_bytes, result.seconds)
         return finish(self, result)
 

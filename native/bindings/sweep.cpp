@@ -9,6 +9,7 @@
 #include <nanobind/stl/vector.h>
 
 #include "kvshelf/shelf_sweep.h"
+#include "kvshelf/use_time.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;

@@ -36,18 +36,6 @@ void CheckRow(const EngineBasis& basis, JobKind kind, const Batch& batch, std::s
   }
 }
 
-}  // namespace
-
-void CheckPath(std::size_t row, const std::string& path) {
-  const std::string_view wrong = WhatIsWrongWithPath(path);
-  if (!wrong.empty()) Refuse(row, "path " + std::string(wrong));
-}
-
-void CheckKey(std::size_t row, const std::string& key) {
-  if (key.size() >= kKeyBytesMin && key.size() <= kKeyBytesMax) return;
-  Refuse(row, "key must have 12 to 128 bytes, not " + std::to_string(key.size()));
-}
-
 void CheckBatch(const EngineBasis& basis, JobKind kind, const Batch& batch) {
   const std::size_t rows = batch.paths.size();
   if (rows == 0) throw std::invalid_argument("a batch needs at least one row");
@@ -78,8 +66,21 @@ void CheckBatch(const EngineBasis& basis, JobKind kind, const Batch& batch) {
   }
 }
 
+}  // namespace
+
+void CheckPath(std::size_t row, const std::string& path) {
+  const std::string_view wrong = WhatIsWrongWithPath(path);
+  if (!wrong.empty()) Refuse(row, "path " + std::string(wrong));
+}
+
+void CheckKey(std::size_t row, const std::string& key) {
+  if (key.size() >= kKeyBytesMin && key.size() <= kKeyBytesMax) return;
+  Refuse(row, "key must have 12 to 128 bytes, not " + std::to_string(key.size()));
+}
+
 std::shared_ptr<Job> MakeTransferJob(const EngineBasis& basis, JobKind kind, JobId id,
                                      const Batch& batch) {
+  CheckBatch(basis, kind, batch);
   auto job = std::make_shared<Job>(kind, id, batch.paths.size());
   job->block_ids.assign(batch.block_ids.begin(), batch.block_ids.end());
   std::size_t next_id = 0;
@@ -96,6 +97,7 @@ std::shared_ptr<Job> MakeTransferJob(const EngineBasis& basis, JobKind kind, Job
     file.request.block_ids = std::span(job->block_ids).subspan(next_id, count);
     next_id += count;
   }
+  job->after = basis.device->RecordEvent(batch.stream);
   return job;
 }
 

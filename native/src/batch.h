@@ -14,9 +14,8 @@ namespace kvshelf {
 void CheckPath(std::size_t row, const std::string& path);
 void CheckKey(std::size_t row, const std::string& key);
 
-// Throws std::invalid_argument, which names the row, if `batch` cannot be stored or loaded.
-void CheckBatch(const EngineBasis& basis, JobKind kind, const Batch& batch);
-// REQUIRES: it was checked.
+// A store or a load, whose copies come after what is queued on the batch's stream now. Throws
+// likewise if `batch` cannot be stored or loaded.
 std::shared_ptr<Job> MakeTransferJob(const EngineBasis& basis, JobKind kind, JobId id,
                                      const Batch& batch);
 

@@ -31,4 +31,9 @@ EngineParts::EngineParts(EngineSetup setup)
       deadlines(wake.supervisor),
       workers(basis, deadlines, wake) {}
 
+void EngineParts::Add(const std::shared_ptr<Job>& job) {
+  if (closed) throw EngineClosed();
+  jobs.Add(job);
+}
+
 }  // namespace kvshelf

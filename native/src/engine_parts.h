@@ -36,8 +36,11 @@ struct StoredTotals {
 struct EngineParts {
   explicit EngineParts(EngineSetup setup);
 
+  // Takes a job in. Throws EngineClosed, and std::invalid_argument if its id is in use.
+  void Add(const std::shared_ptr<Job>& job) ENGINE_LOCKED;
+
   EngineBasis basis;
-  mutable std::mutex mutex;
+  std::mutex mutex;
   Wakeups wake;
   StagingPool staging;
   StoreQueue stores;
@@ -47,8 +50,9 @@ struct EngineParts {
   Deadlines deadlines;
   Workers workers;
   StoredTotals stored;
-  bool closed ENGINE_GUARDED = false;            // nothing more is submitted
-  bool stopping ENGINE_GUARDED = false;          // threads end
+  bool closed ENGINE_GUARDED = false;    // nothing more is submitted
+  bool stopping ENGINE_GUARDED = false;  // threads end
+  bool supervisor_exited ENGINE_GUARDED = false;
   std::uint64_t removed_bad ENGINE_GUARDED = 0;  // files
 };
 

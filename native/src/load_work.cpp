@@ -3,7 +3,16 @@
 #include <algorithm>
 #include <cerrno>
 
+#include "batch.h"
+
 namespace kvshelf {
+
+void Engine::SubmitLoad(JobId id, const Batch& batch) {
+  const std::shared_ptr<Job> job = MakeTransferJob(parts_->basis, JobKind::kLoad, id, batch);
+  const EngineLock lock(parts_->mutex);
+  parts_->Add(job);
+  LoadWork(*parts_).Enqueue(job);
+}
 
 // In parts of two pieces, so that all threads share the work of one request, and of one file. A
 // file may have been stored in pieces of another size: ChunkReader says what a part is then.

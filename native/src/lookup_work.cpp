@@ -5,7 +5,11 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <limits>
 #include <new>
+#include <stdexcept>
+
+#include "batch.h"
 
 namespace kvshelf {
 namespace {
@@ -98,7 +102,106 @@ void NoteMissing(std::atomic<std::uint32_t>& first, std::uint32_t key) {
   }
 }
 
+void AddLookup(EngineParts& parts, const std::shared_ptr<Job>& job) {
+  const EngineConfig& config = parts.basis.config;
+  const EngineLock lock(parts.mutex);
+  parts.Add(job);
+  std::uint64_t& queued = parts.jobs.queued(job->kind);
+  const std::uint64_t room = config.queue_files - std::min(config.queue_files, queued);
+  queued += job->size();
+  for (std::size_t i = room; i < job->size(); ++i) {
+    parts.jobs.Settle(*job, i, FileResult::IoError(EAGAIN), 0);
+  }
+  parts.lookups.Add(job);
+  parts.deadlines.Add(DeadlineKind::kLookup,
+                      {job->submitted + ToDuration(config.lookup_timeout_seconds), job});
+}
+
+void AddTouches(EngineParts& parts, std::vector<TouchRequest> touches) {
+  const EngineLock lock(parts.mutex);
+  if (parts.closed) throw EngineClosed();
+  parts.lookups.AddTouches(std::move(touches));
+}
+
 }  // namespace
+
+void Engine::SubmitLookup(JobId id, std::vector<std::string> paths) {
+  if (paths.empty()) throw std::invalid_argument("a lookup needs at least one path");
+  for (std::size_t row = 0; row < paths.size(); ++row) CheckPath(row, paths[row]);
+  const auto job = std::make_shared<Job>(JobKind::kLookup, id, paths.size());
+  job->lookup.paths = std::move(paths);
+  AddLookup(*parts_, job);
+}
+
+// The lookup threads make the paths: for thousands of keys that is work, and the caller's thread
+// is a scheduler's.
+void Engine::SubmitLookupKeys(JobId id, std::vector<std::string> folders,
+                              std::vector<std::string> keys, std::vector<std::uint32_t> runs) {
+  if (folders.empty() || keys.empty()) {
+    throw std::invalid_argument("a lookup needs at least one folder and one key");
+  }
+  for (std::size_t row = 0; row < folders.size(); ++row) CheckPath(row, folders[row]);
+  for (std::size_t row = 0; row < keys.size(); ++row) CheckKey(row, keys[row]);
+  std::uint64_t end = 0;
+  for (std::uint32_t& run : runs) {  // lengths become ends
+    end += run;
+    if (run == 0 || end > keys.size()) {
+      throw std::invalid_argument("runs: each at least 1, together at most as many as keys");
+    }
+    run = static_cast<std::uint32_t>(end);
+  }
+  const std::shared_ptr<Job> job =
+      std::make_shared<Job>(JobKind::kLookup, id, folders.size() * keys.size());
+  LookupRequest& lookup = job->lookup;
+  lookup.folders = std::move(folders);
+  lookup.keys = std::move(keys);
+  lookup.run_ends = std::move(runs);
+  lookup.first_missing = std::make_unique<std::atomic<std::uint32_t>[]>(lookup.run_ends.size());
+  for (std::size_t run = 0; run < lookup.run_ends.size(); ++run) {
+    lookup.first_missing[run] = std::numeric_limits<std::uint32_t>::max();
+  }
+  AddLookup(*parts_, job);
+}
+
+void Engine::SubmitProbe(JobId id, std::vector<std::string> paths, std::uint64_t bytes_max) {
+  if (paths.empty()) throw std::invalid_argument("a probe needs at least one path");
+  for (std::size_t row = 0; row < paths.size(); ++row) CheckPath(row, paths[row]);
+  const auto job = std::make_shared<Job>(JobKind::kProbe, id, paths.size());
+  job->lookup.paths = std::move(paths);
+  job->lookup.probe_bytes = bytes_max;
+  AddLookup(*parts_, job);
+}
+
+void Engine::Touch(std::vector<std::string> paths) {
+  std::vector<TouchRequest> touches;
+  touches.reserve(paths.size());
+  for (std::size_t row = 0; row < paths.size(); ++row) {
+    CheckPath(row, paths[row]);
+    touches.push_back({std::move(paths[row])});
+  }
+  AddTouches(*parts_, std::move(touches));
+}
+
+void Engine::TouchKeys(const std::vector<std::string>& folders,
+                       const std::vector<std::string>& keys,
+                       const std::vector<std::int64_t>& times_ns, bool always) {
+  if (keys.size() != times_ns.size()) throw std::invalid_argument("times_ns: one a key");
+  for (std::size_t row = 0; row < folders.size(); ++row) CheckPath(row, folders[row]);
+  std::vector<TouchRequest> touches;
+  touches.reserve(folders.size() * keys.size());
+  const std::int64_t ahead_ns = parts_->basis.clock.AheadOfRealtime();
+  for (std::size_t row = 0; row < keys.size(); ++row) {
+    CheckKey(row, keys[row]);
+    if (times_ns[row] <= 0) throw std::invalid_argument("times_ns: after 1970");
+    const std::int64_t time_ns = std::max<std::int64_t>(1, times_ns[row] + ahead_ns);
+    for (const std::string& folder : folders) {
+      touches.push_back({ChunkPath(folder, keys[row]), time_ns, always});
+    }
+  }
+  AddTouches(*parts_, std::move(touches));
+}
+
+void Engine::SetClock(std::int64_t ahead_ns) { parts_->basis.clock.Set(ahead_ns); }
 
 // Whether a chunk need not be stored. What else has its name is left to the thread that stores.
 FileResult LookupWork::FindStored(const Transfer& file) {

@@ -1,38 +1,15 @@
 #include "kvshelf/shelf_sweep.h"
 
-#include <dirent.h>
-#include <fcntl.h>
-#include <sys/resource.h>
-#include <sys/stat.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <bit>
-#include <cerrno>
-#include <cstdio>
-#include <cstring>
-#include <ctime>
-#include <system_error>
-#include <thread>
 #include <utility>
 
-#include "shelf_sweep_parts.h"
+#include "sweep_band.h"
+#include "sweep_leaves.h"
+#include "sweep_spaces.h"
 
 namespace kvshelf {
 namespace {
-
-// The fewest items that are worth a thread.
-constexpr std::size_t kItemsPerThread = 16;
-// Below vLLM's threads on a busy machine, yet not starved, as SCHED_IDLE may be: a removal that was
-// begun holds up what others write to the same file system. Of I/O, the last of the ordinary class.
-constexpr int kNice = 19;
-constexpr int kIoClassBestEffort = 2 << 13;
-constexpr int kIoLowest = 7;
-// Folders of ranks that stay open between two looks into them: at most this many, and this part of
-// the descriptors that the process may have. An engine's process needs them for other things.
-constexpr std::size_t kKeptMax = 64;
-constexpr std::size_t kKeptShare = 16;
 
 constexpr std::size_t kHashDigitsMin = 16;  // as src/kvshelf/disk/layout.py
 constexpr std::size_t kHashDigitsMax = 248;
@@ -52,11 +29,9 @@ std::int64_t Decimal(std::string_view text, std::int64_t max) {
   return value <= max ? value : -1;
 }
 
-void LowerOwnPriority() {
-  const auto thread = static_cast<id_t>(::syscall(SYS_gettid));
-  ::setpriority(PRIO_PROCESS, thread, kNice);
-  ::syscall(SYS_ioprio_set, 1, 0, kIoClassBestEffort | kIoLowest);
-  ::pthread_setname_np(::pthread_self(), "kvs-evict");
+sweep::Clock::time_point DeadlineIn(double seconds) {
+  const std::chrono::duration<double> span(seconds);
+  return sweep::Clock::now() + std::chrono::duration_cast<sweep::Clock::duration>(span);
 }
 
 }  // namespace
@@ -93,43 +68,6 @@ std::int64_t AgeBucketBegin(std::size_t bucket) {
   return static_cast<std::int64_t>(bucket - 128 * shift) << (shift + 20);
 }
 
-double SteadySeconds() {
-  return std::chrono::duration<double>(Clock::now().time_since_epoch()).count();
-}
-
-std::chrono::nanoseconds ThreadTime() {
-  return std::chrono::nanoseconds(ClockNs(CLOCK_THREAD_CPUTIME_ID));
-}
-
-int RunnableThreads() {
-  const UniqueFd file(::open("/proc/loadavg", O_RDONLY | O_CLOEXEC));
-  char text[128] = {};
-  if (!file || ::read(file.get(), text, sizeof(text) - 1) <= 0) return 0;
-  int runnable = 0;
-  return std::sscanf(text, "%*s %*s %*s %d", &runnable) == 1 ? runnable : 0;
-}
-
-std::string LeafName(std::size_t index) {
-  constexpr std::string_view kDigits = "0123456789abcdef";
-  return {kDigits[index >> 8], kDigits[index >> 4 & 15], kDigits[index & 15]};
-}
-
-int ListNames(int folder, std::vector<std::string>* names) {
-  if (::lseek(folder, 0, SEEK_SET) < 0) return -errno;
-  alignas(dirent64) char buffer[16384];
-  for (;;) {
-    const ssize_t bytes = ::getdents64(folder, buffer, sizeof(buffer));
-    if (bytes < 0 && errno == EINTR) continue;
-    if (bytes <= 0) return bytes < 0 ? -errno : 0;
-    for (ssize_t at = 0; at < bytes;) {
-      const auto* const entry = reinterpret_cast<const dirent64*>(buffer + at);
-      const std::string_view name = entry->d_name;
-      if (name != "." && name != "..") names->emplace_back(name);
-      at += entry->d_reclen;
-    }
-  }
-}
-
 bool Junk::Has(std::string_view path) const {
   std::string name(path.substr(path.rfind('/') + 1));
   for (char& c : name) {
@@ -141,11 +79,6 @@ bool Junk::Has(std::string_view path) const {
   return any(names, [&](const std::string& text) { return name == text; }) ||
          any(prefixes, [&](const std::string& text) { return name.starts_with(text); }) ||
          any(suffixes, [&](const std::string& text) { return name.ends_with(text); });
-}
-
-void NoteForeign(Foreign& foreign, const std::string& path) {
-  ++foreign.count;
-  if (foreign.examples.size() < kExamples) foreign.examples.push_back(path);
 }
 
 void Histogram::Add(std::size_t bucket, Amount amount) {
@@ -167,89 +100,132 @@ Amount Histogram::operator[](std::size_t bucket) const {
 
 ShelfSweep::ShelfSweep(std::shared_ptr<FileOps> ops, const std::string& root, SweepConfig config,
                        Junk junk)
-    : ops_(std::move(ops)),
-      config_(config),
-      junk_(std::move(junk)),
-      root_(::open(root.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)) {
-  struct stat found{};
-  if (!root_ || ops_->Fstat(root_.get(), &found) < 0) {
-    throw std::system_error(errno, std::generic_category(), root);
-  }
-  device_ = found.st_dev;
-  rlimit limit{};
-  ::getrlimit(RLIMIT_NOFILE, &limit);
-  const auto share = static_cast<std::size_t>(limit.rlim_cur / kKeptShare);
-  kept_max_ = std::min(kKeptMax, share);
-  // Each thread has three folders open.
-  config_.threads = static_cast<unsigned>(std::clamp<std::size_t>(share, 1, config_.threads));
-}
+    : parts_(std::make_unique<sweep::Parts>(std::move(ops), root, config, std::move(junk))) {}
 
 ShelfSweep::~ShelfSweep() = default;
 
-void ShelfSweep::NoteUnknown(Foreign& foreign, const std::string& path) const {
-  if (!junk_.Has(path)) NoteForeign(foreign, path);
-}
+void ShelfSweep::SetClock(std::int64_t ahead_ns) { parts_->clock.Set(ahead_ns); }
 
-void ShelfSweep::Run(Walk& walk, std::size_t items, void (ShelfSweep::*work)(Walk&)) {
-  const std::size_t threads = std::clamp<std::size_t>(items / kItemsPerThread, 1, config_.threads);
-  std::vector<std::jthread> running;
-  for (std::size_t i = 0; i < threads; ++i) {
-    try {
-      running.emplace_back([&] {
-        LowerOwnPriority();
-        (this->*work)(walk);
-      });
-    } catch (const std::system_error&) {
-      if (running.empty()) throw;  // the caller says so
-      return;                      // those that were to be had do the work
-    }
-  }
-}
-
-// Whether a thread of a walk is to take nothing more. Its first is not refused for lack of time, so
-// that each call gets on.
-bool ShelfSweep::IsOver(const Walk& walk, bool first) const {
-  return stop_ || (!first && Clock::now() >= walk.deadline);
+void ShelfSweep::SetNamespaces(const std::vector<std::string>& folders) {
+  parts_->tree.List(folders);
 }
 
 SweepReport ShelfSweep::Scan(bool all, double seconds_max) {
   removal_ = nullptr;
   if (scan_ == nullptr || scan_->all != all) scan_ = BeginPass(all);
-  const auto span = std::chrono::duration<double>(seconds_max);
-  Walk walk{*scan_, {}, Clock::now() + std::chrono::duration_cast<Clock::duration>(span), {}, {}};
-  if (Open(walk)) Run(walk, scan_->items.size(), &ShelfSweep::WalkLeaves);
+  sweep::Walk walk{*scan_, {}, DeadlineIn(seconds_max), {}, {}};
+  if (sweep::OpenSpaces(*parts_, walk)) {
+    parts_->RunThreads(scan_->items.size(), [&] { sweep::LeafWalker(*parts_, walk).Run(); });
+  }
   if (scan_->opened && scan_->done == scan_->items.size()) {
     walk.report.finished = true;
     unseen_ = scan_->unseen;
     scan_->items = {};
-    if (all) complete_ = std::move(scan_);
+    if (all) parts_->complete = std::move(scan_);
     scan_ = nullptr;
-    CloseKept();
+    parts_->folders.CloseKept();
   }
   return std::move(walk.report);
 }
 
+void ShelfSweep::BeginRemoval(std::vector<Cuts> cuts, bool dry_run, bool report_names) {
+  scan_ = nullptr;
+  removal_ = nullptr;
+  removal_ = BeginPass(false);
+  removal_->removing = true;
+  removal_->dry_run = dry_run;
+  removal_->report_names = report_names;
+  cuts.resize(namespaces().size());  // those that are new keep all
+  removal_->cuts = std::move(cuts);
+}
+
+SweepReport ShelfSweep::Remove(Amount need, double seconds_max) {
+  SweepReport nothing;
+  nothing.finished = true;
+  if (removal_ == nullptr) return nothing;
+  sweep::Pass& pass = *removal_;
+  sweep::Walk walk{pass, need, DeadlineIn(seconds_max), {}, {}};
+  if (sweep::OpenSpaces(*parts_, walk) && !pass.in_band) {
+    parts_->RunThreads(pass.items.size(), [&] { sweep::LeafWalker(*parts_, walk).Run(); });
+    if (pass.done == pass.items.size()) {
+      pass.in_band = true;
+      std::sort(pass.band.begin(), pass.band.end());
+      pass.next = 0;
+    }
+  }
+  if (pass.in_band) {
+    parts_->RunThreads(pass.band.size() - pass.next,
+                       [&] { sweep::BandWalker(*parts_, walk).Run(); });
+  }
+  const bool met = walk.need.files <= 0 && walk.need.bytes <= 0;
+  walk.report.finished = met || (pass.in_band && pass.next == pass.band.size());
+  for (auto& [rank, names] : walk.names) {
+    walk.report.names.push_back({rank->name_space, rank->number, std::move(names)});
+  }
+  if (walk.report.finished) {
+    removal_ = nullptr;
+    parts_->folders.CloseKept();
+  }
+  return std::move(walk.report);
+}
+
+void ShelfSweep::Stop() { parts_->stop = true; }
+
+const std::vector<NamespaceState>& ShelfSweep::namespaces() const { return parts_->tree.states(); }
+
 const std::vector<Histograms>& ShelfSweep::histograms() const {
   static const std::vector<Histograms> none;
-  if (complete_ != nullptr) return complete_->histograms;
-  return scan_ != nullptr ? scan_->histograms : none;
+  const sweep::Pass* const pass = Counted();
+  return pass != nullptr ? pass->histograms : none;
 }
 
 std::int64_t ShelfSweep::histogram_time_ns() const {
-  if (complete_ != nullptr) return complete_->time_ns;
-  return scan_ != nullptr ? scan_->time_ns : 0;
+  const sweep::Pass* const pass = Counted();
+  return pass != nullptr ? pass->time_ns : 0;
 }
 
 double ShelfSweep::coverage() const {
-  if (complete_ != nullptr) return 1;
+  if (parts_->complete != nullptr) return 1;
   if (scan_ == nullptr || !scan_->all || !scan_->opened || scan_->items.empty()) return 0;
   return static_cast<double>(scan_->done) / static_cast<double>(scan_->items.size());
 }
 
 const Foreign& ShelfSweep::foreign() const {
   static const Foreign none;
-  if (complete_ != nullptr) return complete_->foreign;
-  return scan_ != nullptr ? scan_->foreign : none;
+  const sweep::Pass* const pass = Counted();
+  return pass != nullptr ? pass->foreign : none;
+}
+
+const Held& ShelfSweep::held() const { return parts_->refusals.held(); }
+
+void ShelfSweep::ReleaseHeld() {
+  const sweep::SweepLock lock(parts_->mutex);
+  for (const sweep::Refusals::File& file : parts_->refusals.Release()) {
+    Histograms* const histograms = parts_->HistogramsOf(file.name_space);
+    if (histograms == nullptr || !namespaces()[file.name_space].listed) continue;
+    const std::size_t bucket = AgeBucket(parts_->complete->time_ns - file.used_ns);
+    (*histograms)[file.use_class].Add(bucket, {1, file.bytes});
+  }
+}
+
+std::unique_ptr<sweep::Pass> ShelfSweep::BeginPass(bool all) {
+  parts_->folders.CloseKept();  // what lies under their names may be another folder by now
+  auto pass = std::make_unique<sweep::Pass>();
+  pass->time_ns = parts_->clock.Now();
+  pass->all = all;
+  if (all) pass->histograms.resize(namespaces().size());
+  for (std::size_t i = 0; i < namespaces().size(); ++i) {
+    if (namespaces()[i].listed) {
+      pass->spaces.push_back(i);
+    } else {
+      parts_->Forget(i);
+    }
+  }
+  return pass;
+}
+
+const sweep::Pass* ShelfSweep::Counted() const {
+  return parts_->complete != nullptr ? parts_->complete.get() : scan_.get();
 }
 
 }  // namespace kvshelf

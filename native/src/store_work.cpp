@@ -4,7 +4,16 @@
 #include <cerrno>
 #include <cstring>
 
+#include "batch.h"
+
 namespace kvshelf {
+
+void Engine::SubmitStore(JobId id, const Batch& batch) {
+  const std::shared_ptr<Job> job = MakeTransferJob(parts_->basis, JobKind::kStore, id, batch);
+  const EngineLock lock(parts_->mutex);
+  parts_->Add(job);
+  StoreWork(*parts_).Enqueue(job);
+}
 
 void StoreWork::Enqueue(const std::shared_ptr<Job>& job) {
   const EngineConfig& config = parts_.basis.config;

@@ -5,11 +5,16 @@
 #include <chrono>
 #include <thread>
 
-#include "shelf_sweep_parts.h"
 #include "sweep_fixture.h"
+#include "sweep_walker.h"
 
 namespace kvshelf::testing {
 namespace {
+
+using sweep::kBusyRest;
+using sweep::kRest;
+using sweep::RestFor;
+using sweep::RunnableThreads;
 
 std::chrono::nanoseconds OwnTime() {
   timespec used{};

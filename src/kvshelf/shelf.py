@@ -21,7 +21,6 @@ import weakref
 from collections.abc import Callable, Sequence
 from operator import methodcaller
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -51,9 +50,9 @@ from kvshelf.engine.parts import Jobs, Part, countdown, open_engines, total
 from kvshelf.opening import open_all
 
 EngineFactory = Callable[..., Engine]
-# Rows of a job with one part, which nobody looks at.
-_ALL = np.empty(0, dtype=np.intp)
 RootPath = str | os.PathLike[str]
+# Of a job: each root that has a part of it, and which of its chunks, by index.
+Routes = Sequence[tuple[int, Sequence[int]]]
 
 
 class Chunk(NamedTuple):
@@ -149,6 +148,8 @@ class Shelf:
         self._groups = tuple(groups)
         more: dict[str, Any] = {"namespace": identity.digest, "rank": rank, "device": device}
         self._engines = open_engines(engine, self.roots, self._groups, self._config, **more)
+        # One, as nearly everywhere: its jobs are neither split nor joined.
+        self._only = self._engines[0] if len(self._engines) == 1 else None
         self._jobs = Jobs(self._engines, ranks=world_size)
         for index, reading in enumerate(opened.clocks):
             if reading is not None:
@@ -198,13 +199,23 @@ class Shelf:
         """
         return self._route.shares(keys, runs)
 
-    def submit_store(self, job_id: JobId, chunks: Sequence[Chunk], stream: int = 0) -> None:
-        """Queue a store; see ``Engine.submit_store``. Job ids are the caller's, not negative."""
-        self._transfer(JobKind.STORE, job_id, chunks, stream)
+    def submit_store(self, job_id: JobId, chunks: Sequence[Chunk], stream: int = 0) -> Routes:
+        """Queue a store; see ``Engine.submit_store``. Job ids are the caller's, not negative.
 
-    def submit_load(self, job_id: JobId, chunks: Sequence[Chunk], stream: int = 0) -> None:
-        """Queue a load; see ``Engine.submit_load``."""
-        self._transfer(JobKind.LOAD, job_id, chunks, stream)
+        Returns:
+            which root has which chunks.
+        """
+        if self._only is None:
+            return self._split(JobKind.STORE, job_id, chunks, stream)
+        self._only.submit_store(job_id, self._batch(chunks), stream)
+        return [(0, range(len(chunks)))]
+
+    def submit_load(self, job_id: JobId, chunks: Sequence[Chunk], stream: int = 0) -> Routes:
+        """Queue a load; see ``Engine.submit_load``. Returns as ``submit_store``."""
+        if self._only is None:
+            return self._split(JobKind.LOAD, job_id, chunks, stream)
+        self._only.submit_load(job_id, self._batch(chunks), stream)
+        return [(0, range(len(chunks)))]
 
     def submit_lookup(
         self,
@@ -220,11 +231,14 @@ class Shelf:
         missing key. ``root``: of all the keys, as ``shares`` said; it is not asked for again.
         """
         folders = self._rank_folders
-        if root is None and len(self.roots) > 1:
+        if self._only is not None:
+            self._only.submit_lookup_keys(job_id, folders, keys, runs, mask)
+            return
+        if root is None:
             check_lookup_keys(folders, keys, runs, mask)
             shares, mask = self.shares(masked_all(keys, mask), runs), b""
         else:
-            shares = [Share(root or 0, _ALL, keys, runs)]
+            shares = [Share(root, np.arange(len(keys)), keys, runs)]
         parts = {}
         for each in shares:
             call = methodcaller("submit_lookup_keys", job_id, folders, each.keys, each.runs, mask)
@@ -248,8 +262,8 @@ class Shelf:
 
     def touch(self, keys: Sequence[bytes]) -> None:
         """Mark chunks as used now, in the background."""
+        folders = self._touched_folders
         for share in self.shares(keys):
-            folders = self._touched_folders
             paths = [chunk_path_in(folder, key) for key in share.keys for folder in folders]
             self._engines[share.root].touch(paths)
 
@@ -263,8 +277,8 @@ class Shelf:
     ) -> None:
         """Mark chunks as used at these times; see ``Engine.touch_keys``."""
         folders = self._touched_folders
-        if len(self.roots) == 1:
-            self._engines[0].touch_keys(folders, keys, times_ns, always=always, mask=mask)
+        if self._only is not None:
+            self._only.touch_keys(folders, keys, times_ns, always=always, mask=mask)
             return
         check_touch_keys(folders, keys, times_ns, mask)
         for share in self.shares(masked_all(keys, mask)):
@@ -336,31 +350,26 @@ class Shelf:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _transfer(self, kind: JobKind, job_id: JobId, chunks: Sequence[Chunk], stream: int) -> None:
-        verb = f"submit_{kind.value}"
-        if len(self._engines) == 1:  # as nearly everywhere: there is nothing to split
-            call = methodcaller(verb, job_id, self._batch(chunks), stream)
-            self._jobs.submit(job_id, kind, {0: Part(_ALL, call)})
-            return
+    def _split(self, kind: JobKind, job_id: JobId, chunks: Sequence[Chunk], stream: int) -> Routes:
         parts: dict[int, Part] = {}
+        routes: list[tuple[int, list[int]]] = []
         shares = self.shares([chunk[0] for chunk in chunks])
         for share in shares:
-            batch = self._batch([chunks[row] for row in share.rows.tolist()])
+            rows = share.rows.tolist()
+            batch = self._batch([chunks[row] for row in rows])
             # None is queued if one is bad; of a single one its engine sees to that.
             if len(shares) > 1 and kind is JobKind.STORE:
                 check_store(batch, self._groups, self._config.piece_bytes)
             elif len(shares) > 1:
                 check_batch(batch, self._groups)
-            parts[share.root] = Part(share.rows, methodcaller(verb, job_id, batch, stream))
+            call = methodcaller(f"submit_{kind.value}", job_id, batch, stream)
+            parts[share.root] = Part(share.rows, call)
+            routes.append((share.root, rows))
         self._jobs.submit(job_id, kind, parts)
+        return routes
 
     def _batch(self, chunks: Sequence[Chunk]) -> Batch:
         builder = BatchBuilder()
@@ -373,7 +382,7 @@ class Shelf:
         return builder.build()
 
     def _run(
-        self, submit: Callable[[JobId, Any], None], work: Sequence[Any], limit_seconds: float
+        self, submit: Callable[[JobId, Any], object], work: Sequence[Any], limit_seconds: float
     ) -> list[FileStatus]:
         if not work:
             return []

@@ -123,6 +123,16 @@ def test_a_share_is_not_routed_again(site: Site, monkeypatch: pytest.MonkeyPatch
     assert [set(report.statuses) for report in site.shelf.poll()] == [{OK}, {OK}]
 
 
+def test_a_transfer_says_which_root_has_which_chunks(site: Site) -> None:
+    a, b = site.keys(3)
+    chunks = [Chunk(key, [0]) for key in (a[0], *b, a[1], a[2])]
+    for job, kind in enumerate(("store", "load")):
+        routes = getattr(site.shelf, f"submit_{kind}")(job, chunks)
+        assert dict(routes) == {0: [0, 4, 5], 1: [1, 2, 3]}
+        assert site.shelf.wait([job], FINISHED, 20)
+        site.shelf.poll()
+
+
 BAD: dict[str, Callable[[bytes], Chunk]] = {
     "a short key": lambda _: Chunk(b"k" * 11, [1]),
     "a long key": lambda _: Chunk(b"k" * 129, [1]),

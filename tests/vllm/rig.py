@@ -311,7 +311,7 @@ class Rig:
                     yield one
 
     def workers(self) -> list[Any]:
-        return [c._worker for c in self.connectors() if c._worker is not None]
+        return [c.kvshelf_worker for c in self.connectors() if c.kvshelf_worker is not None]
 
     def manager(self) -> Any:
         (manager,) = [c._manager for c in self.connectors() if c.connector_scheduler is not None]
@@ -319,12 +319,13 @@ class Rig:
 
     def _hold_stores(self) -> None:
         for worker in self.workers():
-            inner, wait = worker._shelf.submit_store, worker.wait
+            store = worker._shelf.submit_store
 
-            def submit(job_id: int, *given: Any, _inner: Any = inner) -> None:
-                self._held.append(lambda: _inner(job_id, *given))
+            def submit(job: int, chunks: Any, *more: Any, _store: Any = store) -> Any:
+                self._held.append(lambda: _store(job, chunks, *more))
+                return [(0, range(len(chunks)))]
 
-            def wait_for(jobs: set[int], _wait: Any = wait) -> None:
+            def wait_for(jobs: set[int], _wait: Any = worker.wait) -> None:
                 self.let_go()
                 _wait(jobs)
 
@@ -333,9 +334,8 @@ class Rig:
 
     def let_go(self) -> None:
         """Have the stores that are held read their blocks, as they are now."""
-        held, self._held = self._held, []
-        for submit in held:
-            submit()
+        while self._held:
+            self._held.pop(0)()
 
     def close(self) -> None:
         self.let_go()

@@ -303,7 +303,7 @@ def test_a_lookup_that_is_refused_is_a_miss_not_a_crash(
     replicas: tuple[Replica, Replica], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, _ = replicas
-    one.manager._shelf.close()  # every call raises from now on
+    one.manager._shelf.inner.close()  # every call raises from now on
     assert one.lookup(A, B) == [LookupResult.MISS] * 2
     one.manager.prefetch([run_of(key(9))])
     one.manager.touch([A], CONTEXT)

@@ -7,12 +7,8 @@ from __future__ import annotations
 
 import pytest
 
-from kvshelf.vllm.scheduler.chunk_table import (
-    EXPIRED_KEYS_A_STEP,
-    JOURNAL_SECONDS,
-    Answer,
-    ChunkTable,
-)
+from kvshelf.vllm.scheduler.chunk_record import Answer
+from kvshelf.vllm.scheduler.chunk_table import EXPIRED_KEYS_A_STEP, JOURNAL_SECONDS, ChunkTable
 
 HIT, MISS, PENDING = Answer.HIT, Answer.MISS, Answer.PENDING
 

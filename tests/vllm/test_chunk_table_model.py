@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from kvshelf.vllm.scheduler.chunk_table import JOURNAL_SECONDS, Answer, ChunkTable
+from kvshelf.vllm.scheduler.chunk_record import Answer
+from kvshelf.vllm.scheduler.chunk_table import JOURNAL_SECONDS, ChunkTable
 
 HIT, MISS, PENDING = Answer.HIT, Answer.MISS, Answer.PENDING
 HIT_SECONDS, MISS_SECONDS, FAILED_SECONDS = 30, 3, 60

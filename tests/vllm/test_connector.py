@@ -24,7 +24,8 @@ from vllm.v1.kv_offload.base import GPULoadStoreSpec  # noqa: E402
 
 from kvshelf import ConfigError, make_key  # noqa: E402
 from kvshelf.vllm import compat, plugin  # noqa: E402
-from kvshelf.vllm.connector import KvshelfConnector, adopt_config  # noqa: E402
+from kvshelf.vllm.adopt import adopt_config  # noqa: E402
+from kvshelf.vllm.connector import KvshelfConnector  # noqa: E402
 from kvshelf.vllm.report import KvshelfWorkerMetadata  # noqa: E402
 from kvshelf.vllm.specs import ChunkKeysSpec  # noqa: E402
 

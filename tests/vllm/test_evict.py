@@ -22,7 +22,7 @@ from kvshelf.upkeep.evict.duties import duties_of, limits_of  # noqa: E402
 from kvshelf.upkeep.evict.journal import RemovedWriter  # noqa: E402
 from kvshelf.upkeep.evict.limits import Limits  # noqa: E402
 from kvshelf.vllm.report import WorkerReport  # noqa: E402
-from kvshelf.vllm.scheduler import manager as manager_module  # noqa: E402
+from kvshelf.vllm.scheduler import eviction as eviction_module  # noqa: E402
 from tests.harness.quirk_mount import quirk_mount  # noqa: E402
 from tests.vllm.test_adapter import (  # noqa: E402
     BLOCK_BYTES,
@@ -111,7 +111,7 @@ def test_what_is_not_yet_forgotten_does_not_grow(make: Callable[..., Replica]) -
             duty._box._news.gone.update(gone)
             duty._box.has_news = True
         manager.on_schedule_end(STEP_END)
-    assert len(manager._evicted) <= 8000
+    assert len(manager._eviction._gone) <= 8000
 
 
 def test_an_evicted_chunk_is_a_miss_at_once_and_an_event(make: Callable[..., Replica]) -> None:
@@ -222,7 +222,7 @@ def test_a_chunk_that_could_not_be_read_is_not_said_to_be_gone(
 def test_much_is_forgotten_in_many_steps(
     make: Callable[..., Replica], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(manager_module, "EVICTED_KEYS_A_STEP", 100)
+    monkeypatch.setattr(eviction_module, "EVICTED_KEYS_A_STEP", 100)
     one = make()
     read_once(one)
     keys = [key(i) for i in range(1000, 1350)]

@@ -27,10 +27,11 @@ from vllm.config import VllmConfig  # noqa: E402
 
 from kvshelf.vllm import compat  # noqa: E402
 from kvshelf.vllm.identity import build_identity  # noqa: E402
-from kvshelf.vllm.identity.env import JUDGED_IN, environment_fields, left_out  # noqa: E402
+from kvshelf.vllm.identity.env import environment_fields, left_out  # noqa: E402
 from kvshelf.vllm.identity.fields import JUDGED, Judgement, fields_in  # noqa: E402
 
 from .configs import kv_cache_config, vllm_config  # noqa: E402
+from .judged import FIELDS, VARIABLES  # noqa: E402
 
 
 def all_classes() -> dict[str, type]:
@@ -63,7 +64,7 @@ def counting_classes() -> Iterator[str]:
         name = todo.pop()
         yield name
         judged = JUDGED.get(name, Judgement())
-        skipped = judged.reasons().keys() | judged.read_elsewhere().keys()
+        skipped = judged.left_out()
         for each in dataclasses.fields(CLASSES[name]):
             if each.name in skipped:
                 continue
@@ -83,21 +84,23 @@ def fields_of(name: str) -> list[str]:
 
 @pytest.mark.parametrize("name", [name for name in COUNTING if name not in WHOLE])
 def test_every_field_is_judged(name: str) -> None:
-    unjudged = set(fields_of(name)) - JUDGED.get(name, Judgement()).known()
+    unjudged = set(fields_of(name)) - inside(name) - JUDGED.get(name, Judgement()).left_out()
     assert not unjudged, f"nobody has judged these fields of {name}: in or out? {unjudged}"
 
 
 def test_no_field_is_judged_twice() -> None:
-    for name, judged in JUDGED.items():
-        inside, out = judged.inside.split(), [*judged.reasons()]
-        names = [*inside, *judged.read_elsewhere(), *out]
+    for name in {*JUDGED, *FIELDS}:
+        judged = JUDGED.get(name, Judgement())
+        names = " ".join(
+            (FIELDS.get(name, ""), *judged.elsewhere.values(), *judged.out.values())
+        ).split()
         assert len(names) == len(set(names)), name
 
 
 def test_every_environment_variable_is_judged() -> None:
-    out, inside = left_out().keys(), set(JUDGED_IN.split())
-    assert not out & inside
-    unjudged = set(envs.environment_variables) - out - inside
+    out, known = left_out().keys(), set(VARIABLES.split())
+    assert not out & known
+    unjudged = set(envs.environment_variables) - out - known
     assert not unjudged, f"nobody has judged these variables: in or out? {unjudged}"
 
 
@@ -185,14 +188,24 @@ def other(value: Any) -> Any:
     return "another"
 
 
-def cases(which: Callable[[Judgement], set[str]]) -> list[Any]:
+def inside(name: str) -> set[str]:
+    """Fields of a class that were judged to be in."""
+    return set(FIELDS.get(name, "").split())
+
+
+def reasoned(name: str) -> set[str]:
+    """Fields of a class that are left out, and nothing stands for them."""
+    return set(" ".join(JUDGED.get(name, Judgement()).out.values()).split())
+
+
+def cases(which: Callable[[str], set[str]]) -> list[Any]:
     """Fields that hold configurations are changed by the fields of these."""
     return [
         pytest.param(name, field.name, id=f"{name}.{field.name}")
         for name in COUNTING
         if name in PATHS
         for field in dataclasses.fields(CLASSES[name])
-        if field.name in which(JUDGED[name]) and not classes_in(field) & PATHS.keys()
+        if field.name in which(name) and not classes_in(field) & PATHS.keys()
     ]
 
 
@@ -216,14 +229,14 @@ def test_every_class_has_a_place(site: Any) -> None:
         assert type(at(site, PATHS[name])).__name__ == name
 
 
-@pytest.mark.parametrize(("name", "field"), cases(lambda judged: set(judged.inside.split())))
+@pytest.mark.parametrize(("name", "field"), cases(inside))
 def test_a_field_that_is_in_separates_alone(site: Any, name: str, field: str) -> None:
     path = f"{PATHS[name]}.{field}".lstrip(".")
     before, after = digests(site, path, ...)
     assert before != after
 
 
-@pytest.mark.parametrize(("name", "field"), cases(lambda judged: set(judged.reasons())))
+@pytest.mark.parametrize(("name", "field"), cases(reasoned))
 def test_a_field_that_is_out_does_not(site: Any, name: str, field: str) -> None:
     path = f"{PATHS[name]}.{field}".lstrip(".")
     before, after = digests(site, path, ...)
@@ -280,7 +293,7 @@ def test_a_field_that_is_read_elsewhere_separates(site: Any) -> None:
     read = {
         f"{name}.{field}"
         for name in COUNTING
-        for field in JUDGED.get(name, Judgement()).read_elsewhere()
+        for field in " ".join(JUDGED.get(name, Judgement()).elsewhere.values()).split()
         if field in fields_of(name)
     }
     assert read <= ELSEWHERE.keys()

@@ -114,10 +114,10 @@ def test_a_worker_says_which_rank_it_is(tmp_path: Path, rank: int) -> None:
         tmp_path, IDENTITY, blocks, rank=rank, world_size=2, config=config
     ) as shelf:
         outcomes = Outcomes(FaultLog(logging.getLogger("kvshelf")), shelf)
-        shelf.submit_store(1, [Chunk(A, range(1))])
+        routes = shelf.submit_store(1, [Chunk(A, range(1))])
         assert shelf.wait([1], Phase.FINISHED, 20)
         [result] = [each for each in shelf.poll() if each.phase is Phase.FINISHED]
-        outcomes.store_ended([A], result)
+        outcomes.store_ended([A], routes, result)
         report = outcomes.take(shelf.stats())
         assert report is not None and report.published == {A: 1 << rank}
         assert report.namespaces == {shelf.folder}

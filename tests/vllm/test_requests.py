@@ -21,7 +21,7 @@ from vllm.v1.request import Request  # noqa: E402
 
 from kvshelf import ConfigError, metrics  # noqa: E402
 from kvshelf.vllm import guards, plugin  # noqa: E402
-from kvshelf.vllm.connector import check_role  # noqa: E402
+from kvshelf.vllm.adopt import check_role  # noqa: E402
 from kvshelf.vllm.scheduler import requests  # noqa: E402
 from kvshelf.vllm.scheduler.requests import Hashing, LeftAlone  # noqa: E402
 from kvshelf.vllm.stats import StatsSink  # noqa: E402
@@ -66,7 +66,7 @@ def test_a_tier_neither_loads_nor_stores_for_such_a_request(tmp_path: Path) -> N
     engine = Engine(tmp_path)
     try:
         engine.run("store", KEYS, [0, 1])
-        engine.tier.leave_alone("r", ALONE)
+        engine.tier.manager.leave_alone("r", ALONE)
         assert engine.lookup(*KEYS) == [LookupResult.MISS] * 2
         engine.tier.submit_store(transfer_job(9, [key(3)], [2], is_load=False))
         (result,) = engine.tier.get_finished_jobs()

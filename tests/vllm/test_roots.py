@@ -26,7 +26,7 @@ from kvshelf.upkeep.evict.limits import Amount, Limits  # noqa: E402
 from kvshelf.upkeep.evict.news import News  # noqa: E402
 from kvshelf.vllm.compat import KeyRun  # noqa: E402
 from kvshelf.vllm.report import WorkerReport  # noqa: E402
-from kvshelf.vllm.scheduler.chunk_table import Answer  # noqa: E402
+from kvshelf.vllm.scheduler.chunk_record import Answer  # noqa: E402
 from kvshelf.vllm.scheduler.manager import logger  # noqa: E402
 from kvshelf.vllm.tier import tier_settings  # noqa: E402
 from kvshelf.vllm.worker.outcomes import Outcomes  # noqa: E402
@@ -43,7 +43,7 @@ class Pair(Scheduler):
     def __init__(self, folder: Path, **settings: Any) -> None:
         self.roots = [folder / "good", folder / "bad"]
         super().__init__(self.roots, **settings)
-        engines: list[Storage] = self.manager._shelf._shelf._engines  # type: ignore[assignment]
+        engines: list[Storage] = self.manager._shelf.inner._engines  # type: ignore[assignment]
         self.good, self.bad = engines
         self.good.answers_with = OK
         self.a, self.b = self.keys_of(0, 40), self.keys_of(1, 40)
@@ -125,7 +125,7 @@ def test_only_the_good_root_is_written_to(pair: Pair) -> None:
 
 def test_a_full_root_stops_stores_to_it_alone_and_one_tries_again(pair: Pair) -> None:
     for _ in range(5):
-        pair.manager.absorb(WorkerReport(outcomes=[("store", "store: no space", pair.b[0])]))
+        pair.manager.absorb(WorkerReport(outcomes=[("store", "store: no space", 1)]))
     pair.step()
     assert pair.reading == [CLOSED, CLOSED] and pair.writing == [CLOSED, OPEN]
     assert pair.stores(pair.b[0], pair.a[0]) == [pair.a[0]]
@@ -136,13 +136,13 @@ def test_a_full_root_stops_stores_to_it_alone_and_one_tries_again(pair: Pair) ->
     assert pair.stores(pair.a[1], req_id="none of its") == [pair.a[1]]
     assert pair.stores(pair.b[2], pair.a[2], req_id="one") == [pair.b[2], pair.a[2]]
     assert pair.stores(pair.b[3], req_id="two") == []
-    pair.manager.absorb(WorkerReport(outcomes=[("store", "", pair.b[2])]))
+    pair.manager.absorb(WorkerReport(outcomes=[("store", "", 1)]))
     assert pair.stores(pair.b[3], req_id="two") == [pair.b[3]]
 
 
 def test_faults_of_loads_open_the_root_that_they_are_of(pair: Pair) -> None:
     for key in pair.b[:5]:
-        fault, well = ("load", "load: timed out", key), ("load", "", pair.a[0])
+        fault, well = ("load", "load: timed out", 1), ("load", "", 0)
         pair.manager.absorb(WorkerReport(unread={key}, outcomes=[fault, well]))
     assert pair.reading == [CLOSED, OPEN]
 
@@ -160,9 +160,9 @@ def test_it_is_asked_whether_it_is_back_and_one_request_tries(pair: Pair) -> Non
     key = pair.b[0]
     assert pair.wait(key, pair.a[0], req_id="one")[0] == [HIT, HIT]
     assert pair.wait(key, pair.a[0], req_id="two")[0] == [MISS, HIT]
-    pair.manager.absorb(WorkerReport(outcomes=[("load", "", pair.a[0])]))  # says nothing of it
+    pair.manager.absorb(WorkerReport(outcomes=[("load", "", 0)]))  # says nothing of it
     assert pair.reading == [CLOSED, TRYING]
-    pair.manager.absorb(WorkerReport(outcomes=[("load", "", key)]))
+    pair.manager.absorb(WorkerReport(outcomes=[("load", "", 1)]))
     assert pair.reading == [CLOSED, CLOSED]
     assert pair.wait(key, pair.a[0], req_id="two")[0] == [HIT, HIT]
 
@@ -219,20 +219,18 @@ def test_both_roots_are_shown_with_every_report(pair: Pair) -> None:
 
 
 def test_a_worker_reports_each_root_of_a_job_by_itself(pair: Pair) -> None:
-    outcomes = Outcomes(FaultLog(logger), pair.manager._shelf._shelf)
-    keys = [pair.a[0], pair.b[0], pair.a[1], pair.b[1]]
+    outcomes = Outcomes(FaultLog(logger), pair.manager._shelf.inner)
+    keys, routes = [pair.a[0], pair.b[0], pair.a[1], pair.b[1]], [(0, [0, 2]), (1, [1, 3])]
 
     def report(job: int, statuses: list[FileStatus], errnos: list[int]) -> set[Any]:
         outcomes.load_begins(job)
         result = JobResult(
             job, JobKind.LOAD, Phase.FINISHED, tuple(statuses), tuple(errnos), 0, 0.1
         )
-        outcomes.load_ended(keys, result)
-        taken = outcomes.take(pair.manager._shelf._shelf.stats())
+        outcomes.load_ended(keys, routes, result)
+        taken = outcomes.take(pair.manager._shelf.inner.stats())
         assert taken is not None
-        return {
-            (kind, cause, pair.manager._shelf.root_of(key)) for kind, cause, key in taken.outcomes
-        }
+        return set(taken.outcomes)
 
     assert report(1, [OK] * 4, [0] * 4) == {("load", "", 0), ("load", "", 1)}
     bad = [OK, OK, OK, IO_ERROR]

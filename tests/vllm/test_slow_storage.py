@@ -186,7 +186,7 @@ def test_hits_are_back_once_it_answers_and_one_load_came(scheduler: Scheduler) -
     assert scheduler.manager._breakers.reading[0].state is State.TRYING
     assert scheduler.wait(key(1), req_id="one")[0] == [HIT]
     assert scheduler.ask(key(1), req_id="two") == [MISS]
-    scheduler.manager.absorb(WorkerReport(outcomes=[("load", "", key(1))]))
+    scheduler.manager.absorb(WorkerReport(outcomes=[("load", "", 0)]))
     assert scheduler.ask(key(1), req_id="two") == [HIT]
 
 
@@ -208,7 +208,7 @@ def test_loads_that_fail_for_the_storage_open_it(scheduler: Scheduler, cause: st
     scheduler.storage.answers_with = FileStatus.OK
     assert scheduler.wait(key(1))[0] == [HIT]
     for _ in range(5):
-        scheduler.manager.absorb(WorkerReport(unread={key(1)}, outcomes=[("load", cause, key(1))]))
+        scheduler.manager.absorb(WorkerReport(unread={key(1)}, outcomes=[("load", cause, 0)]))
     assert scheduler.ask(key(2)) == [MISS]
     assert scheduler.manager._breakers.reading[0].state is State.OPEN
 
@@ -226,7 +226,7 @@ def test_an_unread_chunk_is_tried_again_soon_and_a_bad_one_is_not(scheduler: Sch
 def test_a_full_disk_stops_stores_alone_and_one_tries_again(scheduler: Scheduler) -> None:
     scheduler.storage.answers_with = FileStatus.OK
     for _ in range(5):
-        scheduler.manager.absorb(WorkerReport(outcomes=[("store", "store: No space left", key(3))]))
+        scheduler.manager.absorb(WorkerReport(outcomes=[("store", "store: No space left", 0)]))
     store = scheduler.manager.prepare_store
     scheduler.step()
     assert store([key(3)], ReqContext(req_id="one")).keys_to_store == []
@@ -235,7 +235,7 @@ def test_a_full_disk_stops_stores_alone_and_one_tries_again(scheduler: Scheduler
     scheduler.step()
     assert store([key(3)], ReqContext(req_id="one")).keys_to_store == [key(3)]
     assert store([key(4)], ReqContext(req_id="two")).keys_to_store == []
-    scheduler.manager.absorb(WorkerReport(outcomes=[("store", "", key(3))], published={key(3): 1}))
+    scheduler.manager.absorb(WorkerReport(outcomes=[("store", "", 0)], published={key(3): 1}))
     assert store([key(4)], ReqContext(req_id="two")).keys_to_store == [key(4)]
 
 

@@ -17,7 +17,7 @@ from vllm.v1.kv_offload.base import LookupResult  # noqa: E402
 
 from kvshelf import Identity  # noqa: E402
 from kvshelf.errors import ConfigError  # noqa: E402
-from kvshelf.vllm.connector import has_tier  # noqa: E402
+from kvshelf.vllm.adopt import has_tier  # noqa: E402
 from kvshelf.vllm.tier import KvshelfTier, tier_identity, tier_settings  # noqa: E402
 
 from .jobs import (  # noqa: E402

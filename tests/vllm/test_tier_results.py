@@ -140,7 +140,7 @@ def test_a_store_that_the_breaker_refuses_is_not_said_to_be_done(
 ) -> None:
     engine, _ = engines
     engine.run("store", [key(1)], [1])
-    breaker = engine.tier._manager._breakers.writing[0]
+    breaker = engine.tier.manager._breakers.writing[0]
     now = time.monotonic()
     for _ in range(5):
         breaker.fault("test", now + 3600)
@@ -158,7 +158,7 @@ def test_a_store_that_the_breaker_refuses_is_not_said_to_be_done(
 def test_a_store_of_which_a_root_refuses_a_part_is_not_said_to_be_done(tmp_path: Path) -> None:
     engine = Engine(tmp_path, shared_storage_path=[str(tmp_path / name) for name in "ab"])
     try:
-        manager = engine.tier._manager
+        manager = engine.tier.manager
         keys = [key(i) for i in range(8)]
         away = [k for k in keys if manager._shelf.root_of(k) == 0]
         assert 0 < len(away) < len(keys)

@@ -48,7 +48,7 @@ def request(name: str, keys: list[bytes] = KEYS) -> ReqContext:
 
 def used(replica: Replica, keys: list[bytes] = KEYS) -> list[int]:
     """Times of use in milliseconds before the first one's, when all touches are done."""
-    assert replica.manager._shelf._shelf.drain(10)
+    assert replica.manager._shelf.inner.drain(10)
     times = [last_use(replica.path(k).stat()).ns for k in keys]
     return [(times[0] - each) // 1_000_000 for each in times]
 

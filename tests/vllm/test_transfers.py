@@ -14,6 +14,7 @@ pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm
 
 from kvshelf import Chunk, EngineConfig, Shelf, metrics  # noqa: E402
+from kvshelf.disk.rendezvous import Rendezvous  # noqa: E402
 from kvshelf.engine import Phase  # noqa: E402
 from kvshelf.vllm.worker.transfers import Transfers  # noqa: E402
 
@@ -50,6 +51,27 @@ def test_a_job_is_under_way_until_it_ends(shelf: Shelf, transfers: Transfers) ->
     report = transfers.take_report()
     assert not transfers.loads and report is not None
     assert report.published.keys() == KEYS and [loaded for _, loaded, _ in report.loads] == [3]
+
+
+def test_a_finished_job_is_not_routed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = EngineConfig(io_threads=4, load_only_threads=2, lookup_threads=2)
+    blocks, roots = np.ones((16, 4096), np.uint8), [tmp_path / "a", tmp_path / "b"]
+    chunks = [Chunk(key(i), range(i, i + 1)) for i in range(16)]
+    with Shelf.of_arrays(roots, IDENTITY, blocks, config=config) as shelf:
+        transfers = Transfers(shelf, logging.getLogger("kvshelf.tests.transfers"))
+        assert {shelf.root_of(chunk.key) for chunk in chunks} == {0, 1}
+        assert transfers.store(1, chunks)
+
+        def routed(*_: Any) -> None:
+            raise AssertionError("routed again")
+
+        monkeypatch.setattr(Rendezvous, "of_keys", routed)
+        monkeypatch.setattr(Rendezvous, "of_key", routed)
+        assert len(finish(shelf, transfers, 1)) == 16
+        report = transfers.take_report()
+    assert report is not None and set(report.outcomes) == {("store", "", 0), ("store", "", 1)}
 
 
 @pytest.mark.parametrize("kind", ["store", "load"])

@@ -70,8 +70,8 @@ def check_class(ours: type[Any], theirs: type[Any]) -> None:
 def check_compat(compat: Any, patches: Any) -> None:
     from vllm.v1.kv_offload.base import OffloadingEvent
 
-    assert compat.request_level_policy().value == "request_level"
-    event = compat.stored_event([b"k"])
+    assert compat.REQUEST_LEVEL.value == "request_level"
+    event = compat.event([b"k"], is_evicted=False)
     assert isinstance(event, OffloadingEvent)
     assert not event.removed
     os.environ.pop("PYTHONHASHSEED", None)
@@ -94,7 +94,7 @@ def check_multi(multi: Any) -> None:
     """Two offloading connectors in one: the class that both have knows the series of both."""
     from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 
-    from kvshelf.vllm.connector import SPEC_NAME
+    from kvshelf.vllm.adopt import SPEC_NAME
     from kvshelf.vllm.stats import metric_definitions
 
     found = KVConnectorFactory.get_connector_class_by_name("MultiConnector")

@@ -6,6 +6,7 @@
 #include <span>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "kvshelf/config.h"
@@ -14,6 +15,7 @@
 #include "kvshelf/format.h"
 #include "kvshelf/memory.h"
 #include "kvshelf/status.h"
+#include "kvshelf/thread_safety.h"
 
 namespace kvshelf {
 
@@ -73,7 +75,7 @@ struct EngineStats {
   bool direct = false;
 };
 
-class EngineCore;
+struct EngineParts;
 
 // Thread-safe. Submit... and Touch throw std::invalid_argument for bad arguments, before anything
 // is queued, and EngineClosed.
@@ -112,7 +114,9 @@ class Engine {
   bool Close(double timeout_seconds);
 
  private:
-  std::shared_ptr<EngineCore> core_;  // co-owned by its threads: one may hang and outlive us
+  std::shared_ptr<EngineParts> parts_;  // co-owned by its threads: one may hang and outlive us
+  Mutex close_mutex_;                   // serializes Close; taken before the engine's
+  std::thread supervisor_ KVSHELF_GUARDED_BY(close_mutex_);
 };
 
 }  // namespace kvshelf

@@ -4,22 +4,20 @@
 #pragma once
 
 #include <array>
-#include <atomic>
 #include <cstdint>
-#include <deque>
 #include <map>
 #include <memory>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <vector>
 
 #include "kvshelf/file_ops.h"
-#include "kvshelf/memory.h"
-#include "kvshelf/thread_safety.h"
-#include "kvshelf/use_time.h"
 
 namespace kvshelf {
+namespace sweep {
+struct Parts;
+struct Pass;
+}  // namespace sweep
 
 // Whether `name` is a chunk file's in the folder `leaf`, as src/kvshelf/disk/layout.py makes them.
 bool IsChunkName(std::string_view leaf, std::string_view name);
@@ -135,7 +133,7 @@ class ShelfSweep {
   ~ShelfSweep();
 
   // By which ages count: the file system's, by FileClock::Set. Any thread.
-  void SetClock(std::int64_t ahead_ns) { clock_.Set(ahead_ns); }
+  void SetClock(std::int64_t ahead_ns);
   // The folders that are namespaces. Each keeps the index that it had first.
   void SetNamespaces(const std::vector<std::string>& folders);
 
@@ -146,9 +144,9 @@ class ShelfSweep {
   // Goes on with it until `need` is met in files and in bytes, whoever frees them.
   SweepReport Remove(Amount need, double seconds_max);
   // From now on calls return within 100 ms, unless the storage hangs.
-  void Stop() { stop_ = true; }
+  void Stop();
 
-  const std::vector<NamespaceState>& namespaces() const { return namespaces_; }
+  const std::vector<NamespaceState>& namespaces() const;
   // Of the last complete scan of all, or of the first one while it is in progress.
   const std::vector<Histograms>& histograms() const;
   std::int64_t histogram_time_ns() const;
@@ -158,96 +156,19 @@ class ShelfSweep {
   const Foreign& foreign() const;
   // Folders that the last finished scan could not look into: what lies in them may not be known.
   std::uint64_t unseen() const { return unseen_; }
-  const Held& held() const { return held_; }
+  const Held& held() const;
   // Lets removal try again what was refused. Call it while no scan of all is in progress.
   void ReleaseHeld();
 
  private:
-  struct Leaf;
-  struct Rank;
-  struct Space;
-  struct Pass;
-  struct Candidate;
-  struct Found;
-  struct Walk;
-  class Burst;
-  using Folder = std::shared_ptr<const UniqueFd>;
-  // A chunk file whose removal was refused, as the histogram had it.
-  struct Refused {
-    std::size_t name_space = 0;
-    std::size_t use_class = 0;
-    std::int64_t used_ns = 0;
-    std::int64_t bytes = 0;
-  };
+  std::unique_ptr<sweep::Pass> BeginPass(bool all);
+  // The pass whose histograms count; null: none was begun.
+  const sweep::Pass* Counted() const;
 
-  std::unique_ptr<Pass> BeginPass(bool all);
-  // Counts what is neither a chunk nor junk.
-  void NoteUnknown(Foreign& foreign, const std::string& path) const;
-  void Run(Walk& walk, std::size_t items, void (ShelfSweep::*work)(Walk&));
-  bool IsOver(const Walk& walk, bool first) const KVSHELF_REQUIRES(mutex_);
-  int OpenFolder(int parent, const std::string& name, struct stat* found);
-  std::string PathOf(const Rank& rank) const;
-  // Namespaces and ranks:
-  bool Open(Walk& walk);
-  void OpenSpaces(Walk& walk);
-  void OpenSpace(Walk& walk, std::size_t index);
-  void MatchRanks(Walk& walk, std::size_t index, const std::vector<std::string>& names);
-  void OpenRank(Walk& walk, int space, Rank& rank);
-  void MatchLeaves(Walk& walk, Rank& rank, const std::vector<std::string>& names);
-  bool NoteUnopened(Walk& walk, const std::string& path, int error);
-  void DropRanks(std::size_t index);
-  Folder FolderOf(Rank& rank, int* error);
-  void Keep(Rank& rank, const Folder& folder, bool replace);
-  void CloseKept();
-  // Leaf folders:
-  void WalkLeaves(Walk& walk);
-  bool WalkLeaf(Walk& walk, Burst& burst, Rank& rank, std::size_t position);
-  bool NeedsNoList(const Walk& walk, const Rank& rank, const Leaf& leaf,
-                   const struct stat& status) const;
-  int ListLeaf(Walk& walk, Rank& rank, Found& found, struct stat* status,
-               std::vector<std::string>* names);
-  bool LookAt(Walk& walk, Burst& burst, Rank& rank, Found& found, const std::string& name);
-  void Commit(Walk& walk, Rank& rank, Found& found, bool complete);
-  void Forget(Rank& rank, Leaf& leaf) KVSHELF_REQUIRES(mutex_);
-  bool Pace(Burst& burst);
-  void Fault(Walk& walk, int error);
-  // Removal:
-  bool Enough(const Walk& walk) const KVSHELF_REQUIRES(mutex_);
-  bool Spares(const Walk& walk, const Rank& rank, const Leaf& leaf) const;
-  bool Judge(Walk& walk, Rank& rank, Found& found, const std::string& name,
-             const struct stat& file);
-  void AddToBand(Pass& pass, Found& found) KVSHELF_REQUIRES(mutex_);
-  void WalkBand(Walk& walk);
-  bool RemoveCandidate(Walk& walk, const Candidate& candidate);
-  int RemoveFile(Walk& walk, Rank& rank, int folder, const std::string& leaf,
-                 const std::string& name, const struct stat& file);
-  void Uncount(const Rank& rank, const struct stat& file) KVSHELF_REQUIRES(mutex_);
-  void Hold(const Rank& rank, const std::string& leaf, const std::string& name,
-            const struct stat& file, int error) KVSHELF_REQUIRES(mutex_);
-  bool IsHeld(const Rank& rank, const std::string& name);
-
-  std::shared_ptr<FileOps> ops_;
-  SweepConfig config_;
-  Junk junk_;
-  FileClock clock_;
-  UniqueFd root_;
-  dev_t device_ = 0;
-  std::atomic<bool> stop_{false};
-  std::atomic<int> awake_{0};  // threads of a walk that do not rest
-  mutable Mutex mutex_;        // guards all below while threads of a call run
-
-  std::vector<NamespaceState> namespaces_;
-  std::vector<Space> spaces_;                           // of each namespace
-  std::unordered_map<std::string, std::size_t> index_;  // of each namespace's folder
-  std::deque<Rank*> kept_ KVSHELF_GUARDED_BY(mutex_);  // ranks whose folders are open, oldest first
-  std::size_t kept_max_ = 0;
-  Held held_;
-  std::unordered_map<std::uint64_t, Refused> refused_;  // by a hash of rank and name
+  const std::unique_ptr<sweep::Parts> parts_;
+  std::unique_ptr<sweep::Pass> scan_;     // in progress
+  std::unique_ptr<sweep::Pass> removal_;  // in progress
   std::uint64_t unseen_ = 0;
-  std::unique_ptr<Pass> scan_;                               // in progress
-  std::unique_ptr<Pass> removal_;                            // in progress
-  std::unique_ptr<Pass> complete_;                           // the last scan of all
-  double next_file_seconds_ KVSHELF_GUARDED_BY(mutex_) = 0;  // when the rate allows the next file
 };
 
 }  // namespace kvshelf

@@ -36,8 +36,7 @@ class Part(NamedTuple):
     """What one root has of a job.
 
     Attributes:
-        rows: of the job's report, in the order in which the part's engine reports them. Not looked
-            at where a job has one part.
+        rows: of the job's report, in the order in which the part's engine reports them.
         submit: hands the part to that engine.
     """
 
@@ -56,7 +55,8 @@ class _Job:
 
 
 class Jobs:
-    """Jobs of several engines, from their submission to their FINISHED report.
+    """Jobs of several engines, from their submission to their FINISHED report. Of a single engine
+    nothing is kept: jobs may also be submitted to it past this.
 
     Args:
         engines: by root.
@@ -65,6 +65,7 @@ class Jobs:
 
     def __init__(self, engines: Sequence[Engine], *, ranks: int) -> None:
         self._engines = engines
+        self._only = engines[0] if len(engines) == 1 else None
         self._ranks = ranks
         self._lock = threading.Lock()  # guards the jobs; no call under it waits for storage
         self._jobs: dict[JobId, _Job | None] = {}  # None: of one part
@@ -84,6 +85,10 @@ class Jobs:
         """
         if not parts:
             raise ValueError("a job needs at least one chunk or key")
+        if self._only is not None:
+            for part in parts.values():
+                part.submit(self._only)
+            return
         with self._lock:
             if job_id in self._jobs:
                 raise ValueError(f"job id {job_id} is in use")
@@ -96,7 +101,10 @@ class Jobs:
 
     def poll(self) -> list[JobResult]:
         """Reports since the last call, of each root the oldest first."""
-        reports: list[JobResult] = []
+        if self._only is not None:
+            reports = self._only.poll()
+            return reports if self._ranks == 1 else [_of_all_ranks(r, self._ranks) for r in reports]
+        reports = []
         if not self._jobs:  # as in most steps: the lock takes longer than to look
             return reports
         with self._lock:

@@ -24,7 +24,7 @@ class Jobs:
         self._done: dict[JobId, JobResult] = {}
         self._left: set[JobId] = set()  # nobody waits for them any more
 
-    def run(self, submit: Callable[[JobId], None], limit_seconds: float) -> JobResult | None:
+    def run(self, submit: Callable[[JobId], object], limit_seconds: float) -> JobResult | None:
         """Wait for the end of a job that uses host memory, by the engine's deadline.
 
         Never returns while the engine may still use that memory. None: the engine refused the job.
@@ -37,7 +37,7 @@ class Jobs:
                 return result
         return None
 
-    def ask(self, submit: Callable[[JobId], None], limit_seconds: float) -> JobResult | None:
+    def ask(self, submit: Callable[[JobId], object], limit_seconds: float) -> JobResult | None:
         """Wait for a job that uses no memory of ours; None: refused, or it did not end in time."""
         job = self._submitted(submit)
         if job is None:
@@ -51,7 +51,7 @@ class Jobs:
                     self._left.add(job)
         return result
 
-    def _submitted(self, submit: Callable[[JobId], None]) -> JobId | None:
+    def _submitted(self, submit: Callable[[JobId], object]) -> JobId | None:
         """An engine that refuses is a fault like any other: SGLang's threads must go on."""
         job = next(self._ids)
         try:

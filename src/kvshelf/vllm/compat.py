@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import vllm
 from numpy.typing import NDArray
-from vllm import envs
 from vllm.distributed.kv_transfer.kv_connector.v1 import base as connector_base
 from vllm.logger import init_logger
 from vllm.v1.core import kv_cache_utils
@@ -29,6 +28,13 @@ from kvshelf.vllm.bounded import drop_oldest
 # block ids, which name a block within its group, so models with several groups cannot be recovered.
 TransferResults: type[Any] | None = getattr(connector_base, "KVConnectorTransferResults", None)
 
+# The event medium of files: a string in 0.26, ``Medium.STORAGE`` since.
+STORAGE_MEDIUM: Any = getattr(getattr(offload_base, "Medium", None), "STORAGE", "STORAGE")
+# Under this policy every chunk of a request is offered for storing, hits included: kvshelf needs it
+# to heal. With the default (BLOCK_LEVEL, later CHUNK_LEVEL) vLLM takes the chunks of a hit for
+# stored and never offers them again, also when their load failed and they were recomputed.
+REQUEST_LEVEL = offload_base.OffloadPolicy.REQUEST_LEVEL
+
 # Value of PYTHONHASHSEED that kvshelf chooses where vLLM would choose a random root hash.
 DEFAULT_HASH_SEED = "0"
 
@@ -42,22 +48,6 @@ def logger_of(name: str) -> logging.Logger:
 def version_line() -> str:
     """vLLM's major and minor version, "0.32": within one, KV layouts do not change."""
     return ".".join(vllm.__version__.split(".")[:2])
-
-
-def storage_medium() -> Any:
-    """The event medium of files: a string in 0.26, ``Medium.STORAGE`` since."""
-    medium = getattr(offload_base, "Medium", None)
-    return "STORAGE" if medium is None else medium.STORAGE
-
-
-def request_level_policy() -> Any:
-    """The policy under which every chunk of a request is offered for storing, hits included.
-
-    It exists under this name in all versions (the default was renamed from BLOCK_LEVEL to
-    CHUNK_LEVEL). kvshelf needs it to heal: with the default, vLLM takes the chunks of a hit for
-    stored and never offers them again, also when their load failed and they were recomputed.
-    """
-    return offload_base.OffloadPolicy.REQUEST_LEVEL
 
 
 def group_ids(config: OffloadingConfig) -> tuple[int, ...]:
@@ -92,11 +82,6 @@ def hash_seed(algorithm: str) -> str:
     if draws_hash_seed(algorithm):
         return DEFAULT_HASH_SEED
     return str(kv_cache_utils.DEFAULT_NONE_HASH_SEED)
-
-
-def environment_names() -> frozenset[str]:
-    """The environment variables that this vLLM reads."""
-    return frozenset(envs.environment_variables)
 
 
 def untouched_hf_config(model: Any) -> Any:
@@ -170,14 +155,12 @@ def load_source() -> Any:
     return CacheHitSource.DISK
 
 
-def asked_about_requests(scheduler_side: Any) -> list[Any]:
-    """Who of ours vLLM asks about a request's chunks: the manager, or tiers below vLLM's manager.
-
-    Both have ``leave_alone(req_id, reason)``.
-    """
+def managers_of(scheduler_side: Any) -> list[Any]:
+    """Our managers that vLLM asks about a request's chunks: its own, or those of tiers below it."""
     manager = scheduler_side.manager
-    asked = [manager, *getattr(manager, "secondary_tiers", ())]
-    return [each for each in asked if hasattr(each, "leave_alone")]
+    tiers = getattr(manager, "secondary_tiers", ())
+    found = [manager, *(getattr(tier, "manager", None) for tier in tiers)]
+    return [each for each in found if hasattr(each, "leave_alone")]
 
 
 def hit_ranges(scheduler_side: Any, computed_tokens: int, tokens: int) -> list[range]:
@@ -294,20 +277,9 @@ def info_keys(spec: Any, extra: dict[str, Any]) -> tuple[str, ...]:
     return tuple(keys(extra)) if keys is not None else ()
 
 
-def register_once(registry: Any, register: Callable[..., None], *names: str) -> None:
-    """Register under ``names[0]`` unless it is there: plugins load more than once in a process."""
-    if names[0] not in registry._registry:
-        register(*names)
-
-
-def stored_event(keys: Sequence[bytes]) -> Any:
-    """A KV event that says that these chunks can be loaded from storage now."""
-    return offload_base.OffloadingEvent(keys=list(keys), medium=storage_medium(), removed=False)
-
-
-def removed_event(keys: Sequence[bytes]) -> Any:
-    """A KV event that says that these chunks can no longer be loaded from storage."""
-    return offload_base.OffloadingEvent(keys=list(keys), medium=storage_medium(), removed=True)
+def event(keys: Sequence[bytes], *, is_evicted: bool) -> Any:
+    """A KV event that says that these chunks can be loaded from storage now, or no longer."""
+    return offload_base.OffloadingEvent(keys=list(keys), medium=STORAGE_MEDIUM, removed=is_evicted)
 
 
 def located(event: Any, locality: Any) -> Any:

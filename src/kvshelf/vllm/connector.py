@@ -18,9 +18,9 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import (
 )
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
 
-from kvshelf.errors import ConfigError
 from kvshelf.vllm import compat, guards, patches
-from kvshelf.vllm.chunking import default_chunk, settle_chunk
+from kvshelf.vllm.adopt import ROLES, adopt_config, check_role, has_tier
+from kvshelf.vllm.chunking import settle_chunk
 from kvshelf.vllm.identity import build_identity
 from kvshelf.vllm.report import KvshelfWorkerMetadata
 from kvshelf.vllm.scheduler.engine_weights import EngineWeights
@@ -40,12 +40,6 @@ from kvshelf.weights import weights_are_known
 
 logger = compat.logger_of(__name__)
 
-SPEC_NAME = "SharedStorageOffloadingSpec"
-SPEC_MODULE = "kvshelf.vllm.spec"
-CONNECTOR_NAME = "KvshelfConnector"
-TIER_NAME = "KvshelfTier"
-# Role -> whether such an engine loads, and whether it stores.
-ROLES = {"kv_both": (True, True), "kv_consumer": (True, False), "kv_producer": (False, True)}
 # Of self-describing KV events, if a user asks for them: some 300 MB.
 EVENT_PAYLOADS_MAX = 32_768
 
@@ -75,7 +69,7 @@ class KvshelfConnector(OffloadingConnector):
         super().__init__(vllm_config, role, kv_cache_config)
         if self._guarded and role is KVConnectorRole.SCHEDULER:
             loads, stores = ROLES[vllm_config.kv_transfer_config.kv_role]
-            for each in compat.asked_about_requests(self.connector_scheduler):
+            for each in compat.managers_of(self.connector_scheduler):
                 each.take_role(loads=loads, stores=stores)
         self._foreign = guards.ForeignBlocks()
         self._hashing = Hashing.of(vllm_config)
@@ -102,13 +96,14 @@ class KvshelfConnector(OffloadingConnector):
         patches.watch_engine()
         epochs = Epochs(names_weights=names_weights, has_other_caches=not self._ours)
         self.weights = EngineWeights(epochs)
-        for each in compat.asked_about_requests(self.connector_scheduler):
+        for each in compat.managers_of(self.connector_scheduler):
             each.follow(self.weights.epochs)
 
     @property
     def kvshelf_worker(self) -> KvshelfWorker | None:
         """Our worker's side in a worker's process."""
-        return self._worker
+        side = self.connector_worker
+        return side.worker if self._ours and side is not None else None
 
     @property
     def _manager(self) -> KvshelfManager:
@@ -117,18 +112,13 @@ class KvshelfConnector(OffloadingConnector):
         return manager
 
     @property
-    def _worker(self) -> KvshelfWorker | None:
-        side = self.connector_worker
-        return side.worker if self._ours and side is not None else None
-
-    @property
     def keeps_own_kv(self) -> bool:
         """Whether this loads only what kvshelf loads, or this engine's host memory."""
         return self._ours or guards.is_host_memory(self._extra)
 
     def leave_alone(self, req_id: str, reason: str) -> None:
         """Have our manager, or our tiers below vLLM's, load and store nothing of a request."""
-        for each in compat.asked_about_requests(self.connector_scheduler):
+        for each in compat.managers_of(self.connector_scheduler):
             each.leave_alone(req_id, reason)
 
     def other_loads(self, request: Any) -> None:
@@ -157,7 +147,7 @@ class KvshelfConnector(OffloadingConnector):
         adapter = self.weights.adapter_of(request)
         if adapter is None:
             return ADAPTER_UNKNOWN
-        for each in compat.asked_about_requests(self.connector_scheduler):
+        for each in compat.managers_of(self.connector_scheduler):
             each.use_adapter(request.request_id, adapter)
         return None
 
@@ -245,7 +235,7 @@ class KvshelfConnector(OffloadingConnector):
     @override
     def get_finished(self, finished_req_ids: set[str]) -> tuple[Any, Any]:
         finished = super().get_finished(finished_req_ids)
-        worker = self._worker
+        worker = self.kvshelf_worker
         if worker is not None:
             failed = worker.take_failed_loads()
             if self._one_group:
@@ -275,7 +265,7 @@ class KvshelfConnector(OffloadingConnector):
     @override
     def build_connector_worker_meta(self) -> OffloadingWorkerMetadata | None:
         meta = super().build_connector_worker_meta()
-        worker = self._worker
+        worker = self.kvshelf_worker
         if worker is None:
             return meta
         report = worker.take_report()
@@ -325,63 +315,3 @@ class KvshelfConnector(OffloadingConnector):
         adopt_config(vllm_config.kv_transfer_config)
         guards.forget_series()
         return super().build_prom_metrics(vllm_config, *args, **kwargs)
-
-
-def adopt_config(transfer_config: Any) -> bool:
-    """Fill in what a user need not write; True if the configuration asks for kvshelf.
-
-    Raises:
-        ConfigError: KvshelfConnector together with somebody else's spec.
-    """
-    extra = transfer_config.kv_connector_extra_config
-    name, by_connector = extra.get("spec_name"), transfer_config.kv_connector == CONNECTOR_NAME
-    if by_connector and name not in (None, SPEC_NAME):
-        raise ConfigError("spec_name", name, f"with {CONNECTOR_NAME} leave it out or {SPEC_NAME}")
-    if not asks_for_kvshelf(transfer_config.kv_connector, extra):
-        return False
-    extra.setdefault("spec_name", SPEC_NAME)
-    extra.setdefault("spec_module_path", SPEC_MODULE)
-    # vLLM itself needs a size: without one, a chunk would be a single block and files tiny.
-    default_chunk(extra)
-    if extra.get("sync_load_budget_bytes"):
-        logger.warning(
-            "kvshelf: sync_load_budget_bytes=%s becomes 0: vLLM computes a step on blocks whose "
-            "load failed within the step. Loads wait between steps instead.",
-            extra["sync_load_budget_bytes"],
-        )
-        extra["sync_load_budget_bytes"] = 0
-    recompute_failed_loads(transfer_config)
-    return True
-
-
-def check_role(transfer_config: Any) -> None:
-    """
-    Raises:
-        ConfigError: a role that says neither whether to load nor whether to store.
-    """
-    if transfer_config.kv_role not in ROLES:
-        raise ConfigError("kv_role", transfer_config.kv_role, f"one of {', '.join(ROLES)}")
-
-
-def asks_for_kvshelf(connector: str | None, extra: dict[str, Any]) -> bool:
-    """Whether a connector's configuration means ours: by the connector's name or the spec's."""
-    by_spec = extra.get("spec_name") == SPEC_NAME
-    is_elsewhere = extra.get("spec_module_path") not in (None, SPEC_MODULE)
-    return connector == CONNECTOR_NAME or (by_spec and not is_elsewhere)
-
-
-def recompute_failed_loads(transfer_config: Any) -> None:
-    """Make vLLM recompute what could not be loaded, whatever the configuration says."""
-    if transfer_config.kv_load_failure_policy != "recompute":
-        logger.info(
-            "kvshelf: kv_load_failure_policy=%s becomes recompute: a chunk that fails to load is "
-            "a miss, never a failed request",
-            transfer_config.kv_load_failure_policy,
-        )
-        transfer_config.kv_load_failure_policy = "recompute"
-
-
-def has_tier(extra: dict[str, Any]) -> bool:
-    """Whether one of vLLM's secondary tiers is ours."""
-    tiers = extra.get("secondary_tiers") or ()
-    return any(isinstance(tier, dict) and tier.get("type") == TIER_NAME for tier in tiers)

@@ -19,13 +19,13 @@ from vllm.v1.kv_offload.base import OffloadingSpec
 from vllm.v1.kv_offload.factory import OffloadingSpecFactory
 
 from kvshelf.vllm import compat
-from kvshelf.vllm.connector import (
+from kvshelf.vllm.adopt import (
     CONNECTOR_NAME,
     SPEC_NAME,
-    KvshelfConnector,
     asks_for_kvshelf,
     recompute_failed_loads,
 )
+from kvshelf.vllm.connector import KvshelfConnector
 
 logger = compat.logger_of(__name__)
 

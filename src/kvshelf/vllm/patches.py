@@ -1,24 +1,10 @@
-"""What kvshelf changes in vLLM, all of it. docs/operations.md has the same list.
+"""What kvshelf changes in vLLM, all of it. docs/operations.md lists it with the reasons.
 
 By a configuration that asks for kvshelf: its connector calls ``watch_engine`` or ``watch_worker``,
 and ``fix_hash_seed``. Each once in a process, never by importing.
 
-| class, method | in the process of | why |
-|---|---|---|
-| EngineCore.add_request, run_busy_loop | scheduler | weights are read before the first request |
-| EngineCore.collective_rpc, wake_up | scheduler | reload, weight transfer, a trainer's own RPC |
-| EngineCore.add_lora | scheduler | an adapter may be another one now |
-| Scheduler.reset_prefix_cache | scheduler | only after it succeeded do loads and stores go on |
-| WorkerLoRAManager._load_adapter | worker | an adapter is known by its content |
-| Worker.sleep, discard, wake_up | worker | unmapped memory is neither copied nor read |
-| PYTHONHASHSEED in os.environ | scheduler, worker | block hashes start from one seed everywhere |
-
 By registering the plugin, configured or not: ``keep_overrides``. vLLM makes its ModelConfig before
 any process knows which connector it will make, and a forked worker registers no plugin of its own.
-
-| class, method | in the process of | why |
-|---|---|---|
-| ModelConfig._apply_dict_overrides | all | a model's writes must not reach the user's overrides |
 
 Every wrapper calls what it wraps with the same arguments (``_apply_dict_overrides``: with equal
 ones) and returns or raises the same.

@@ -17,35 +17,24 @@ def register() -> None:
         KVConnectorFactory,
     )
     from vllm.v1.kv_offload.factory import OffloadingSpecFactory  # noqa: PLC0415
-
-    from kvshelf.vllm import compat, patches  # noqa: PLC0415
-
-    patches.keep_overrides()
-    module, name = "kvshelf.vllm.connector", "KvshelfConnector"
-    compat.register_once(
-        KVConnectorFactory, KVConnectorFactory.register_connector, name, module, name
-    )
-    KVConnectorFactory._registry["OffloadingConnector"] = KVConnectorFactory._registry[name]
-    multi = "KvshelfMultiConnector"
-    compat.register_once(
-        KVConnectorFactory,
-        KVConnectorFactory.register_connector,
-        multi,
-        "kvshelf.vllm.multi",
-        multi,
-    )
-    KVConnectorFactory._registry["MultiConnector"] = KVConnectorFactory._registry[multi]
     from vllm.v1.kv_offload.tiering.factory import SecondaryTierFactory  # noqa: PLC0415
 
-    tier = "KvshelfTier"
-    compat.register_once(
-        SecondaryTierFactory, SecondaryTierFactory.register_tier, tier, "kvshelf.vllm.tier", tier
-    )
-    spec = "SharedStorageOffloadingSpec"
-    compat.register_once(
-        OffloadingSpecFactory,
-        OffloadingSpecFactory.register_spec,
-        spec,
-        "kvshelf.vllm.spec",
-        spec,
-    )
+    from kvshelf.vllm import patches  # noqa: PLC0415
+
+    patches.keep_overrides()
+    connectors = KVConnectorFactory._registry
+    for registry, add, name, module in (
+        (connectors, KVConnectorFactory.register_connector, "KvshelfConnector", "connector"),
+        (connectors, KVConnectorFactory.register_connector, "KvshelfMultiConnector", "multi"),
+        (SecondaryTierFactory._registry, SecondaryTierFactory.register_tier, "KvshelfTier", "tier"),
+        (
+            OffloadingSpecFactory._registry,
+            OffloadingSpecFactory.register_spec,
+            "SharedStorageOffloadingSpec",
+            "spec",
+        ),
+    ):
+        if name not in registry:  # plugins load more than once in a process
+            add(name, f"kvshelf.vllm.{module}", name)
+    connectors["OffloadingConnector"] = connectors["KvshelfConnector"]
+    connectors["MultiConnector"] = connectors["KvshelfMultiConnector"]

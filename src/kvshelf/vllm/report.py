@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from operator import add, or_
+from typing import Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorWorkerMetadata
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import (
@@ -15,10 +17,10 @@ from kvshelf.engine import FileStatus
 # What is no fault of one chunk.
 STORAGE_FAULTS = frozenset({FileStatus.IO_ERROR, FileStatus.TIMED_OUT})
 
-# What a job says of a root: "load" or "store", the fault or "", and a key of that root.
-Outcome = tuple[str, str, bytes]
-# errno of a store that failed for lack of room, and a key of that root
-NoRoom = tuple[int, bytes]
+# What a job says of a root: "load" or "store", the fault or "", and the root's index.
+Outcome = tuple[str, str, int]
+# errno of a store that failed for lack of room, and the root's index
+NoRoom = tuple[int, int]
 # (metric name, label values)
 Series = tuple[str, tuple[str, ...]]
 
@@ -67,60 +69,37 @@ class WorkerReport:
 
     def is_empty(self) -> bool:
         """Gauges alone are no news: they ride along with the next report."""
-        return not (
-            self.failed
-            or self.unread
-            or self.outcomes
-            or self.no_room
-            or self.published
-            or self.not_stored
-            or self.namespaces
-            or self.has_changed_weights
-            or self.has_changed_adapters
-            or self.counters
-            or self.samples
-        )
+        return not any(getattr(self, name) for name in _NEWS)
 
     def renamed(self, names: Callable[[Sequence[bytes]], Sequence[bytes]]) -> WorkerReport:
         """The same with other keys for the same chunks."""
-        outcomes = [(kind, cause, names([key])[0]) for kind, cause, key in self.outcomes]
         published = zip(names(list(self.published)), self.published.values(), strict=True)
         return replace(
             self,
             failed=set(names(list(self.failed))),
             unread=set(names(list(self.unread))),
             not_stored=set(names(list(self.not_stored))),
-            outcomes=outcomes,
-            no_room=[(number, names([key])[0]) for number, key in self.no_room],
             published=dict(published),
         )
 
     def merge(self, other: WorkerReport) -> WorkerReport:
-        merged = WorkerReport(
-            failed=self.failed | other.failed,
-            unread=self.unread | other.unread,
-            loads=self.loads + other.loads,
-            outcomes=self.outcomes + other.outcomes,
-            no_room=self.no_room + other.no_room,
-        )
-        merged.not_stored = self.not_stored | other.not_stored
-        merged.namespaces = self.namespaces | other.namespaces
-        merged.has_changed_weights = self.has_changed_weights or other.has_changed_weights
-        merged.has_changed_adapters = self.has_changed_adapters or other.has_changed_adapters
-        merged.published = dict(self.published)
-        for key, ranks in other.published.items():
-            merged.published[key] = merged.published.get(key, 0) | ranks
-        for mine, theirs, out in (
-            (self.counters, other.counters, merged.counters),
-            (self.gauges, other.gauges, merged.gauges),
-        ):
-            out.update(mine)
-            for series, value in theirs.items():
-                out[series] = out.get(series, 0) + value
-        for samples in (self.samples, other.samples):
-            for series, values in samples.items():
-                merged.samples.setdefault(series, []).extend(values)
-        return merged
+        def joined(name: str) -> Any:
+            join = or_ if name == "published" else add
+            return _joined(getattr(self, name), getattr(other, name), join)
+
+        return WorkerReport(*map(joined, _NAMES))
+
+
+_NAMES = tuple(each.name for each in fields(WorkerReport))
+_NEWS = tuple(name for name in _NAMES if name != "gauges")
+
+
+def _joined(one: Any, other: Any, join: Callable[[Any, Any], Any]) -> Any:
+    """``join`` is for the values of dicts."""
+    if isinstance(one, dict):
+        both = {key: join(one[key], other[key]) for key in one.keys() & other.keys()}
+        return {**one, **other, **both}
+    return one | other if isinstance(one, set | bool) else one + other
 
 
 @dataclass

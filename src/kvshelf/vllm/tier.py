@@ -33,9 +33,7 @@ from kvshelf.errors import ConfigError
 from kvshelf.shelf import Chunk, Shelf
 from kvshelf.upkeep.evict.duties import duties_of
 from kvshelf.vllm import compat
-from kvshelf.vllm.adapters import Adapter
 from kvshelf.vllm.scheduler.chunk_table import ChunkTable
-from kvshelf.vllm.scheduler.epochs import Epochs
 from kvshelf.vllm.scheduler.manager import KvshelfManager
 from kvshelf.vllm.spec import IDENTITY_KEY
 from kvshelf.vllm.stats import metric_definitions
@@ -60,12 +58,15 @@ class KvshelfTier(SecondaryTierManager):
             ``threads_per_gpu``; without both: the number of cores, 4 to 32), ``enable_kv_events``,
             ``locality`` (LOCAL or REMOTE, which KV events repeat).
 
+    Attributes:
+        manager: the scheduler's side of it.
+
     Raises:
         ConfigError: a setting is unknown or malformed, the root cannot be used, or kvshelf's
             plugin is disabled.
     """
 
-    medium = compat.storage_medium()
+    medium = compat.STORAGE_MEDIUM
 
     def __init__(
         self,
@@ -112,7 +113,7 @@ class KvshelfTier(SecondaryTierManager):
             config=replace(engine, write_behind=False, lookup_threads=1),
         )
         self._transfers = Transfers(self._shelf, logger)
-        self._manager = KvshelfManager(
+        self.manager = KvshelfManager(
             Shelf(settings.roots, identity, config=engine),
             ChunkTable.of(settings, num_workers=1),
             settings,
@@ -123,31 +124,16 @@ class KvshelfTier(SecondaryTierManager):
             duties=duties_of(settings, self._shelf),
         )
 
-    def take_role(self, *, loads: bool, stores: bool) -> None:
-        self._manager.take_role(loads=loads, stores=stores)
-
-    def leave_alone(self, req_id: str, reason: str) -> None:
-        """Load and store nothing of this request, as ``KvshelfManager.leave_alone``."""
-        self._manager.leave_alone(req_id, reason)
-
-    def follow(self, epochs: Epochs) -> None:
-        """See ``KvshelfManager.follow``."""
-        self._manager.follow(epochs)
-
-    def use_adapter(self, req_id: str, adapter: Adapter) -> None:
-        """See ``KvshelfManager.use_adapter``."""
-        self._manager.use_adapter(req_id, adapter)
-
     @override
     def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
-        self._manager.begin_scan(req_context.req_id)
-        return self._manager.lookup(key, req_context)
+        self.manager.begin_scan(req_context.req_id)
+        return self.manager.lookup(key, req_context)
 
     @override
     def submit_store(self, job_metadata: Any) -> None:
         job_id, rows = job_metadata.job_id, compat.tier_rows(job_metadata)
-        there = self._manager.stored(job_metadata.keys, job_metadata.req_context)
-        offered = self._manager.prepare_store(job_metadata.keys, job_metadata.req_context)
+        there = self.manager.stored(job_metadata.keys, job_metadata.req_context)
+        offered = self.manager.prepare_store(job_metadata.keys, job_metadata.req_context)
         assert offered is not None  # ours is never
         row_of = {key: rows[i : i + 1] for i, key in enumerate(job_metadata.keys)}
         keys = tuple(offered.keys_to_store)
@@ -168,7 +154,7 @@ class KvshelfTier(SecondaryTierManager):
     def submit_load(self, job_metadata: Any) -> None:
         job_id, rows = job_metadata.job_id, compat.tier_rows(job_metadata)
         keys = tuple(job_metadata.keys)
-        names = self._manager.prepare_load(keys, job_metadata.req_context).keys if keys else ()
+        names = self.manager.prepare_load(keys, job_metadata.req_context).keys if keys else ()
         chunks = [Chunk(name, rows[i : i + 1]) for i, name in enumerate(names)]
         if self._transfers.load(job_id, chunks):
             self._jobs[job_id] = keys, False
@@ -185,30 +171,30 @@ class KvshelfTier(SecondaryTierManager):
         ]
         report = self._transfers.take_report()
         if report is not None:
-            self._manager.absorb(report)
+            self.manager.absorb(report)
         return results
 
     @override
     def touch(self, keys: Collection[OffloadKey], req_context: ReqContext) -> None:
-        self._manager.touch(keys, req_context)
+        self.manager.touch(keys, req_context)
 
     @override
     def on_new_request(self, req_context: ReqContext) -> RequestOffloadingContext:
-        self._manager.on_new_request(req_context)
+        self.manager.on_new_request(req_context)
         # A chunk that failed to load is computed into host memory, and stored from there.
         return RequestOffloadingContext()
 
     @override
     def on_request_finished(self, req_context: ReqContext) -> None:
-        self._manager.on_request_finished(req_context)
+        self.manager.on_request_finished(req_context)
 
     @override
     def on_schedule_end(self, context: ScheduleEndContext) -> None:
-        self._manager.on_schedule_end(context)
+        self.manager.on_schedule_end(context)
 
     @override
     def take_events(self) -> Iterable[Any]:
-        return (compat.located(each, self.locality) for each in self._manager.take_events())
+        return (compat.located(each, self.locality) for each in self.manager.take_events())
 
     @override
     def drain_jobs(self) -> None:
@@ -221,7 +207,7 @@ class KvshelfTier(SecondaryTierManager):
     @override
     def shutdown(self) -> None:
         self._transfers.close(self._close_timeout_seconds)
-        self._manager.shutdown()
+        self.manager.shutdown()
 
     @classmethod
     @override
@@ -231,7 +217,7 @@ class KvshelfTier(SecondaryTierManager):
 
     @override
     def get_stats(self) -> Any:
-        return self._manager.get_stats()
+        return self.manager.get_stats()
 
     def _finished(self, result: JobResult) -> TierResult:
         keys, is_refused = self._jobs.pop(result.job_id)

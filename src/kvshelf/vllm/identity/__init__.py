@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from vllm import envs
 from vllm.platforms import current_platform
 
 from kvshelf.config import Settings
@@ -89,7 +90,7 @@ def build_identity(vllm_config: Any, kv_cache_config: Any, salt: str) -> Identit
         "context": _context_fields(model, config),
         "cache_dtype": _cache_dtype(cache, groups),
         "kv_cache_layout": compat.kv_cache_layout(vllm_config, kv_cache_config),
-        "environment": environment_fields(compat.environment_names()),
+        "environment": environment_fields(envs.environment_variables),
         "device": _device(),
         "block_tokens": [_block_tokens(group) for group in groups],
         "chunk": _chunk_fields(vllm_config),

@@ -1,7 +1,8 @@
 """Which fields of vLLM's configuration classes are left out of an identity, and why.
 
 A field that no table names is in: an identity that is too fine costs hits, one that is too coarse
-costs correct answers. tests/vllm/test_identity_walk.py fails on such a field, in any version.
+costs correct answers. tests/vllm/judged.py has those that were judged to be in;
+tests/vllm/test_identity_walk.py fails on one that nobody has judged, in any version.
 
 What "known not to change KV bytes" means:
 - Rounding that differs from batch to batch within one engine does not count, so whatever sizes,
@@ -13,7 +14,7 @@ What "known not to change KV bytes" means:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,41 +34,25 @@ _WHERE = "where bytes lie, not what they are"
 _SLEEP = "frees and restores memory; changed weights are an epoch's business"
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(text.split())
-
-
 @dataclass(frozen=True)
 class Judgement:
     """What is known of one configuration class.
 
     Attributes:
-        inside: names of fields that are in as they are.
         elsewhere: identity field -> names of fields that it stands for.
         out: reason -> names of fields that are left out.
     """
 
-    inside: str = ""
     elsewhere: Mapping[str, str] = field(default_factory=dict)
     out: Mapping[str, str] = field(default_factory=dict)
 
-    def reasons(self) -> dict[str, str]:
-        """Left-out name -> reason."""
-        return {name: why for why, names in self.out.items() for name in _names(names)}
-
-    def read_elsewhere(self) -> dict[str, str]:
-        """Name -> identity field that stands for it."""
-        return {name: where for where, names in self.elsewhere.items() for name in _names(names)}
-
-    def known(self) -> frozenset[str]:
-        return frozenset((*_names(self.inside), *self.read_elsewhere(), *self.reasons()))
+    def left_out(self) -> frozenset[str]:
+        """Names of fields that are not in as they are."""
+        return frozenset(" ".join((*self.elsewhere.values(), *self.out.values())).split())
 
 
 JUDGED: dict[str, Judgement] = {
     "VllmConfig": Judgement(
-        inside="model_config cache_config parallel_config load_config attention_config "
-        "mamba_config kernel_config lora_config speculative_config diffusion_config "
-        "compilation_config additional_config scheduler_config",
         elsewhere={
             "device": "device_config",
             "chunk": "kv_transfer_config",
@@ -86,9 +71,6 @@ JUDGED: dict[str, Judgement] = {
         },
     ),
     "ModelConfig": Judgement(
-        inside="runner convert code_revision dtype quantization quantization_config "
-        "disable_sliding_window disable_cascade_attn model_class_overrides model_impl "
-        "override_attention_dtype multimodal_config",
         elsewhere={
             "model": "model",
             "weights": "revision model_weights",
@@ -115,10 +97,6 @@ JUDGED: dict[str, Judgement] = {
         },
     ),
     "MultiModalConfig": Judgement(
-        inside="language_model_only limit_per_prompt media_io_kwargs mm_processor_kwargs "
-        "mm_encoder_only mm_encoder_tp_mode mm_encoder_attn_backend mm_encoder_attn_dtype "
-        "video_pruning_rate video_pruning_method mm_device_do_normalize mm_hasher_algorithm "
-        "interleave_mm_strings enable_mm_embeds",
         elsewhere={"files": "mm_encoder_fp8_scale_path"},
         out={
             _MEMORY: "mm_processor_cache_gb mm_processor_cache_type "
@@ -129,11 +107,6 @@ JUDGED: dict[str, Judgement] = {
         },
     ),
     "CacheConfig": Judgement(
-        inside="kv_cache_dtype_skip_layers mamba_cache_dtype mamba_ssm_cache_dtype "
-        "mamba_cache_mode prefix_match_unit kv_sharing_fast_prefill replayssm_buffer_len "
-        "use_replayssm use_kda_recoverssm prefix_cache_retention_interval "
-        "enable_mamba_fine_grained_prefix_cache enable_mamba_shared_prefix_checkpoint "
-        "swa_bounded_replay",
         elsewhere={
             "cache_dtype": "cache_dtype",
             "hash": "prefix_caching_hash_algo",
@@ -153,9 +126,6 @@ JUDGED: dict[str, Judgement] = {
         },
     ),
     "ParallelConfig": Judgement(
-        inside="enable_expert_parallel enable_eplb expert_placement_strategy all2all_backend "
-        "dcp_comm_backend dcp_q_replicate enable_hc_sp worker_cls sd_worker_cls "
-        "worker_extension_cls eplb_config",
         elsewhere={
             "parallel": "pipeline_parallel_size tensor_parallel_size "
             "prefill_context_parallel_size decode_context_parallel_size "
@@ -182,7 +152,6 @@ JUDGED: dict[str, Judgement] = {
         },
     ),
     "EPLBConfig": Judgement(
-        inside="num_redundant_experts policy",
         out={
             _SIZES: "window_size step_interval use_async enable_migration_batching",
             _PLACE: "communicator",
@@ -190,7 +159,6 @@ JUDGED: dict[str, Judgement] = {
         },
     ),
     "SchedulerConfig": Judgement(
-        inside="scheduler_cls",
         elsewhere={"groups": "disable_hybrid_kv_cache_manager"},
         out={
             _SIZES: "max_num_batched_tokens max_num_scheduled_tokens max_num_seqs "
@@ -203,7 +171,6 @@ JUDGED: dict[str, Judgement] = {
         },
     ),
     "LoadConfig": Judgement(
-        inside="ignore_patterns",
         elsewhere={"load": "load_format model_loader_extra_config"},
         out={
             _LOADING: "download_dir safetensors_load_strategy safetensors_prefetch_num_threads "
@@ -211,8 +178,6 @@ JUDGED: dict[str, Judgement] = {
         },
     ),
     "LoRAConfig": Judgement(
-        inside="max_lora_rank fully_sharded_loras lora_dtype target_modules default_mm_loras "
-        "enable_tower_connector_lora enable_mixed_moe_lora_format enable_moe_shared_loras",
         out={
             _MEMORY: "max_loras max_cpu_loras",
             _GRAPHS: "specialize_active_lora",
@@ -220,12 +185,6 @@ JUDGED: dict[str, Judgement] = {
         },
     ),
     "SpeculativeConfig": Judgement(
-        inside="method num_speculative_tokens quantization moe_backend attention_backend "
-        "kv_cache_dtype draft_tensor_parallel_size tensor_parallel_size "
-        "disable_padded_drafter_batch use_heterogeneous_vocab parallel_drafting "
-        "index_share_for_mtp_iteration disable_eagle_block_drop "
-        "disable_lookahead_block_hashes enable_adaptive_verification draft_lm_head_quantization "
-        "draft_model_config code_revision",
         elsewhere={"speculative_config.draft": "model revision"},
         out={
             _PROPOSES: "prompt_lookup_max prompt_lookup_min suffix_decoding_max_tree_depth "
@@ -242,12 +201,6 @@ JUDGED: dict[str, Judgement] = {
         },
     ),
     "AttentionConfig": Judgement(
-        inside="backend backend_per_kind flash_attn_version use_prefill_decode_attention "
-        "use_trtllm_attention disable_flashinfer_q_quantization mla_prefill_backend "
-        "use_prefill_query_quantization use_fp4_indexer_cache indexer_kv_dtype use_non_causal "
-        "flex_attn_block_m flex_attn_block_n flex_attn_q_block_size flex_attn_kv_block_size "
-        "minimax_m3_msa_decode_backend hisparse_config indexer_sparse_logits "
-        "trtllm_ragged_backend minimax_m3_indexer_cp",
         out={
             _GRAPHS: "flash_attn_max_num_splits_for_cuda_graph tq_max_kv_splits_for_cuda_graph",
             _SIZES: "tokenspeed_mla_min_split_kv sparse_mla_prefill_workspace_factor "
@@ -256,21 +209,10 @@ JUDGED: dict[str, Judgement] = {
         },
     ),
     "HiSparseConfig": Judgement(out={_MEMORY: "device_buffer_size eager_host_mirror"}),
-    "MambaConfig": Judgement(
-        inside="backend enable_stochastic_rounding stochastic_rounding_philox_rounds ssu_algorithm"
-    ),
     "KernelConfig": Judgement(
-        inside="ir_op_priority enable_flashinfer_autotune enable_bf16x3_router_gemm moe_backend "
-        "linear_backend sparse_indexer_topk_backend linear_backend_per_quant "
-        "enable_rocm_segmented_attn_autotune monokernel",
         out={"compiles kernels sooner": "enable_cutedsl_warmup enable_jit_warmup"},
     ),
-    "IrOpPriorityConfig": Judgement(inside="rms_norm fused_add_rms_norm gelu_and_mul_sparse"),
-    "DiffusionConfig": Judgement(inside="canvas_length max_denoising_steps"),
     "CompilationConfig": Judgement(
-        # Compiled and eager engines run other kernels for all batches.
-        inside="mode backend custom_ops inductor_compile_config inductor_passes pass_config "
-        "use_inductor_graph_partition ir_enable_torch_wrap compile_mm_encoder",
         out={
             _GRAPHS: "cudagraph_mode cudagraph_num_of_warmups cudagraph_capture_sizes "
             "cudagraph_copy_inputs cudagraph_specialize_lora max_cudagraph_capture_size "
@@ -286,17 +228,11 @@ JUDGED: dict[str, Judgement] = {
         },
     ),
     "PassConfig": Judgement(
-        inside="fuse_norm_quant fuse_act_quant fuse_attn_quant eliminate_noops enable_sp "
-        "fuse_gemm_comms fuse_allreduce_rms enable_qk_norm_rope_fusion "
-        "fuse_rope_kvcache_cat_mla fuse_act_padding fuse_mla_dual_rms_norm fuse_rope_kvcache "
-        "fuse_qk_norm_rope_kvcache",
         out={
             _SIZES: "rope_kvcache_fusion_max_token_num fi_allreduce_fusion_max_size_mb "
             "sp_min_token_num"
         },
     ),
-    "QuantizationConfigArgs": Judgement(inside="linear moe ignore targets"),
-    "QuantSpec": Judgement(inside="weight activation"),
 }
 
 
@@ -305,20 +241,9 @@ def fields_in(config: Any) -> dict[str, Any]:
 
     Configurations in it are read likewise. A class or a field that was never judged is in.
     """
-    judged = JUDGED.get(type(config).__name__, Judgement())
-    left_out = judged.reasons().keys() | judged.read_elsewhere().keys()
+    left_out = JUDGED.get(type(config).__name__, Judgement()).left_out()
+    names = [each.name for each in dataclasses.fields(config) if each.name not in left_out]
+    # Some versions delete or never set a field that does not apply.
     return {
-        name: plain(value, fields_in) for name, value in _values(config) if name not in left_out
+        name: plain(getattr(config, name), fields_in) for name in names if hasattr(config, name)
     }
-
-
-def _values(config: Any) -> Iterator[tuple[str, Any]]:
-    for each in dataclasses.fields(config):
-        # Some versions delete or never set a field that does not apply.
-        if hasattr(config, each.name):
-            yield each.name, getattr(config, each.name)
-
-
-def is_judged(class_name: str, field_name: str) -> bool:
-    """Whether a table says anything of a field."""
-    return class_name in JUDGED and field_name in JUDGED[class_name].known()

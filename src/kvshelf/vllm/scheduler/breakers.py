@@ -86,9 +86,8 @@ class Breakers:
 
     def told(self, outcomes: Iterable[Outcome], now: float) -> None:
         """What the workers say of their jobs."""
-        for kind, cause, key in outcomes:
-            breakers = self.reading if kind == "load" else self.writing
-            breaker = breakers[self._shelf.root_of(key)]
+        for kind, cause, root in outcomes:
+            breaker = (self.reading if kind == "load" else self.writing)[root]
             if cause:
                 breaker.fault(cause, now)
             else:

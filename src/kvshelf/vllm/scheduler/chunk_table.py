@@ -1,25 +1,5 @@
-"""What the scheduler's process knows of chunks: one record a key. No I/O, no threads, no vLLM.
-
-A record answers two questions. Is the chunk on the shelf? (``Record.answer``)
-
-    None -- ask --> PENDING -- found ----------------> HIT --+
-     ^                 |  '--- missed, unanswered --> MISS --+
-     |                 +-- unasked, stale                    |
-     +-----------------+---------------------------- expire -+
-
-    in any state:  published by every rank -> HIT     failed, unread, evicted -> MISS
-                   evicted less than JOURNAL_SECONDS after published -> PENDING: asked anew
-
-Must it be stored? (``Record.store``; both STORED and STORING answer no)
-
-    WANTED -- storing --> STORING -- published, found --> STORED -- unasked --> AGAIN
-       |---------------------------- found -----------------^                    |
-       ^---- dropped, failed ----+------ missed, evicted ---+--------------------+
-
-STORING stays what it is when a lookup misses or an eviction is heard of: the store brings the chunk
-back. ``answer`` expires, ``store`` does not: the price of a stale STORED is only that a chunk which
-was evicted is not stored anew until a lookup misses it. A failed load is a MISS for longer, so that
-a request cannot try it again for ever.
+"""What the scheduler's process knows of chunks: one record a key (``chunk_record`` has its states).
+No I/O, no threads, no vLLM.
 
 Transitions return their effects: keys to ask, whether to tell that a chunk is evicted, touches.
 """
@@ -28,79 +8,20 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from enum import Enum
 from typing import NamedTuple
 
 from kvshelf.config import Settings
+from kvshelf.vllm.scheduler.chunk_record import FOREVER, NEVER, Answer, Record, Store
 
 # A call of ``expire`` drops so many answers whose time is over: two milliseconds of the scheduler's
 # thread. So many records at most get a second chance.
 EXPIRED_KEYS_A_STEP = 4096
 # An eviction may be heard of so late: an NFS client may believe an old folder for a minute.
 JOURNAL_SECONDS = 90.0
-_NEVER = float("-inf")
-_FOREVER = float("inf")
-
-
-class Answer(Enum):
-    HIT = "hit"
-    MISS = "miss"
-    PENDING = "pending"
-
-
-class Store(Enum):
-    WANTED = "wanted"
-    STORING = "storing"
-    STORED = "stored"
-    AGAIN = "again"
-
 
 # Names for the hot path: an attribute of an enum is slow.
 _HIT, _MISS, _PENDING = Answer.HIT, Answer.MISS, Answer.PENDING
 _WANTED, _STORING, _STORED, _AGAIN = Store.WANTED, Store.STORING, Store.STORED, Store.AGAIN
-
-
-class Record:
-    """
-    Attributes:
-        answer: whether the chunk is on the shelf; None: nobody asked, or the answer expired.
-        expires: when a HIT or MISS does, by the caller's clock.
-        store: whether this engine must store it.
-        ranks: that have published it, a bit each, while others have not.
-        published_at: when every rank of this engine had, at last.
-        is_bad: a load of it failed, and it is not stored anew yet.
-        is_told: events said that it is evicted, and not since that it is stored.
-        touch_ns: time of use that it gets once it is published; 0: none.
-        touched_at: when this engine last touched it.
-        is_fresh: it was learned of again since the bound last passed it by.
-    """
-
-    __slots__ = (
-        "answer",
-        "expires",
-        "is_bad",
-        "is_fresh",
-        "is_told",
-        "key",
-        "published_at",
-        "ranks",
-        "store",
-        "touch_ns",
-        "touched_at",
-    )
-
-    def __init__(self, key: bytes) -> None:
-        self.key = key
-        self.answer: Answer | None = None
-        self.expires = _FOREVER
-        self.store = _WANTED
-        self.ranks = 0
-        self.published_at = _NEVER
-        self.is_bad = False
-        self.is_told = False
-        self.touch_ns = 0
-        self.touched_at = _NEVER
-        self.is_fresh = False
 
 
 class Published(NamedTuple):
@@ -148,14 +69,13 @@ class ChunkTable:
         self.num_workers = num_workers
         self._every_rank = (1 << num_workers) - 1
         self.records: dict[bytes, Record] = {}
-        self.asked = Record(b"")
-        self.asked.answer = _PENDING
+        self.asked = Record(b"", _PENDING)
         self.wanted: list[bytes] = []
         self._order: deque[Record] = deque()  # all but ``asked``, the oldest first
         # One queue a time to live, so that each is in the order of expiry. An answer that changed
         # has another time in its record, and the older entry is ignored.
         self._queues: dict[float, deque[tuple[float, Record]]] = {}
-        self._last_expiry = _NEVER  # of all that was ever found or missed
+        self._last_expiry = NEVER  # of all that was ever found or missed
 
     @classmethod
     def of(cls, settings: Settings, num_workers: int) -> ChunkTable:
@@ -211,7 +131,7 @@ class ChunkTable:
         record.store = _STORED
         self._settle(record, _HIT, now, self._hit_ttl_seconds)
 
-    def missed(self, key: bytes, now: float, since: float = _FOREVER) -> bool:
+    def missed(self, key: bytes, now: float, since: float = FOREVER) -> bool:
         """A lookup that began at ``since`` did not find it. Whether to tell that it is evicted."""
         record = self._own(key)
         if record.published_at >= since:
@@ -330,7 +250,7 @@ class ChunkTable:
     def expire(self, now: float) -> None:
         """Drop answers whose time is over: all of them after a pause in which that of every hit and
         miss ended, else EXPIRED_KEYS_A_STEP at most. Then drop records beyond keys_max."""
-        left = EXPIRED_KEYS_A_STEP if self._last_expiry > now else _FOREVER
+        left = EXPIRED_KEYS_A_STEP if self._last_expiry > now else FOREVER
         for queue in self._queues.values():
             while queue and left > 0 and queue[0][0] <= now:
                 left -= 1
@@ -364,16 +284,14 @@ class ChunkTable:
         """The key's record, to be changed."""
         record = self.records.get(key)
         if record is None or record is self.asked:
-            answer = None if record is None else _PENDING
-            record = self.records[key] = Record(key)
-            record.answer = answer
+            record = self.records[key] = Record(key, None if record is None else _PENDING)
             self._order.append(record)
         else:
             record.is_fresh = True
         return record
 
     def _pend(self, record: Record) -> None:
-        record.answer, record.expires = _PENDING, _FOREVER
+        record.answer, record.expires = _PENDING, FOREVER
 
     def _settle(self, record: Record, answer: Answer, now: float, ttl_seconds: float) -> None:
         self._last_expiry = max(self._last_expiry, now + ttl_seconds)

@@ -33,7 +33,6 @@ class EngineWeights:
     def __init__(self, epochs: Epochs) -> None:
         self.epochs = epochs
         self.adapters = Adapters()
-        self.changes = 0  # epochs begun since the start
         self._executor: Any = None
         self._alive: Callable[[], Iterable[str]] = tuple
         self._faults = FaultLog(logger)
@@ -107,7 +106,6 @@ class EngineWeights:
         self.epochs.settle(digests, self._alive())
         if self.epochs.generation == before:
             return
-        self.changes += 1
         logger.info(
             "kvshelf: weights changed (%s): epoch %s%s. %s",
             why,

@@ -48,7 +48,7 @@ class Events:
         """vLLM's events since the last call."""
         runs, self._runs = self._runs, []
         for is_evicted, keys in runs:
-            yield compat.removed_event(keys) if is_evicted else compat.stored_event(keys)
+            yield compat.event(keys, is_evicted=is_evicted)
 
     def forget(self) -> None:
         self._runs.clear()

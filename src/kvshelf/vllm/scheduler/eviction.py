@@ -9,8 +9,10 @@ import errno
 import logging
 import os
 import time
+from collections import deque
 from collections.abc import Sequence
 
+from kvshelf.disk.keys import masked
 from kvshelf.faultlog import FaultLog
 from kvshelf.upkeep.evict.duty import EvictionDuty
 from kvshelf.upkeep.evict.news import News
@@ -19,14 +21,16 @@ from kvshelf.vllm.report import NoRoom
 from kvshelf.vllm.scheduler.masked import MaskedShelf
 from kvshelf.vllm.stats import StatsSink
 
+# A step hears of so many evicted keys: a millisecond or two of the scheduler's thread.
+EVICTED_KEYS_A_STEP = 1024
+
 
 class EvictionNews:
     """Takes the duties' news on the scheduler's thread. Without a duty there is none.
 
     Args:
         duties: one a root; started here, ended by ``close``.
-        shelf: says in which root a key lies. When a root was added, those before it still have
-            chunks that lie in it now: that these are evicted says nothing.
+        shelf: says in which root a key lies, and is told the clocks of the roots.
     """
 
     def __init__(
@@ -41,25 +45,37 @@ class EvictionNews:
         self._logger = logger
         self._faults = FaultLog(logger)
         self._holds: set[int] = set()  # roots in which this engine evicts
+        self._gone: deque[tuple[int, bytes]] = deque()  # (root, name) not taken yet
         self._metrics = NewsMetrics(shelf.roots, stats, self._faults)
         for duty in duties:
             duty.start()
 
-    def take(self) -> Sequence[tuple[int, bytes]]:
-        """(root, key) of what somebody evicted since the last call. Microseconds when there is no
-        news. Several engines' roots may be in other orders: a key may be of another root."""
-        gone: list[tuple[int, bytes]] = []
-        for root, duty in enumerate(self._duties):
-            if duty.has_news:
-                news = duty.take()
-                self._count(root, news)
-                gone.extend((root, key) for key in news.gone)
-        return gone
+    def take(self) -> list[bytes]:
+        """Keys of chunks that somebody evicted; a part of them a call, so that none takes long.
+        Microseconds when there is no news."""
+        if not self._gone:  # until then the duties keep a bounded number
+            for root, duty in enumerate(self._duties):
+                if duty.has_news:
+                    news = duty.take()
+                    self._count(root, news)
+                    self._gone.extend((root, name) for name in news.gone)
+        keys = []
+        for _ in range(min(len(self._gone), EVICTED_KEYS_A_STEP)):
+            root, name = self._gone.popleft()
+            key = masked(name, self._shelf.mask)
+            # When a root was added, others still have chunks that lie in it now: that these are
+            # evicted says nothing. Nor need several engines' roots be in the same order.
+            if self._shelf.root_of(key) == root:
+                keys.append(key)
+        return keys
+
+    def forget(self) -> None:
+        """Other weights: other keys."""
+        self._gone.clear()
 
     def hear_no_room(self, no_room: Sequence[NoRoom]) -> None:
         """Stores failed with ENOSPC or EDQUOT: whoever evicts in those roots is to make room."""
-        for number, key in no_room:
-            root = self._shelf.root_of(key)
+        for number, root in no_room:
             if root < len(self._duties):
                 self._duties[root].want_room()
             self._faults.fault(

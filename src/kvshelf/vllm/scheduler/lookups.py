@@ -105,8 +105,8 @@ class Lookups:
             if self._usual_seconds[asked.root] < PROMPT_ANSWER_SECONDS
         ]
         if prompt:
-            self._shelf.wait(prompt, Phase.FINISHED, PROMPT_ANSWER_SECONDS)
-        for result in self._shelf.poll():
+            self._shelf.inner.wait(prompt, Phase.FINISHED, PROMPT_ANSWER_SECONDS)
+        for result in self._shelf.inner.poll():
             if result.kind is JobKind.LOOKUP:
                 self._apply(self._in_flight.pop(result.job_id), result)
             elif result.kind is JobKind.PROBE:
@@ -130,10 +130,10 @@ class Lookups:
 
     def ping(self, root: int, done: ProbeDone) -> bool:
         """See whether a root answers at all. False likewise."""
-        return self._probe({root}, lambda job: self._shelf.submit_ping(job, root), done)
+        return self._probe({root}, lambda job: self._shelf.inner.submit_ping(job, root), done)
 
     def _probe(self, roots: set[int], submit: Callable[[int], None], done: ProbeDone) -> bool:
-        if any(self._shelf.stats_of(root).hung_threads >= HUNG_THREADS_MAX for root in roots):
+        if any(self._shelf.inner.stats_of(root).hung_threads >= HUNG_THREADS_MAX for root in roots):
             return False
         job_id, self._next_job_id = self._next_job_id, self._next_job_id + 1
         try:

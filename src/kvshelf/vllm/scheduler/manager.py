@@ -15,7 +15,6 @@ lookup threads at its end, and answered RETRY meanwhile. No file-system call is 
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
@@ -44,7 +43,8 @@ from kvshelf.vllm.report import WorkerReport
 from kvshelf.vllm.scheduler.admission import Admission
 from kvshelf.vllm.scheduler.audit import Audits
 from kvshelf.vllm.scheduler.breakers import Breakers
-from kvshelf.vllm.scheduler.chunk_table import Answer, ChunkTable, Record
+from kvshelf.vllm.scheduler.chunk_record import Answer, Record
+from kvshelf.vllm.scheduler.chunk_table import ChunkTable
 from kvshelf.vllm.scheduler.earlier_stores import EarlierStores
 from kvshelf.vllm.scheduler.epochs import Epochs
 from kvshelf.vllm.scheduler.events import Events
@@ -63,8 +63,6 @@ logger = compat.logger_of(__name__)
 _HIT, _MISS = Answer.HIT, Answer.MISS
 _FOUND, _ABSENT, _LATER = LookupResult.HIT, LookupResult.MISS, LookupResult.RETRY
 
-# A step forgets so many evicted keys: a millisecond or two of the scheduler's thread.
-EVICTED_KEYS_A_STEP = 1024
 # An engine without requests makes no steps. After so long without one, what is known may be old.
 PAUSE_SECONDS = 0.1
 _NEVER = float("-inf")
@@ -103,7 +101,6 @@ class KvshelfManager(OffloadingManager):
         self._record_of: Callable[[bytes], Record | None] = table.records.get
         self._retry_seconds = settings.breaker_retry_seconds
         self._earlier_stores = EarlierStores()
-        self._evicted: deque[tuple[int, bytes]] = deque()  # (root, key) to be forgotten
         self._stats = StatsSink()
         self._faults = FaultLog(logger)
         self._breakers = Breakers(masked_shelf, settings, self._stats, logger)
@@ -278,7 +275,7 @@ class KvshelfManager(OffloadingManager):
         if now - self._last_step > PAUSE_SECONDS:
             self._tidy(now)
         # Every chunk is offered again, so that recomputed ones are stored anew; see compat.
-        return RequestOffloadingContext(policy=compat.request_level_policy())
+        return RequestOffloadingContext(policy=compat.REQUEST_LEVEL)
 
     @override
     def on_request_finished(self, req_context: ReqContext) -> None:
@@ -297,7 +294,9 @@ class KvshelfManager(OffloadingManager):
     def _tidy(self, now: float) -> None:
         """Forget what is over and what was evicted, before it misleads a lookup."""
         self._last_step = now
-        self._hear_of_evictions(now)
+        for key in self._eviction.take():
+            if self._table.evicted(key, now, tells=self._events.are_wanted):
+                self._events.evicted(key)
         self._table.expire(now)
 
     def absorb(self, report: WorkerReport) -> None:
@@ -359,7 +358,7 @@ class KvshelfManager(OffloadingManager):
 
     def _forget(self) -> None:
         self._table.forget()
-        self._evicted.clear()
+        self._eviction.forget()
         self._events.forget()
 
     @override
@@ -374,16 +373,4 @@ class KvshelfManager(OffloadingManager):
     @override
     def shutdown(self) -> None:
         self._eviction.close(timeout_seconds=1.0)
-        self._shelf.close(timeout_seconds=1.0)
-
-    def _hear_of_evictions(self, now: float) -> None:
-        """Forget what somebody evicted; a part of it a step, so that none takes long."""
-        if not self._evicted:  # until then the duties keep a bounded number
-            self._evicted.extend(self._eviction.take())
-        for _ in range(min(len(self._evicted), EVICTED_KEYS_A_STEP)):
-            root, name = self._evicted.popleft()
-            key = masked(name, self._shelf.mask)
-            if self._shelf.root_of(key) != root:
-                continue
-            if self._table.evicted(key, now, tells=self._events.are_wanted):
-                self._events.evicted(key)
+        self._shelf.inner.close(timeout_seconds=1.0)

@@ -13,7 +13,7 @@ from typing import Any
 from kvshelf.disk.clock import Reading
 from kvshelf.disk.keys import masked, masked_all
 from kvshelf.disk.rendezvous import Share
-from kvshelf.engine import EngineStats, JobId, JobResult, Phase
+from kvshelf.engine import JobId
 from kvshelf.shelf import Shelf
 from kvshelf.vllm.adapters import Adapter
 from kvshelf.vllm.bounded import drop_oldest
@@ -25,16 +25,14 @@ REQUESTS_MAX = 16_384
 
 class MaskedShelf:
     """
-    Args:
-        shelf: without block memory.
-
     Attributes:
+        inner: the shelf itself, without block memory, for what needs no keys.
         mask: of the epoch; see ``kvshelf.disk.keys.masked``.
         step_ns: in which the roots' file systems keep times, as far as is known: the largest.
     """
 
     def __init__(self, shelf: Shelf) -> None:
-        self._shelf = shelf
+        self.inner = shelf
         self.mask = b""
         self.step_ns = 1
         self.roots, self.folder = shelf.roots, shelf.folder
@@ -45,13 +43,13 @@ class MaskedShelf:
 
     def root_of(self, key: bytes) -> int:
         """See ``Shelf.root_of``."""
-        return self._shelf.root_of(masked(key, self.mask) if self.mask else key)
+        return self.inner.root_of(masked(key, self.mask) if self.mask else key)
 
     def shares(self, keys: Sequence[bytes], runs: Sequence[int] = ()) -> list[Share]:
         """See ``Shelf.shares``."""
         if not self.mask or len(self.roots) == 1:
-            return self._shelf.shares(keys, runs)
-        shares = self._shelf.shares(self.names(keys), runs)
+            return self.inner.shares(keys, runs)
+        shares = self.inner.shares(self.names(keys), runs)
         return [
             Share(each.root, each.rows, [keys[row] for row in each.rows.tolist()], each.runs)
             for each in shares
@@ -65,38 +63,22 @@ class MaskedShelf:
         root: int | None = None,
     ) -> None:
         """See ``Shelf.submit_lookup``."""
-        self._shelf.submit_lookup(job_id, keys, runs, self.mask, root)
+        self.inner.submit_lookup(job_id, keys, runs, self.mask, root)
 
     def submit_probe(self, job_id: JobId, keys: Sequence[bytes], bytes_max: int) -> None:
         """See ``Shelf.submit_probe``."""
-        self._shelf.submit_probe(job_id, self.names(keys), bytes_max)
-
-    def submit_ping(self, job_id: JobId, root: int) -> None:
-        """See ``Shelf.submit_ping``."""
-        self._shelf.submit_ping(job_id, root)
+        self.inner.submit_probe(job_id, self.names(keys), bytes_max)
 
     def touch_at(
         self, keys: Sequence[bytes], times_ns: Sequence[int], *, always: bool = False
     ) -> None:
         """See ``Shelf.touch_at``."""
-        self._shelf.touch_at(keys, times_ns, always=always, mask=self.mask)
+        self.inner.touch_at(keys, times_ns, always=always, mask=self.mask)
 
     def set_clock(self, root: int, reading: Reading) -> None:
         """The clock of a root's file system was measured."""
         self.step_ns = max(self.step_ns, reading.step_ns)
-        self._shelf.set_clock(root, reading.ahead_ns)
-
-    def poll(self) -> list[JobResult]:
-        return self._shelf.poll()
-
-    def wait(self, job_ids: Sequence[JobId], phase: Phase, timeout_seconds: float) -> bool:
-        return self._shelf.wait(job_ids, phase, timeout_seconds)
-
-    def stats_of(self, root: int) -> EngineStats:
-        return self._shelf.stats_of(root)
-
-    def close(self, timeout_seconds: float = 5.0) -> bool:
-        return self._shelf.close(timeout_seconds)
+        self.inner.set_clock(root, reading.ahead_ns)
 
 
 class MaskedContext:

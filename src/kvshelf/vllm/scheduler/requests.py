@@ -24,50 +24,21 @@ from kvshelf.vllm.stats import StatsSink
 # the direct path, later from the host memory of a tier. Its id is kept until then.
 ENDED_MAX = 65_536
 
-
 # What vLLM's Request takes (0.26 to 0.33), and why it may differ between requests of one key:
 # its tokens, adapter, salt, pictures and embeddings are in the hash; the adapter's content is the
 # manager's business; the rest decides what is sampled, pooled, reported or scheduled.
-JUDGED_INPUTS = frozenset(
-    (
-        "abort_immediately",
-        "arrival_time",
-        "block_hasher",
-        "cache_salt",
-        "client_index",
-        "kv_hints",
-        "lora_request",
-        "mm_features",
-        "pooling_params",
-        "priority",
-        "prompt_embeds",
-        "prompt_is_token_ids",
-        "prompt_token_ids",
-        "reasoning_ended",
-        "reasoning_parser_kwargs",
-        "request_id",
-        "resumable",
-        "sampling_params",
-        "session_id",
-        "trace_headers",
-    )
-)
+_INPUTS = """
+    abort_immediately arrival_time block_hasher cache_salt client_index kv_hints lora_request
+    mm_features pooling_params priority prompt_embeds prompt_is_token_ids prompt_token_ids
+    reasoning_ended reasoning_parser_kwargs request_id resumable sampling_params session_id
+    trace_headers"""
+JUDGED_INPUTS = frozenset(_INPUTS.split())
 # Likewise of vLLM's PoolingParams; ``extra_kwargs`` carries token types, which are inputs.
-JUDGED_POOLING = frozenset(
-    (
-        "dimensions",
-        "extra_kwargs",
-        "late_chunking_params",
-        "late_interaction_params",
-        "output_kind",
-        "requires_token_ids",
-        "returned_token_ids",
-        "skip_reading_prefix_cache",
-        "step_tag_id",
-        "task",
-        "use_activation",
-    )
-)
+_POOLING = """
+    dimensions extra_kwargs late_chunking_params late_interaction_params output_kind
+    requires_token_ids returned_token_ids skip_reading_prefix_cache step_tag_id task
+    use_activation"""
+JUDGED_POOLING = frozenset(_POOLING.split())
 
 STREAMING_INPUT = "streaming_input"
 REMOTE_PREFILL = "remote_prefill"

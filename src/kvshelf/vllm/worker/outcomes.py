@@ -12,7 +12,7 @@ from kvshelf.disk.keys import group_of
 from kvshelf.engine import EngineStats, FileStatus, JobResult
 from kvshelf.engine.gauges import engine_gauges
 from kvshelf.faultlog import FaultLog
-from kvshelf.shelf import Shelf
+from kvshelf.shelf import Routes, Shelf
 from kvshelf.vllm.report import STORAGE_FAULTS, WorkerReport
 
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -22,12 +22,11 @@ class Outcomes:
     """Collects until it is taken, once a step. One thread: its owner's.
 
     Args:
-        shelf: the jobs', which says what the roots have of one.
+        shelf: the jobs'.
     """
 
     def __init__(self, faults: FaultLog, shelf: Shelf) -> None:
         self._faults = faults
-        self._shelf = shelf
         self._own_rank = 1 << shelf.rank
         self._report = WorkerReport(namespaces={shelf.folder})
         self._load_times: dict[int, float] = {}  # when a load was submitted
@@ -36,8 +35,8 @@ class Outcomes:
     def load_begins(self, job_id: int) -> None:
         self._load_times[job_id] = time.monotonic()
 
-    def load_ended(self, keys: Sequence[bytes], result: JobResult) -> None:
-        """The job is FINISHED; ``keys`` are its chunks', in order."""
+    def load_ended(self, keys: Sequence[bytes], routes: Routes, result: JobResult) -> None:
+        """The job is FINISHED; ``keys`` are its chunks', in order, ``routes`` the shelf's."""
         for key, status, error in zip(keys, result.statuses, result.errnos, strict=True):
             if status is not FileStatus.OK:
                 self.load_failure(key, status, error)
@@ -46,7 +45,7 @@ class Outcomes:
         self._report.count(metrics.LOAD_BYTES, by=result.payload_bytes)
         self._report.observe(metrics.LOAD_SECONDS, result.seconds)
         self._report.loads.append((len(keys), loaded, self._busy_seconds(result)))
-        self._outcomes("load", keys, result)
+        self._outcomes("load", routes, result)
 
     def load_refused(self, keys: Sequence[bytes]) -> None:
         """The job was never begun: nobody waits for it any more."""
@@ -61,13 +60,13 @@ class Outcomes:
         self._report.count(metrics.LOAD_FAILURES, cause)
         self._faults.fault(f"load failed ({cause})", _describe(key, error))
 
-    def store_ended(self, keys: Sequence[bytes], result: JobResult) -> None:
-        """The job is FINISHED; ``keys`` are its chunks', in order."""
+    def store_ended(self, keys: Sequence[bytes], routes: Routes, result: JobResult) -> None:
+        """As ``load_ended``."""
         for key, status, error in zip(keys, result.statuses, result.errnos, strict=True):
             self.store_outcome(key, status, error)
         self._report.count(metrics.STORE_BYTES, by=result.payload_bytes)
         self._report.observe(metrics.STORE_SECONDS, result.seconds)
-        self._outcomes("store", keys, result)
+        self._outcomes("store", routes, result)
 
     def store_outcome(self, key: bytes, status: FileStatus, error: int) -> None:
         if status is FileStatus.OK:
@@ -109,23 +108,19 @@ class Outcomes:
         self._busy_until = max(end, self._busy_until)
         return seconds
 
-    def _outcomes(self, kind: str, keys: Sequence[bytes], result: JobResult) -> None:
+    def _outcomes(self, kind: str, routes: Routes, result: JobResult) -> None:
         """What the job says of each root, if anything: a damaged chunk says nothing."""
-        for share in self._shelf.shares(keys):
-            rows = share.rows.tolist()
+        for root, rows in routes:
             full = next((result.errnos[row] for row in rows if result.errnos[row] in NO_ROOM), 0)
             if full and kind == "store":
-                self._report.no_room.append((full, share.keys[0]))
-            statuses = [result.statuses[row] for row in rows]
-            row = next((i for i, status in enumerate(statuses) if status in STORAGE_FAULTS), None)
-            if row is not None:
-                error = result.errnos[rows[row]]
-                cause = (
-                    os.strerror(error) if error else statuses[row].name.lower().replace("_", " ")
-                )
-                self._report.outcomes.append((kind, f"{kind}: {cause}", share.keys[0]))
-            elif FileStatus.OK in statuses:
-                self._report.outcomes.append((kind, "", share.keys[0]))
+                self._report.no_room.append((full, root))
+            bad = next((row for row in rows if result.statuses[row] in STORAGE_FAULTS), None)
+            if bad is not None:
+                error, status = result.errnos[bad], result.statuses[bad]
+                cause = os.strerror(error) if error else status.name.lower().replace("_", " ")
+                self._report.outcomes.append((kind, f"{kind}: {cause}", root))
+            elif any(result.statuses[row] is FileStatus.OK for row in rows):
+                self._report.outcomes.append((kind, "", root))
 
 
 def _describe(key: bytes, error: int) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from kvshelf.engine import FileStatus, JobKind, JobResult
 from kvshelf.faultlog import FaultLog
-from kvshelf.shelf import Chunk, Shelf
+from kvshelf.shelf import Chunk, Routes, Shelf
 from kvshelf.vllm.report import WorkerReport
 from kvshelf.vllm.worker.outcomes import Outcomes
 
@@ -26,7 +26,7 @@ class Transfers:
         current_stream: the device stream that vLLM queues its work on, as a number.
 
     Attributes:
-        stores: job -> chunks, of the stores that are not FINISHED.
+        stores: job -> its chunks and their roots, of the stores that are not FINISHED.
         loads: likewise of the loads.
         outcomes: what became of chunks, also of those that were in no job.
     """
@@ -38,20 +38,20 @@ class Transfers:
         self._current_stream = current_stream
         self._faults = FaultLog(logger)
         self.outcomes = Outcomes(self._faults, shelf)
-        self.stores: dict[int, Sequence[Chunk]] = {}
-        self.loads: dict[int, Sequence[Chunk]] = {}
+        self.stores: dict[int, tuple[Sequence[Chunk], Routes]] = {}
+        self.loads: dict[int, tuple[Sequence[Chunk], Routes]] = {}
 
     def store(self, job_id: int, chunks: Sequence[Chunk]) -> bool:
         """Begin to store; False if there is nothing to store, or the engine refused."""
         if not chunks:
             return False
         try:
-            self._shelf.submit_store(job_id, chunks, self._current_stream())
+            routes = self._shelf.submit_store(job_id, chunks, self._current_stream())
         except Exception as error:
             self._refused(JobKind.STORE, error)
             self.drop(chunk.key for chunk in chunks)
             return False
-        self.stores[job_id] = chunks
+        self.stores[job_id] = chunks, routes
         return True
 
     def load(self, job_id: int, chunks: Sequence[Chunk]) -> bool:
@@ -59,12 +59,12 @@ class Transfers:
         if not chunks:
             return False
         try:
-            self._shelf.submit_load(job_id, chunks, self._current_stream())
+            routes = self._shelf.submit_load(job_id, chunks, self._current_stream())
         except Exception as error:
             self._refused(JobKind.LOAD, error)
             self.outcomes.load_refused([chunk.key for chunk in chunks])
             return False
-        self.loads[job_id] = chunks
+        self.loads[job_id] = chunks, routes
         self.outcomes.load_begins(job_id)
         return True
 
@@ -75,12 +75,10 @@ class Transfers:
 
     def ended(self, result: JobResult) -> Sequence[Chunk]:
         """Take in what became of a FINISHED job. Its chunks, in the order of the statuses."""
-        if result.kind is JobKind.LOAD:
-            chunks = self.loads.pop(result.job_id)
-            self.outcomes.load_ended([chunk.key for chunk in chunks], result)
-        else:
-            chunks = self.stores.pop(result.job_id)
-            self.outcomes.store_ended([chunk.key for chunk in chunks], result)
+        is_load = result.kind is JobKind.LOAD
+        chunks, routes = (self.loads if is_load else self.stores).pop(result.job_id)
+        ended = self.outcomes.load_ended if is_load else self.outcomes.store_ended
+        ended([chunk.key for chunk in chunks], routes, result)
         return chunks
 
     def take_report(self) -> WorkerReport | None:

@@ -1,20 +1,28 @@
-// What the parts of ShelfSweep share: shelf_sweep.cpp, _walk.cpp and _remove.cpp.
+// What the threads of a sweep share, and the records that they work on.
+//
+// One mutex, sweep_mutex to clang, guards what several threads change: the counts of folders, a
+// pass and a call's report. A namespace, a rank while it is opened and a leaf folder belong to the
+// thread that took them. Nobody makes a system call with the mutex held.
 #pragma once
 
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <memory>
+#include <mutex>
 #include <string>
 #include <unordered_map>
 #include <utility>
 #include <vector>
 
+#include "kvshelf/file_ops.h"
+#include "kvshelf/memory.h"
 #include "kvshelf/shelf_sweep.h"
+#include "kvshelf/thread_safety.h"
 #include "kvshelf/use_time.h"
 
-namespace kvshelf {
+namespace kvshelf::sweep {
 
-inline constexpr std::size_t kLeaves = 4096;  // three hex digits
 inline constexpr std::size_t kExamples = 8;
 inline constexpr std::int64_t kSecond = 1'000'000'000;
 // A folder that was changed so recently may change again without its time showing it: clocks of
@@ -22,27 +30,26 @@ inline constexpr std::int64_t kSecond = 1'000'000'000;
 inline constexpr std::int64_t kRacy = 2 * kSecond;
 using Clock = std::chrono::steady_clock;
 
-// A thread of a sweep runs for so long and rests for so long: a load of a chunk takes milliseconds.
-// The longer rest is for a machine on which all processors have other work: four threads then ask
-// for the time of one processor, together.
-inline constexpr std::chrono::microseconds kBurst{500};
-inline constexpr std::chrono::microseconds kRest{100};
-inline constexpr std::chrono::microseconds kBusyRest{2000};
-// `others`: threads that run or want to, but for those of the sweep.
-constexpr std::chrono::microseconds RestFor(int others, int processors) {
-  return others >= processors ? kBusyRest : kRest;
-}
-// Threads of this machine that run or want to; 0 if the system does not say (proc_loadavg(5)).
-int RunnableThreads();
+// One name for the mutexes of all sweeps: no code handles two sweeps.
+struct KVSHELF_CAPABILITY("mutex") SweepMutex {};
+inline SweepMutex sweep_mutex;
+#define SWEEP_LOCKED KVSHELF_REQUIRES(kvshelf::sweep::sweep_mutex)
+#define SWEEP_GUARDED KVSHELF_GUARDED_BY(kvshelf::sweep::sweep_mutex)
 
-double SteadySeconds();
-std::chrono::nanoseconds ThreadTime();  // that this thread has run on a processor
-std::string LeafName(std::size_t index);
-// All names in a folder but . and ..; 0 or -errno. Needs no further descriptor.
-int ListNames(int folder, std::vector<std::string>* names);
-void NoteForeign(Foreign& foreign, const std::string& path);
+class KVSHELF_SCOPED_CAPABILITY SweepLock {
+ public:
+  explicit SweepLock(std::mutex& mutex) KVSHELF_ACQUIRE(sweep_mutex) : lock_(mutex) {}
+  ~SweepLock() KVSHELF_RELEASE() {}
+  SweepLock(const SweepLock&) = delete;
+  SweepLock& operator=(const SweepLock&) = delete;
 
-struct ShelfSweep::Leaf {
+ private:
+  const std::lock_guard<std::mutex> lock_;
+};
+
+using Folder = std::shared_ptr<const UniqueFd>;
+
+struct Leaf {
   std::uint16_t index = 0;  // its name, as a number
   bool seen = false;
   std::int64_t mtime_ns = 0;           // when it was listed; 0: list it again
@@ -50,7 +57,7 @@ struct ShelfSweep::Leaf {
   Amount amount;
 };
 
-struct ShelfSweep::Rank {
+struct Rank {
   std::size_t name_space = 0;
   std::uint32_t number = 0;
   bool gone = false;
@@ -59,13 +66,13 @@ struct ShelfSweep::Rank {
   std::vector<Leaf> leaves;   // that are there, in order
 };
 
-struct ShelfSweep::Space {
+struct Space {
   std::int64_t mtime_ns = 0;  // as a rank's
   std::vector<std::unique_ptr<Rank>> ranks;
 };
 
 // A file that goes if there is still need when all that surely go are gone.
-struct ShelfSweep::Candidate {
+struct Candidate {
   double order = 0;  // the largest goes first
   Rank* rank = nullptr;
   std::uint16_t leaf = 0;  // position
@@ -79,7 +86,7 @@ struct ShelfSweep::Candidate {
 
 // One walk over all leaf folders, over several calls. By the first two digits of leaf folders
 // first: a part of a pass is a sample of every namespace, because names are digests.
-struct ShelfSweep::Pass {
+struct Pass {
   std::vector<std::size_t> spaces;  // namespaces to open
   std::size_t next_space = 0;
   bool opened = false;                                 // all of them: `items` is complete
@@ -103,7 +110,7 @@ struct ShelfSweep::Pass {
 };
 
 // What was found in one leaf folder.
-struct ShelfSweep::Found {
+struct Found {
   struct File {
     std::int64_t used_ns;
     std::int64_t bytes;
@@ -122,32 +129,19 @@ struct ShelfSweep::Found {
   Foreign foreign;
 };
 
-// What a thread has worked without a rest. The kernel gives even the lowest priority its share of a
-// processor, by the tick (4 ms at 250 Hz), and a load that waits then takes twice its time. A
-// thread that rests earlier is out of the way: others wait for a burst at most.
-class ShelfSweep::Burst {
- public:
-  // `awake` counts the sweep's threads that do not rest.
-  explicit Burst(std::atomic<int>& awake) : awake_(awake) { ++awake_; }
-  ~Burst() { --awake_; }
-  Burst(const Burst&) = delete;
-  Burst& operator=(const Burst&) = delete;
-  // Rests if the thread has run for long enough; while it waits for storage it does not run.
-  void RestIfDue();
-
- private:
-  std::atomic<int>& awake_;
-  std::chrono::nanoseconds began_ = ThreadTime();
-  Clock::time_point look_at_ = Clock::now() + kBurst;
-};
-
 // One call's work.
-struct ShelfSweep::Walk {
+struct Walk {
   Pass& pass;
-  SweepReport report;
-  Clock::time_point deadline;
   Amount need;
+  Clock::time_point deadline;
+  SweepReport report;
   std::unordered_map<Rank*, std::vector<std::string>> names;
 };
 
-}  // namespace kvshelf
+std::string RankName(std::uint32_t number);
+std::string LeafName(std::size_t index);
+// All names in a folder but . and ..; 0 or -errno. Needs no further descriptor.
+int ListNames(int folder, std::vector<std::string>* names);
+void NoteForeign(Foreign& foreign, const std::string& path);
+
+}  // namespace kvshelf::sweep
