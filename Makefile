@@ -158,7 +158,7 @@ test-peer: $(VENV)/.kvshelf
 stress: $(VENV)/.kvshelf
 	python -m pytest -m stress
 
-# All figures of docs/reliability.md, and the page: hours.
+# All figures of docs/explain/reliability.md, and the page: hours.
 reliability: $(VENV)/.kvshelf fuzz coverage
 	python benchmarks/bench_crashes.py
 	python benchmarks/bench_schedules.py shelves

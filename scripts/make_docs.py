@@ -26,13 +26,13 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 BEGIN = "<!-- made by scripts/make_docs.py: change the code instead -->\n"
 END = "<!-- end -->\n"
 TABLES: dict[str, Callable[[], str]] = {
-    "configuration.md": settings_table,
-    "coverage.md": coverage_table,
-    "faults.md": matrix_table,
-    "json.md": documents_table,
-    "reliability.md": reliability_table,
-    "eviction.md": lambda: metrics_table(EVICT_METRICS),
-    "metrics.md": metrics_table,
+    "reference/settings.md": settings_table,
+    "dev/coverage.md": coverage_table,
+    "dev/faults.md": matrix_table,
+    "reference/exit-codes-and-json.md": documents_table,
+    "explain/reliability.md": reliability_table,
+    "explain/eviction.md": lambda: metrics_table(EVICT_METRICS),
+    "reference/metrics.md": metrics_table,
 }
 
 

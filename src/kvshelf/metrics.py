@@ -1,4 +1,4 @@
-"""Every metric of kvshelf: name, kind, labels, unit and help, in one place (docs/metrics.md)."""
+"""Every metric of kvshelf: name, kind, labels, unit and help, in one place."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ _EVICTED: tuple[Metric, ...] = (
     ),
 )
 
-# What an evictor that runs by itself shows on a port of its own (docs/eviction.md).
+# What an evictor that runs by itself shows on a port of its own (docs/explain/eviction.md).
 EVICT_METRICS: tuple[Metric, ...] = (
     *_EVICTED,
     Metric(
@@ -271,7 +271,8 @@ METRICS: tuple[Metric, ...] = (
         REQUESTS_LEFT_ALONE,
         Kind.COUNTER,
         "requests",
-        "Requests that kvshelf neither loads nor stores, by reason (docs/sharing.md).",
+        "Requests that kvshelf neither loads nor stores, by reason "
+        "(docs/howto/share-and-why-not.md).",
         ("reason",),
     ),
     Metric(

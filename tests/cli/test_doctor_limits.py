@@ -23,7 +23,7 @@ from tests.cli.test_doctor import QUICK, by_check, run_json
 from tests.cli.usage import refused
 from tests.mounts import mounts_allowed
 
-QUICKSTART = Path(__file__).resolve().parents[2] / "docs/quickstart.md"
+QUICKSTART = Path(__file__).resolve().parents[2] / "docs/start/quickstart.md"
 
 
 needs_mounts = pytest.mark.skipif(

@@ -15,7 +15,7 @@ from kvshelf.config import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
-PAGES = [*sorted(DOCS.glob("*.md")), ROOT / "README.md"]
+PAGES = [*sorted(DOCS.rglob("*.md")), ROOT / "README.md"]
 
 
 @pytest.fixture
@@ -29,13 +29,13 @@ def make_docs(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 @pytest.mark.parametrize(
     "name",
     [
-        "configuration.md",
-        "coverage.md",
-        "eviction.md",
-        "faults.md",
-        "json.md",
-        "metrics.md",
-        "reliability.md",
+        "reference/settings.md",
+        "dev/coverage.md",
+        "explain/eviction.md",
+        "dev/faults.md",
+        "reference/exit-codes-and-json.md",
+        "reference/metrics.md",
+        "explain/reliability.md",
     ],
 )
 def test_the_table_is_up_to_date(name: str, make_docs: ModuleType) -> None:
@@ -54,6 +54,7 @@ def test_a_stale_page_is_noticed_and_written(
     for name in make_docs.TABLES:
         page = (DOCS / name).read_text(encoding="utf-8")
         stale = page.replace(make_docs.END, f"stale\n{make_docs.END}")
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(stale, encoding="utf-8")
     monkeypatch.setattr(make_docs, "DOCS", tmp_path)
     assert make_docs.main(["--check"]) == 1
@@ -70,7 +71,7 @@ def test_a_page_without_marks_is_refused(page: str, make_docs: ModuleType) -> No
 
 def python_block() -> str:
     [block] = re.findall(
-        r"```python\n(.*?)```", (DOCS / "library.md").read_text("utf-8"), re.DOTALL
+        r"```python\n(.*?)```", (DOCS / "reference/python.md").read_text("utf-8"), re.DOTALL
     )
     return str(block)
 
@@ -93,7 +94,7 @@ def test_the_pages_example_runs(tmp_path: Path) -> None:
 
 
 def test_configurations_in_the_documentation_are_accepted() -> None:
-    text = (DOCS / "configuration.md").read_text("utf-8")
+    text = (DOCS / "reference/settings.md").read_text("utf-8")
     found = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", text, re.DOTALL)]
     found += [json.loads(block) for block in re.findall(r"'(\{.*?\})'", text, re.DOTALL)]
     found += [
@@ -115,7 +116,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_the_tests_that_the_page_on_sharing_names_exist() -> None:
-    page = (DOCS / "sharing.md").read_text(encoding="utf-8")
+    page = (DOCS / "howto/share-and-why-not.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`(tests/[a-z0-9_/]+\.py)::(test_[a-z0-9_]+)`", page))
     assert len(named) >= 10
     for path, test in named:
@@ -126,7 +127,7 @@ def test_the_tests_that_the_page_on_sharing_names_exist() -> None:
 
 @pytest.mark.parametrize(("letter", "last"), [("E", 24), ("S", 29)])
 def test_every_case_from_the_field_names_its_test(letter: str, last: int) -> None:
-    page = (DOCS / "reliability.md").read_text(encoding="utf-8")
+    page = (DOCS / "explain/reliability.md").read_text(encoding="utf-8")
     rows = re.findall(
         rf"^\| ({letter}\d+) \|.*`([a-z0-9_/]+\.py)::(test_[a-z0-9_]+)` \|$", page, re.MULTILINE
     )
@@ -138,7 +139,7 @@ def test_every_case_from_the_field_names_its_test(letter: str, last: int) -> Non
 def test_the_page_on_sharing_names_every_reason() -> None:
     code = (ROOT / "src/kvshelf/vllm/scheduler/requests.py").read_text(encoding="utf-8")
     reasons = set(re.findall(r'^[A-Z_]+ = "([a-z_]+)"$', code, re.MULTILINE))
-    page = (DOCS / "sharing.md").read_text(encoding="utf-8")
+    page = (DOCS / "howto/share-and-why-not.md").read_text(encoding="utf-8")
     assert len(reasons) >= 8
     assert all(f"`{reason}`" in page for reason in reasons)
 

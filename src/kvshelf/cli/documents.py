@@ -1,4 +1,6 @@
-"""The ``--json`` documents: what each field is. docs/json.md and the tests are made from it. Pure.
+"""The ``--json`` documents: what each field is. Pure.
+
+docs/reference/exit-codes-and-json.md and the tests are made from it.
 
 A field that comes keeps the version; one that goes or changes its meaning raises it.
 """
@@ -152,7 +154,7 @@ faults | map of number | | how often each errno came
 """
 _SCRUB = """
 finding | object, optional | | one thing that is wrong; a document each
-finding.kind | text | | see docs/scrub.md
+finding.kind | text | | see docs/howto/verify.md
 finding.path | text | | relative to the root; empty: the root
 finding.detail | text | | what is wrong, in words
 finding.action | text | | kept, removed or would remove
@@ -278,7 +280,7 @@ def document(name: str, value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def documents_table() -> str:
-    """All documents in Markdown, for docs/json.md."""
+    """All documents in Markdown, for docs/reference/exit-codes-and-json.md."""
     parts = ["## Objects that recur", ""]
     for name, table in _OBJECTS.items():
         parts += [f"### {name}", "", *_rows(_fields("", table, recurring=False)), ""]

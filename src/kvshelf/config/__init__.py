@@ -1,8 +1,8 @@
 """The settings of kvshelf: each one's default, unit, range and help, in one place.
 
 Read from vLLM's ``kv_connector_extra_config`` (a mapping); an environment variable
-``KVSHELF_<NAME>`` replaces a default, never a value that was given. docs/configuration.md is made
-from the fields below.
+``KVSHELF_<NAME>`` replaces a default, never a value that was given. docs/reference/settings.md
+is made from the fields below.
 """
 
 from __future__ import annotations
@@ -379,7 +379,7 @@ def _unknown(name: str, value: Any, known: list[str]) -> ConfigError:
 
 
 def settings_table() -> str:
-    """All settings as a Markdown table, for docs/configuration.md."""
+    """All settings as a Markdown table, for docs/reference/settings.md."""
     lines = ["| setting | default | allowed | meaning |", "|---|---|---|---|"]
     for spec in fields(Settings):
         kind = str(spec.type)

@@ -1,4 +1,4 @@
-"""Keeps a shelf within its limits. See docs/eviction.md."""
+"""Keeps a shelf within its limits. See docs/explain/eviction.md."""
 
 from __future__ import annotations
 
