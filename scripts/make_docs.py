@@ -10,29 +10,68 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the matrix is the tests'
 
+from scripts.cases import field_table, sharing_table
+from scripts.cli_page import commands_table
 from scripts.generated import keep
 from scripts.reliability import coverage_table, reliability_table
 from tests.faults.table import matrix_table
 
 from kvshelf.cli.documents import documents_table
-from kvshelf.config import settings_table
-from kvshelf.metrics import EVICT_METRICS, metrics_table
+from kvshelf.config import Settings, settings_table
+from kvshelf.metrics import EVICT_METRICS, METRICS, metrics_table
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 BEGIN = "<!-- made by scripts/make_docs.py: change the code instead -->\n"
 END = "<!-- end -->\n"
+# What most shelves set, if anything; the rest is for a measured reason.
+COMMON = (
+    "shared_storage_path",
+    "threads_per_gpu",
+    "max_staging_memory_gb",
+    "lookup_threads",
+    "admission",
+    "min_hit_tokens",
+    "evict",
+    "evict_shelf_gb",
+    "evict_percent",
+    "audit_percent",
+    "direct",
+    "durability",
+    "file_mode",
+    "dir_mode",
+    "auth_key_file",
+    "identity_salt",
+)
+
+
+def settings_tables() -> str:
+    """Common settings first, then the others."""
+    others = [name.name for name in fields(Settings) if name.name not in COMMON]
+    return f"## Common\n\n{settings_table(COMMON)}\n## Advanced\n\n{settings_table(others)}"
+
+
+def metrics_tables() -> str:
+    """Those of engines, then those that only `kvshelf evict` has."""
+    alone = tuple(metric for metric in EVICT_METRICS if metric not in METRICS)
+    title = "On the port of `kvshelf evict --metrics-port`, beside those of eviction above:"
+    return f"{metrics_table()}\n{title}\n\n{metrics_table(alone)}"
+
+
 TABLES: dict[str, Callable[[], str]] = {
-    "reference/settings.md": settings_table,
     "dev/coverage.md": coverage_table,
     "dev/faults.md": matrix_table,
-    "reference/exit-codes-and-json.md": documents_table,
+    "dev/field-cases.md": field_table,
     "explain/reliability.md": reliability_table,
-    "explain/eviction.md": lambda: metrics_table(EVICT_METRICS),
-    "reference/metrics.md": metrics_table,
+    "howto/share-and-why-not.md": sharing_table,
+    "reference/cli.md": commands_table,
+    "reference/exit-codes-and-json.md": documents_table,
+    "reference/metrics.md": metrics_tables,
+    "reference/settings.md": settings_tables,
 }
 
 

@@ -280,7 +280,7 @@ METRICS: tuple[Metric, ...] = (
         Kind.GAUGE,
         "state",
         "1: loads and stores go on. 0: kvshelf does not know the weights of vLLM's KV, and waits "
-        "for a reset of vLLM's prefix cache (docs/operations.md, Weights that change).",
+        "for a reset of vLLM's prefix cache (docs/howto/change-weights.md).",
     ),
     Metric(
         WEIGHT_EPOCHS,
