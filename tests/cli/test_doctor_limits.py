@@ -268,7 +268,7 @@ def test_the_quickstarts_commands_work_in_their_order(
         elif words[:2] == ["kvshelf", "ls"]:
             assert main(words[1:]) == 0
         elif words[:2] == ["kvshelf", "--version"]:
-            with pytest.raises(SystemExit, match="^0$"):
+            with pytest.raises(SystemExit, match=r"^0$"):
                 main(words[1:])
         elif words[:2] == ["kvshelf", "doctor"]:
             quick = [] if QUICK[0] in words else QUICK
