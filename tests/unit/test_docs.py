@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -131,6 +131,26 @@ def test_pages_that_code_names_exist(folder: str) -> None:
         if path.suffix in suffixes and path.is_file():
             for page in re.findall(r"(?<![\w/])docs/[\w/-]+\.md", path.read_text("utf-8")):
                 assert (ROOT / page).exists(), (path, page)
+
+
+def test_the_site_has_every_page_once() -> None:
+    named = re.findall(
+        r"^ +- ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.MULTILINE
+    )
+    assert sorted(named) == sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
+
+
+def test_links_that_leave_docs_lead_to_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    import site_links
+
+    text = "[a](../../deploy/README.md#b), [c](audit.md), [d](../layout.md)"
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="howto/monitor.md"))
+    without = site_links.on_page_markdown(text, page=page, config=SimpleNamespace(repo_url=None))
+    assert without == "a (`deploy/README.md` in the repository), [c](audit.md), [d](../layout.md)"
+    config = SimpleNamespace(repo_url="https://forge/x/")
+    given = site_links.on_page_markdown(text, page=page, config=config)
+    assert given.startswith("[a](https://forge/x/blob/main/deploy/README.md#b), [c](audit.md)")
 
 
 def test_the_tests_that_the_page_on_sharing_names_exist() -> None:
