@@ -59,7 +59,7 @@ def test_commands_in_blocks_are_understood(page: Path) -> None:
     for block in shell_blocks(page):
         for words in lines_of(block):
             arguments = ours(words)
-            if arguments not in (None, ["--version"]):
+            if arguments and arguments[0] not in ("--version", "--print-completion"):
                 parser().parse_args(arguments)  # ends the test if it cannot
 
 
