@@ -61,3 +61,12 @@ def test_a_sentence_is_what_a_reader_takes_for_one(prose: ModuleType) -> None:
 def test_no_sentence_is_too_long(name: str, prose: ModuleType) -> None:
     lengths = [len(each.split()) for each in prose.sentences((ROOT / name).read_text("utf-8"))]
     assert max(lengths) <= 35 and sum(lengths) <= 18 * len(lengths)
+
+
+def test_the_newcomer_finds_the_commands_that_it_follows() -> None:
+    """scripts/newcomer.sh takes minutes; this holds that the pages still have its sections."""
+    script = (ROOT / "scripts/newcomer.sh").read_text("utf-8")
+    for page, heading in re.findall(r'commands ([\w./-]+) "([^"]+)"', script):
+        section = (ROOT / page).read_text("utf-8").partition(f"\n## {heading}")[2]
+        assert "```bash\n" in section.partition("\n## ")[0], (page, heading)
+    assert script.count("commands ") >= 4
