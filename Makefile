@@ -71,7 +71,7 @@ lint: $(VENV)/.kvshelf
 	  --warnings-as-errors='*' build/native.cpp -- -std=c++20 -Wthread-safety -Inative/include \
 	  -DKVSHELF_DCHECKS
 	python scripts/check_sizes.py
-	python scripts/prose.py
+	python scripts/prose.py --long 35 --mean 18
 
 # The documentation as a site, in build/site: every page in its navigation, every link checked.
 $(VENV)/.docs: $(VENV)/.tools requirements/docs.txt requirements/constraints.txt

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the matrix is the tests'
@@ -22,7 +21,7 @@ from scripts.reliability import coverage_table, reliability_table
 from tests.faults.table import matrix_table
 
 from kvshelf.cli.documents import documents_table
-from kvshelf.config import Settings, settings_table
+from kvshelf.config import settings_table
 from kvshelf.metrics import EVICT_METRICS, METRICS, metrics_table
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -51,8 +50,11 @@ COMMON = (
 
 def settings_tables() -> str:
     """Common settings first, then the others."""
-    others = [name.name for name in fields(Settings) if name.name not in COMMON]
-    return f"## Common\n\n{settings_table(COMMON)}\n## Advanced\n\n{settings_table(others)}"
+    head, rule, *rows = settings_table().splitlines()
+    of = {row.split("`")[1]: row for row in rows}
+    common = "\n".join([head, rule, *(of.pop(name) for name in COMMON)])
+    advanced = "\n".join([head, rule, *of.values()])
+    return f"## Common\n\n{common}\n\n## Advanced\n\n{advanced}\n"
 
 
 def metrics_tables() -> str:

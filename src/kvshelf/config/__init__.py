@@ -378,10 +378,10 @@ def _unknown(name: str, value: Any, known: list[str]) -> ConfigError:
     return ConfigError(name, value, f"unknown setting; {hint}known are {', '.join(known)}")
 
 
-def settings_table(names: Collection[str] | None = None) -> str:
-    """Settings, all if none are named, as a Markdown table for docs/reference/settings.md."""
+def settings_table() -> str:
+    """All settings as a Markdown table, for docs/reference/settings.md."""
     lines = ["| setting | default | allowed | meaning |", "|---|---|---|---|"]
-    for spec in (spec for spec in fields(Settings) if names is None or spec.name in names):
+    for spec in fields(Settings):
         kind = str(spec.type)
         allowed = (
             "true or false" if kind == "bool" else allowed_text(spec.name, kind, spec.metadata)
