@@ -11,6 +11,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from kvshelf.cli.main import parser
 from kvshelf.config import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -104,6 +105,30 @@ def test_configurations_in_the_documentation_are_accepted() -> None:
     for config in map(json.loads, found):
         settings = config.get("kv_connector_extra_config", config)
         assert Settings.from_mapping(settings, {}).shared_storage_path
+
+
+def test_configurations_in_the_examples_are_accepted() -> None:
+    compose = (ROOT / "examples/two-replicas.compose.yaml").read_text("utf-8")
+    server = (ROOT / "examples/vllm_server.sh").read_text("utf-8").replace('\\"', '"')
+    found = re.findall(r"--kv-transfer-config[= ]\"?(\{.*?\}\s*\})", compose + server, re.DOTALL)
+    assert len(found) == 2
+    for config in map(json.loads, found):
+        assert config["kv_connector"] == "KvshelfConnector"
+        settings = dict.fromkeys(config["kv_connector_extra_config"], "/kv")
+        assert Settings.from_mapping(settings, {}).shared_storage_path == "/kv"
+
+
+def test_the_example_of_a_service_runs_a_command_that_exists() -> None:
+    service = (ROOT / "examples/kvshelf-evict.service").read_text("utf-8")
+    [line] = re.findall(r"^ExecStart=\S+/kvshelf (.*)$", service, re.MULTILINE)
+    options = parser().parse_args(line.split())
+    assert options.command == "evict" and f"ReadWritePaths={options.root}\n" in service
+
+
+def test_every_example_is_in_its_list() -> None:
+    page = (ROOT / "examples/README.md").read_text("utf-8")
+    there = {path.name for path in (ROOT / "examples").iterdir() if path.is_file()}
+    assert there - {"README.md"} == set(re.findall(r"^\| `([\w.-]+)` \|", page, re.MULTILINE))
 
 
 def anchors(page: Path) -> set[str]:
