@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the matrix is
 from scripts.cases import field_table, sharing_table
 from scripts.cli_page import commands_table
 from scripts.generated import keep
+from scripts.python_page import library_table
 from scripts.reliability import coverage_table, reliability_table
 from tests.faults.table import matrix_table
 
@@ -73,6 +74,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "reference/cli.md": commands_table,
     "reference/exit-codes-and-json.md": documents_table,
     "reference/metrics.md": metrics_tables,
+    "reference/python.md": library_table,
     "reference/settings.md": settings_tables,
 }
 

@@ -27,6 +27,7 @@ TABLES = [
     "reference/cli.md",
     "reference/exit-codes-and-json.md",
     "reference/metrics.md",
+    "reference/python.md",
     "reference/settings.md",
 ]
 
