@@ -248,7 +248,6 @@ def test_a_linked_folder_of_doctors_is_left_alone(tmp_path: Path) -> None:
     assert old.exists()
 
 
-@pytest.mark.slow
 def test_the_quickstarts_commands_work_in_their_order(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -266,10 +265,11 @@ def test_the_quickstarts_commands_work_in_their_order(
             small = ["--size", "4MB", "--chunk-size", "1MB", "--threads", "1", "--rounds", "1"]
             assert main([*words[1:], *small]) == 0 and "tokens/s" in capsys.readouterr().out
         elif words[:2] == ["kvshelf", "ls"]:
-            assert main(words[1:]) == 0
+            assert main(words[1:]) == 0 and capsys.readouterr().out
         elif words[:2] == ["kvshelf", "--version"]:
             with pytest.raises(SystemExit, match=r"^0$"):
                 main(words[1:])
+            assert capsys.readouterr().out.startswith("kvshelf ")
         elif words[:2] == ["kvshelf", "doctor"]:
             quick = [] if QUICK[0] in words else QUICK
             wait = ["--wait", "0.1"]
