@@ -16,7 +16,7 @@ CMAKE := cmake -S . -G Ninja
 CTEST := ctest --output-on-failure --no-tests=error --test-dir
 
 .DELETE_ON_ERROR:
-.PHONY: FORCE setup tools lint check test test-native test-asan test-tsan fuzz coverage stress reliability dist test-window test-matrix test-peer test-sglang demo demo-sglang bench bench-sglang clean
+.PHONY: FORCE setup tools docs lint check test test-native test-asan test-tsan fuzz coverage stress reliability dist test-window test-matrix test-peer test-sglang demo demo-sglang bench bench-sglang clean
 
 # A registry's hiccup is not a broken set-up: one second try.
 define retry
@@ -71,7 +71,15 @@ lint: $(VENV)/.kvshelf
 	  --warnings-as-errors='*' build/native.cpp -- -std=c++20 -Wthread-safety -Inative/include \
 	  -DKVSHELF_DCHECKS
 	python scripts/check_sizes.py
-	python scripts/prose.py
+	python scripts/prose.py --long 35 --mean 18
+
+# The documentation as a site, in build/site: every page in its navigation, every link checked.
+$(VENV)/.docs: $(VENV)/.tools requirements/docs.txt requirements/constraints.txt
+	@$(call retry,$(PIP) -r requirements/docs.txt)
+	@touch $@
+
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
 
 # The native core alone, as a developer without Python would: warnings are errors.
 test-native: $(VENV)/.tools
@@ -158,7 +166,7 @@ test-peer: $(VENV)/.kvshelf
 stress: $(VENV)/.kvshelf
 	python -m pytest -m stress
 
-# All figures of docs/reliability.md, and the page: hours.
+# All figures of docs/explain/reliability.md, and the page: hours.
 reliability: $(VENV)/.kvshelf fuzz coverage
 	python benchmarks/bench_crashes.py
 	python benchmarks/bench_schedules.py shelves

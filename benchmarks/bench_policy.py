@@ -9,7 +9,7 @@ looked at on the first halves of the traces, and judged on the second. "stretche
 times slower, as if the hour of the trace were a day, so that a touch interval of 600 s is to the
 age of what is evicted as it is on a shelf that keeps a day and not an hour.
 "whole seconds" and "two seconds" are file systems that keep no finer times; "read": somebody else
-reads the whole shelf. With modification times (docs/eviction.md) that changes nothing.
+reads the whole shelf. With modification times (docs/explain/eviction.md) that changes nothing.
 Prints and writes benchmarks/results/policy.json.
 """
 

@@ -1,4 +1,4 @@
-"""Stores a chunk of NumPy memory, finds it, loads it into other blocks (docs/library.md)."""
+"""Store a chunk of NumPy memory, find it, load it into other blocks (docs/reference/python.md)."""
 
 import numpy as np
 from kvshelf import Chunk, Identity, Shelf, make_key

@@ -15,7 +15,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the matrix is the tests'
 
+from scripts.cases import field_table, sharing_table
+from scripts.cli_page import commands_table
 from scripts.generated import keep
+from scripts.python_page import library_table
 from scripts.reliability import coverage_table, reliability_table
 from tests.faults.table import matrix_table
 
@@ -48,13 +51,53 @@ def metrics_table(metrics: Sequence[Metric] = METRICS) -> str:
     return "\n".join(lines) + "\n"
 
 
+# What most shelves set, if anything; the rest is for a measured reason.
+COMMON = (
+    "shared_storage_path",
+    "threads_per_gpu",
+    "max_staging_memory_gb",
+    "lookup_threads",
+    "admission",
+    "min_hit_tokens",
+    "evict",
+    "evict_shelf_gb",
+    "evict_percent",
+    "audit_percent",
+    "direct",
+    "durability",
+    "file_mode",
+    "dir_mode",
+    "auth_key_file",
+    "identity_salt",
+)
+
+
+def settings_tables() -> str:
+    """Common settings first, then the others."""
+    head, rule, *rows = settings_table().splitlines()
+    of = {row.split("`")[1]: row for row in rows}
+    common = "\n".join([head, rule, *(of.pop(name) for name in COMMON)])
+    advanced = "\n".join([head, rule, *of.values()])
+    return f"## Common\n\n{common}\n\n## Advanced\n\n{advanced}\n"
+
+
+def metrics_tables() -> str:
+    """Those of engines, then those that only `kvshelf evict` has."""
+    alone = tuple(metric for metric in EVICT_METRICS if metric not in METRICS)
+    title = "On the port of `kvshelf evict --metrics-port`, beside those of eviction above:"
+    return f"{metrics_table()}\n{title}\n\n{metrics_table(alone)}"
+
+
 TABLES: dict[str, Callable[[], str]] = {
-    "configuration.md": settings_table,
-    "coverage.md": coverage_table,
-    "faults.md": matrix_table,
-    "reliability.md": reliability_table,
-    "eviction.md": lambda: metrics_table(EVICT_METRICS),
-    "metrics.md": metrics_table,
+    "dev/coverage.md": coverage_table,
+    "dev/faults.md": matrix_table,
+    "dev/field-cases.md": field_table,
+    "explain/reliability.md": reliability_table,
+    "howto/share-and-why-not.md": sharing_table,
+    "reference/cli.md": commands_table,
+    "reference/metrics.md": metrics_tables,
+    "reference/python.md": library_table,
+    "reference/settings.md": settings_tables,
 }
 
 

@@ -1,4 +1,4 @@
-"""The table of docs/reliability.md, from the results of the last full runs.
+"""The table of docs/explain/reliability.md, from the results of the last full runs.
 
     fuzz.json       make fuzz FUZZ_SECONDS=N
     coverage.json   make coverage
@@ -106,7 +106,7 @@ def _coverage() -> list[tuple[str, str, str]]:
     return [
         (
             f"lines of {name} that the tests run",
-            f"{part['percent']}% of {part['lines']:,}; [the others](coverage.md)",
+            f"{part['percent']}% of {part['lines']:,}; [the others](../dev/coverage.md)",
             "`make coverage`",
         )
         for name, part in load("coverage").get("parts", {}).items()
@@ -114,7 +114,7 @@ def _coverage() -> list[tuple[str, str, str]]:
 
 
 def coverage_table() -> str:
-    """The lines that no test runs, for docs/coverage.md."""
+    """The lines that no test runs, for docs/dev/coverage.md."""
     found = load("coverage")
     lines = [f"Measured on {found['date']}: {found['command']}.", ""] if found else []
     for name, part in found.get("parts", {}).items():

@@ -1,4 +1,4 @@
-"""Every metric of kvshelf: name, kind, labels, unit and help, in one place (docs/metrics.md)."""
+"""Every metric of kvshelf: name, kind, labels, unit and help, in one place."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ _EVICTED: tuple[Metric, ...] = (
     ),
 )
 
-# What an evictor that runs by itself shows on a port of its own (docs/eviction.md).
+# What an evictor that runs by itself shows on a port of its own (docs/explain/eviction.md).
 EVICT_METRICS: tuple[Metric, ...] = (
     *_EVICTED,
     _counter(
@@ -240,14 +240,15 @@ METRICS: tuple[Metric, ...] = (
     _counter(
         REQUESTS_LEFT_ALONE,
         "requests",
-        "Requests that kvshelf neither loads nor stores, by reason (docs/sharing.md).",
+        "Requests that kvshelf neither loads nor stores, by reason "
+        "(docs/howto/share-and-why-not.md).",
         "reason",
     ),
     _gauge(
         WEIGHTS_KNOWN,
         "state",
         "1: loads and stores go on. 0: kvshelf does not know the weights of vLLM's KV, and waits "
-        "for a reset of vLLM's prefix cache (docs/operations.md, Weights that change).",
+        "for a reset of vLLM's prefix cache (docs/howto/change-weights.md).",
     ),
     _counter(
         WEIGHT_EPOCHS, "epochs", "Changes of weights after which this engine uses other chunks."

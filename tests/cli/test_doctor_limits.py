@@ -23,7 +23,7 @@ from tests.cli.test_doctor import QUICK, by_check, run_json
 from tests.cli.usage import refused
 from tests.mounts import mounts_allowed
 
-QUICKSTART = Path(__file__).resolve().parents[2] / "docs/quickstart.md"
+QUICKSTART = Path(__file__).resolve().parents[2] / "docs/start/quickstart.md"
 
 
 needs_mounts = pytest.mark.skipif(
@@ -249,7 +249,7 @@ def test_a_linked_folder_of_doctors_is_left_alone(tmp_path: Path) -> None:
     assert old.exists()
 
 
-def test_the_quickstarts_doctors_work_in_their_order(
+def test_the_quickstarts_commands_work_in_their_order(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Each on what the steps before it have made."""
@@ -262,6 +262,15 @@ def test_the_quickstarts_doctors_work_in_their_order(
             root.mkdir(parents=True)
         elif words[:2] == ["vllm", "serve"]:
             open_root(root)  # as the first engine does
+        elif words[:2] == ["kvshelf", "bench"]:
+            small = ["--size", "4MB", "--chunk-size", "1MB", "--threads", "1", "--rounds", "1"]
+            assert main([*words[1:], *small]) == 0 and "tokens/s" in capsys.readouterr().out
+        elif words[:2] == ["kvshelf", "ls"]:
+            assert main(words[1:]) == 0 and capsys.readouterr().out
+        elif words[:2] == ["kvshelf", "--version"]:
+            with pytest.raises(SystemExit, match=r"^0$"):
+                main(words[1:])
+            assert capsys.readouterr().out.startswith("kvshelf ")
         elif words[:2] == ["kvshelf", "doctor"]:
             quick = [] if QUICK[0] in words else QUICK
             wait = ["--wait", "0.1"]
@@ -269,5 +278,6 @@ def test_the_quickstarts_doctors_work_in_their_order(
             assert "problem" not in by_check(report).values()
             messages = [finding["message"] for finding in report["findings"]]
             assert not any("no shelf yet" in message for message in messages)
-            seen.append("--peer" in words)
-    assert seen == [False, True]
+        seen.append(" ".join(words[:2]))
+    ours = [each for each in seen if each.startswith("kvshelf ")]
+    assert ours == [f"kvshelf {each}" for each in ("--version", "doctor", "bench", "ls", "doctor")]

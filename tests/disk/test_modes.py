@@ -29,7 +29,7 @@ BLOCKS = np.random.default_rng(5).integers(0, 256, (8, 4096), dtype=np.uint8)
 
 @pytest.fixture
 def shared() -> Iterator[Path]:
-    """A root as docs/operations.md has an administrator make it; pytest's are closed to others."""
+    """A root as an administrator makes it (docs/howto/permissions.md); pytest closes its own."""
     with tempfile.TemporaryDirectory() as parent:
         Path(parent).chmod(0o755)
         root = Path(parent) / "shelf"

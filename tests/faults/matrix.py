@@ -1,7 +1,7 @@
 """The fault matrix as data: every call x every fault x every kind of job, and what must come of it.
 
 ``classify`` says of each combination either why it cannot be or makes no difference (an exclusion,
-by name) or what must happen (``Outcome``). Pure; ``cells`` runs it, ``docs/faults.md`` shows it.
+by name) or what must happen (``Outcome``). ``cells`` runs it; docs/dev/faults.md shows it. Pure.
 
 A call is an operation on a target: the same system call on a chunk, its temp file or its folder
 fails in different ways.

@@ -1,4 +1,4 @@
-"""The fault matrix as a Markdown table, for docs/faults.md. Pure."""
+"""The fault matrix as a Markdown table, for docs/dev/faults.md. Pure."""
 
 from __future__ import annotations
 

@@ -8,16 +8,30 @@ import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from kvshelf.cli.main import parser
 from kvshelf.config import Settings
 from kvshelf.metrics import METRICS
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
-PAGES = [*sorted(DOCS.glob("*.md")), ROOT / "README.md"]
+PAGES = [*sorted(DOCS.rglob("*.md")), ROOT / "README.md"]
+LINKING = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", ROOT / "deploy/README.md"]
+TABLES = [
+    "dev/coverage.md",
+    "dev/faults.md",
+    "dev/field-cases.md",
+    "explain/reliability.md",
+    "howto/share-and-why-not.md",
+    "reference/cli.md",
+    "reference/exit-codes-and-json.md",
+    "reference/metrics.md",
+    "reference/python.md",
+    "reference/settings.md",
+]
 
 
 @pytest.fixture
@@ -28,17 +42,7 @@ def make_docs(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return make_docs
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "configuration.md",
-        "coverage.md",
-        "eviction.md",
-        "faults.md",
-        "metrics.md",
-        "reliability.md",
-    ],
-)
+@pytest.mark.parametrize("name", TABLES)
 def test_the_table_is_up_to_date(name: str, make_docs: ModuleType) -> None:
     page = (DOCS / name).read_text(encoding="utf-8")
     assert page == make_docs.with_table(page, make_docs.TABLES[name]()), (
@@ -69,6 +73,7 @@ def test_a_stale_page_is_noticed_and_written(
     for name in make_docs.TABLES:
         page = (DOCS / name).read_text(encoding="utf-8")
         stale = page.replace(make_docs.END, f"stale\n{make_docs.END}")
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(stale, encoding="utf-8")
     monkeypatch.setattr(make_docs, "DOCS", tmp_path)
     assert make_docs.main(["--check"]) == 1
@@ -85,7 +90,7 @@ def test_a_page_without_marks_is_refused(page: str, make_docs: ModuleType) -> No
 
 def python_block() -> str:
     [block] = re.findall(
-        r"```python\n(.*?)```", (DOCS / "library.md").read_text("utf-8"), re.DOTALL
+        r"```python\n(.*?)```", (DOCS / "reference/python.md").read_text("utf-8"), re.DOTALL
     )
     return str(block)
 
@@ -108,40 +113,102 @@ def test_the_pages_example_runs(tmp_path: Path) -> None:
 
 
 def test_configurations_in_the_documentation_are_accepted() -> None:
-    text = (DOCS / "configuration.md").read_text("utf-8")
-    found = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", text, re.DOTALL)]
-    found += [json.loads(block) for block in re.findall(r"'(\{.*?\})'", text, re.DOTALL)]
-    found += [
-        json.loads(block)
-        for block in re.findall(r"'(\{.*?\})'", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
-    ]
-    assert len(found) >= 3
-    for config in found:
-        assert Settings.from_mapping(config["kv_connector_extra_config"], {}).shared_storage_path
+    found = []
+    for page in PAGES:
+        text = page.read_text("utf-8")
+        found += re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+        found += re.findall(r"--kv-transfer-config '(\{.*?\})'", text, re.DOTALL)
+    assert len(found) >= 6
+    for config in map(json.loads, found):
+        settings = config.get("kv_connector_extra_config", config)
+        assert Settings.from_mapping(settings, {}).shared_storage_path
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_configurations_in_the_examples_are_accepted() -> None:
+    compose = (ROOT / "examples/two-replicas.compose.yaml").read_text("utf-8")
+    server = (ROOT / "examples/vllm_server.sh").read_text("utf-8").replace('\\"', '"')
+    found = re.findall(r"--kv-transfer-config[= ]\"?(\{.*?\}\s*\})", compose + server, re.DOTALL)
+    assert len(found) == 2
+    for config in map(json.loads, found):
+        assert config["kv_connector"] == "KvshelfConnector"
+        settings = dict.fromkeys(config["kv_connector_extra_config"], "/kv")
+        assert Settings.from_mapping(settings, {}).shared_storage_path == "/kv"
+
+
+def test_the_example_of_a_service_runs_a_command_that_exists() -> None:
+    service = (ROOT / "examples/kvshelf-evict.service").read_text("utf-8")
+    [line] = re.findall(r"^ExecStart=\S+/kvshelf (.*)$", service, re.MULTILINE)
+    options = parser().parse_args(line.split())
+    assert options.command == "evict" and f"ReadWritePaths={options.root}\n" in service
+
+
+def test_every_example_is_in_its_list() -> None:
+    page = (ROOT / "examples/README.md").read_text("utf-8")
+    there = {path.name for path in (ROOT / "examples").iterdir() if path.is_file()}
+    assert there - {"README.md"} == set(re.findall(r"^\| `([\w.-]+)` \|", page, re.MULTILINE))
+
+
+def anchors(page: Path) -> set[str]:
+    """As GitHub and mkdocs make them of headings."""
+    text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", each).strip().lower().replace(" ", "-") for each in headings}
+
+
+@pytest.mark.parametrize("page", LINKING, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
-    text = page.read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
-        assert target.startswith("https://") or (page.parent / target).exists(), target
-    for path in re.findall(r"`(docs/[a-z_]+\.md)`", text):
-        assert (ROOT / path).exists(), path
+    for link in re.findall(r"\]\(([^)]+)\)", page.read_text("utf-8")):
+        if link.startswith("https://"):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("folder", ["src", "native", "deploy", "scripts", "tests", "benchmarks"])
+def test_pages_that_code_names_exist(folder: str) -> None:
+    suffixes = {".py", ".h", ".cpp", ".yaml", ".md", ".env", ".tsv"}
+    for path in (ROOT / folder).rglob("*"):
+        if path.suffix in suffixes and path.is_file():
+            for page in re.findall(r"(?<![\w/])docs/[\w/-]+\.md", path.read_text("utf-8")):
+                assert (ROOT / page).exists(), (path, page)
+
+
+def test_the_site_has_every_page_once() -> None:
+    named = re.findall(
+        r"^ +- ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.MULTILINE
+    )
+    assert sorted(named) == sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
+
+
+def test_links_that_leave_docs_lead_to_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    import site_links
+
+    text = "[a](../../deploy/README.md#b), [c](audit.md), [d](../layout.md)"
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="howto/monitor.md"))
+    without = site_links.on_page_markdown(text, page=page, config=SimpleNamespace(repo_url=None))
+    assert without == "a (`deploy/README.md` in the repository), [c](audit.md), [d](../layout.md)"
+    config = SimpleNamespace(repo_url="https://forge/x/")
+    given = site_links.on_page_markdown(text, page=page, config=config)
+    assert given.startswith("[a](https://forge/x/blob/main/deploy/README.md#b), [c](audit.md)")
 
 
 def test_the_tests_that_the_page_on_sharing_names_exist() -> None:
-    page = (DOCS / "sharing.md").read_text(encoding="utf-8")
+    page = (DOCS / "howto/share-and-why-not.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`(tests/[a-z0-9_/]+\.py)::(test_[a-z0-9_]+)`", page))
     assert len(named) >= 10
     for path, test in named:
         assert f"def {test}(" in (ROOT / path).read_text(encoding="utf-8"), (path, test)
-    rows = [line for line in page.splitlines() if line.startswith("| ") and "| test |" not in line]
-    assert all("::test_" in row for row in rows)
+    table = page.partition("| request | shares |")[2]
+    rows = [line for line in table.splitlines() if line.startswith("| ") and "| test |" not in line]
+    assert len(rows) >= 20 and all("::test_" in row for row in rows)
 
 
 @pytest.mark.parametrize(("letter", "last"), [("E", 24), ("S", 29)])
 def test_every_case_from_the_field_names_its_test(letter: str, last: int) -> None:
-    page = (DOCS / "reliability.md").read_text(encoding="utf-8")
+    page = (DOCS / "dev/field-cases.md").read_text(encoding="utf-8")
     rows = re.findall(
         rf"^\| ({letter}\d+) \|.*`([a-z0-9_/]+\.py)::(test_[a-z0-9_]+)` \|$", page, re.MULTILINE
     )
@@ -153,7 +220,7 @@ def test_every_case_from_the_field_names_its_test(letter: str, last: int) -> Non
 def test_the_page_on_sharing_names_every_reason() -> None:
     code = (ROOT / "src/kvshelf/vllm/scheduler/requests.py").read_text(encoding="utf-8")
     reasons = set(re.findall(r'^[A-Z_]+ = "([a-z_]+)"$', code, re.MULTILINE))
-    page = (DOCS / "sharing.md").read_text(encoding="utf-8")
+    page = (DOCS / "howto/share-and-why-not.md").read_text(encoding="utf-8")
     assert len(reasons) >= 8
     assert all(f"`{reason}`" in page for reason in reasons)
 

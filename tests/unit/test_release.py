@@ -57,7 +57,43 @@ def test_a_sentence_is_what_a_reader_takes_for_one(prose: ModuleType) -> None:
     assert list(prose.sentences(page)) == [*expected, "Four, 0.26 to 0.33, is one."]
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/library.md", "SECURITY.md"])
+def test_words_are_what_a_person_wrote_for_a_reader(prose: ModuleType) -> None:
+    page = "Three words here.\n\n```bash\nnot this\n```\n\n| and | two |\n|---|---|\n"
+    page += "<!-- made by a script -->\n| no | row |\n<!-- end -->\n"
+    assert prose.words(page) == 5
+
+
+@pytest.mark.parametrize(
+    ("limits", "status"),
+    [([], 0), (["--long", "35"], 1), (["--long", "36"], 0), (["--mean", "18.9"], 1)],
+)
+def test_what_is_too_long_is_refused_and_named(
+    limits: list[str],
+    status: int,
+    prose: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"A{' word' * 35}.\n\nTwo words.\n")
+    monkeypatch.setattr("sys.argv", ["prose.py", *limits, str(page)])
+    assert prose.main() == status
+    said = capsys.readouterr().out
+    assert ("page.md: 36 words: A word" in said) == (limits == ["--long", "35"])
+    assert "19.0 words a sentence, longest 36" in said
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/reference/python.md", "SECURITY.md"])
 def test_no_sentence_is_too_long(name: str, prose: ModuleType) -> None:
     lengths = [len(each.split()) for each in prose.sentences((ROOT / name).read_text("utf-8"))]
     assert max(lengths) <= 35 and sum(lengths) <= 18 * len(lengths)
+
+
+def test_the_newcomer_finds_the_commands_that_it_follows() -> None:
+    """scripts/newcomer.sh takes minutes; this holds that the pages still have its sections."""
+    script = (ROOT / "scripts/newcomer.sh").read_text("utf-8")
+    for page, heading in re.findall(r'commands ([\w./-]+) "([^"]+)"', script):
+        section = (ROOT / page).read_text("utf-8").partition(f"\n## {heading}")[2]
+        assert "```bash\n" in section.partition("\n## ")[0], (page, heading)
+    assert script.count("commands ") >= 4

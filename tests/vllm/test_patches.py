@@ -324,7 +324,6 @@ def test_the_docs_name_everything_that_is_wrapped() -> None:
         for method, value in vars(cls).items()
         if hasattr(value, patches._MARK)
     }
-    docs = (Path(__file__).parents[2] / "docs/operations.md").read_text()
-    section = docs.partition("## What kvshelf changes in vLLM")[2].partition("\n## ")[0]
-    named = set(re.findall(r"`\w+\.\w+`", section))
+    page = (Path(__file__).parents[2] / "docs/reference/changes-in-vllm.md").read_text()
+    named = set(re.findall(r"`[A-Z]\w+\.\w+`", page))
     assert wrapped <= named and named - wrapped <= {"`Worker.discard`"}  # since 0.30

@@ -1,6 +1,6 @@
 // Walks a shelf's chunk files: how many there are and when they were last used; and removes those
 // that a caller has chosen by their time of use. What is kept in memory is bounded by folders and
-// time buckets, never by files. docs/eviction.md says how the parts work together.
+// time buckets, never by files. docs/explain/eviction.md says how the parts work together.
 #pragma once
 
 #include <array>

@@ -193,7 +193,7 @@ def read_settings(text: str) -> tuple[Finding, Settings | None]:
     try:
         settings = Settings.from_mapping(given)
     except ConfigError as error:
-        return problem("settings", safe(str(error)), "docs/configuration.md"), None
+        return problem("settings", safe(str(error)), "docs/reference/settings.md"), None
     return fine("settings", "accepted"), settings
 
 

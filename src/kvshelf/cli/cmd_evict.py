@@ -40,7 +40,7 @@ Looks at the root every second, and when a limit is exceeded removes the chunks 
 were not used for longest until the low mark is reached. Runs until SIGTERM or SIGINT;
 with --once until the root is within its limits. Several may run at once, also beside
 engines: one evicts and the others wait, but --once does not wait. Without any limit,
-90 percent of the file system and of its inodes may be used. See docs/eviction.md.
+90 percent of the file system and of its inodes may be used. See docs/explain/eviction.md.
 Exit status 1 with --once: a limit is still exceeded, and nothing more may go, or what
 went made no room; or some of the root could not be read or removed.
 """

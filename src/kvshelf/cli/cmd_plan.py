@@ -28,7 +28,7 @@ have had, the GPU seconds that this saves, and, with prices, what it gains a mon
 TRACE is one of: Mooncake's JSON lines with hash_ids (.jsonl), a log of vLLM with
 --enable-log-requests and VLLM_LOGGING_LEVEL=DEBUG, or a CSV (.csv) with the columns
 prompt_tokens and, if they are known, seconds, prefix_group, prefix_tokens.
-docs/plan.md says how to read the answer, and what it leaves out.
+docs/howto/plan-capacity.md says how to read the answer, and what it leaves out.
 """
 _RATES = Rates()
 _WHOLE = whole(1, 10**9)

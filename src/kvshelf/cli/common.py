@@ -233,6 +233,6 @@ def table_lines(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> l
 
 
 def print_json(name: str, value: Mapping[str, Any], *, lines: bool = False) -> None:
-    """Print a document of docs/json.md, in ASCII, so that it is the same in every locale; with
+    """Print a document of the reference, in ASCII, so that it is the same in every locale; with
     ``lines`` in one line, at once."""
     print(json.dumps({"document": name, **value}, indent=None if lines else 1), flush=lines)

@@ -20,6 +20,7 @@ from kvshelf.cli import (
     cmd_top,
 )
 from kvshelf.cli.common import EXIT_HELP, CommandError, Exit
+from kvshelf.cli.help import Parser, PrintCompletion
 from kvshelf.cli.old import renamed
 from kvshelf.cli.units import UNITS_HELP
 from kvshelf.disk.threads import NO_THREAD
@@ -45,14 +46,20 @@ COMMANDS = {
 
 def parser() -> argparse.ArgumentParser:
     """The arguments of all commands; every command has ``--json`` and says the exit statuses."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="kvshelf",
         description="Look at and look after the KV cache that vLLM keeps on a shared file system.",
-        epilog=EXIT_HELP,
+        epilog=f"kvshelf help COMMAND: the options of one command.\n\n{EXIT_HELP}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     top.add_argument("--version", action="version", version=f"kvshelf {version('kvshelf')}")
+    top.add_argument(
+        "--print-completion",
+        action=PrintCompletion,
+        choices=("bash", "zsh"),
+        help="print the script that makes a shell complete commands and options",
+    )
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, module in COMMANDS.items():
         command = commands.add_parser(

@@ -1,8 +1,8 @@
 """The settings of kvshelf: each one's default, unit, range and help, in one place.
 
 Read from vLLM's ``kv_connector_extra_config`` (a mapping); an environment variable
-``KVSHELF_<NAME>`` replaces a default, never a value that was given. docs/configuration.md is made
-from the fields below.
+``KVSHELF_<NAME>`` replaces a default, never a value that was given. docs/reference/settings.md
+is made from the fields below.
 """
 
 from __future__ import annotations

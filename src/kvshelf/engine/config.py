@@ -57,7 +57,7 @@ def _set_by(setting: Callable[[Settings], Any], *, shown: bool = True) -> Any:
 class EngineConfig:
     """Limits and habits of an engine. Every field has a unit in its name and a default.
 
-    Those of a setting are described in docs/configuration.md.
+    Those of a setting are described in docs/reference/settings.md.
     """
 
     # Threads that do file I/O. Each owns its staging memory.

@@ -4,7 +4,7 @@
     '{"backend_name": "kvshelf", "module_path": "kvshelf.sglang", "class_name": "KvshelfStorage",
       "interface_v1": 1, "shared_storage_path": "/mnt/shared/kv"}'
 
-docs/sglang.md is the page for users.
+docs/howto/sglang.md is the page for users.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What kvshelf changes in vLLM, all of it. docs/operations.md lists it with the reasons.
+"""What kvshelf changes in vLLM, all of it. docs/reference/changes-in-vllm.md has the same list.
 
 By a configuration that asks for kvshelf: its connector calls ``watch_engine`` or ``watch_worker``,
 and ``fix_hash_seed``. Each once in a process, never by importing.

@@ -43,8 +43,8 @@ class SharedStorageOffloadingSpec(OffloadingSpec):
     """Chunks on a shared directory. Source: vLLM's OffloadingSpec (vllm/v1/kv_offload/base.py).
 
     Takes the settings of the llm-d FS backend under their names, and our own beside them
-    (docs/configuration.md). Made by ``KvshelfConnector``; vLLM's own connector ends the engine when
-    a load fails, so it is refused.
+    (docs/reference/settings.md). Made by ``KvshelfConnector``; vLLM's own connector ends the engine
+    when a load fails, so it is refused.
 
     Raises:
         ConfigError: a setting is unknown, malformed, or the root cannot be used.

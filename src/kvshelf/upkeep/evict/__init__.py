@@ -1,1 +1,1 @@
-"""Keeps a shelf within its limits. See docs/eviction.md."""
+"""Keeps a shelf within its limits. See docs/explain/eviction.md."""

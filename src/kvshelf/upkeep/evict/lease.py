@@ -12,7 +12,7 @@ No clock is compared with another host's. A lease is dead when its name has not 
 holder counts itself out after two thirds of that time, before anybody else counts it out.
 
 A rename needs no room, so the lease works on a full disk. Two holders at once are possible all the
-same (docs/operations.md, "Who evicts"), and must be harmless. Source: rename(2).
+same (docs/explain/eviction.md, "Who evicts"), and must be harmless. Source: rename(2).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Least recently used, with two exceptions for which a file's own times are enough. On two request
 traces it hits 23.0% and 25.5% of all blocks, LRU 22.6% and 25.3%, the optimum, which knows the
-future, 34.9% and 43.5% (means of six capacities, ``benchmarks/bench_policy.py``; docs/plan.md).
+future, 34.9% and 43.5% (means of six capacities, ``benchmarks/bench_policy.py``).
 """
 
 from __future__ import annotations

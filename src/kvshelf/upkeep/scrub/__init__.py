@@ -2,5 +2,5 @@
 
     cli -> scrubber -> verify, orphans, unused -> folders -> files
 
-A library that yields findings; ``kvshelf scrub`` prints them. See docs/scrub.md.
+A library that yields findings; ``kvshelf scrub`` prints them. See docs/howto/verify.md.
 """

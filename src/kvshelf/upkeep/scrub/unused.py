@@ -157,7 +157,7 @@ def _locked(folder: int) -> Iterator[None]:
             raise _InUseError from error
         raise
     try:
-        # Without locks the times tell, as docs/scrub.md has it.
+        # Without locks the times tell, as docs/howto/verify.md has it.
         if try_lock(descriptor, shared=False) is Lock.TAKEN:
             raise _InUseError
         yield

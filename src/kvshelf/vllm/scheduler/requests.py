@@ -188,7 +188,8 @@ class LeftAlone:
             self._reasons.add(reason)
             self._logger.warning(
                 "kvshelf leaves requests alone: %s. vLLM computes request %s and all later ones "
-                "of this kind; nothing of them is loaded or stored (docs/sharing.md).",
+                "of this kind; nothing of them is loaded or stored "
+                "(docs/howto/share-and-why-not.md).",
                 reason,
                 req_id,
             )

@@ -47,7 +47,7 @@ class Kind(Enum):
 
 # The largest distance that counts as rounding: 8 times the worst that was measured on an H100 where
 # a model of random weights computed in other batches, 0.0615 for BFLOAT16; of other content it was
-# 1.5 (docs/operations.md; benchmarks/gpu/audit.py). FLOAT32 leaves room for TF32. FLOAT8_E5M2 is
+# 1.5 (docs/howto/audit.md; benchmarks/gpu/audit.py). FLOAT32 leaves room for TF32. FLOAT8_E5M2 is
 # not measured: its rounding is twice that of FLOAT8_E4M3. Of BYTES: the largest share of a window's
 # bytes that differ; bytes of other content differ nearly all.
 TOLERANCES: dict[Kind, float] = {
