@@ -1,4 +1,4 @@
-"""The ``--json`` documents as the reference describes them: the page is what commands are held to.
+"""The ``--json`` documents as docs/json.md describes them: the page is what commands are held to.
 
 A field that comes keeps the version; one that goes or changes its meaning raises it.
 """
@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-PAGE = Path(__file__).resolve().parents[2] / "docs/reference/exit-codes-and-json.md"
+[PAGE] = (Path(__file__).resolve().parents[2] / "docs").rglob("*json.md")
+_HEAD = "| field | type | unit | meaning |"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +33,14 @@ class Field:
 
 
 def read_page(text: str) -> dict[str, list[Field]]:
-    """The fields of each table, by the heading above it."""
+    """The fields of each table of fields, by the heading above it."""
     found: dict[str, list[Field]] = {}
-    name = ""
+    name, is_table = "", False
     for line in text.splitlines():
         if line.startswith("#"):
-            name = line.lstrip("# ")
-        elif line.startswith("| `"):
+            name, is_table = line.lstrip("# "), False
+        is_table = is_table or line == _HEAD
+        if is_table and line.startswith("| `"):
             path, kind, unit, meaning = (part.strip() for part in line.strip("|").split("|"))
             kind, _, optional = kind.partition(", ")
             field = Field(path.strip("`"), kind, unit, meaning, optional == "optional")

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -165,6 +166,7 @@ def calm(made: list[Process], seconds: float, step_seconds: float = 1.0) -> None
                 process.step()
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None)
 @given(rates=rates, todo=actions)
 def test_there_are_never_two_and_soon_there_is_one(

@@ -142,6 +142,7 @@ def test_others_files_links_and_folders_stay(shelf: ShelfMaker, tmp_path: Path) 
     assert len(list(outside.iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_a_dead_bench_is_removed_with_all_that_it_wrote(shelf: ShelfMaker) -> None:
     scratch = Scratch(shelf.root)
     scratch.__enter__()
