@@ -133,7 +133,7 @@ class PeerConnector(KvshelfConnector):
         )
 
     @property
-    def _worker(self) -> Any:
+    def kvshelf_worker(self) -> Any:
         return None
 
 
