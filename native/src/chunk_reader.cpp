@@ -8,9 +8,6 @@
 namespace kvshelf {
 namespace {
 
-// Unpacked at a time, beside the packed piece in a core's second cache.
-constexpr std::uint64_t kUnpackBytes = 64 << 10;
-
 // The one place where the errno of a read becomes a status.
 FileResult FromReadError(int error) {
   switch (error) {
@@ -199,7 +196,7 @@ FileResult ChunkReader::Unpack(CopyGate& gate, std::uint64_t begin, std::uint64_
   bool is_whole = (end - begin) % sizeof(std::uint16_t) == 0;
   while (is_whole && begin < end) {
     std::uint64_t bytes = 0;
-    std::byte* const room = Room(begin, std::min(begin + kUnpackBytes, end), &bytes);
+    std::byte* const room = Room(begin, end, &bytes);
     if (room == nullptr) return FileResult::IoError(EIO);
     is_whole = unpacker.Next({reinterpret_cast<std::uint16_t*>(room), bytes / 2});
     if (!is_whole) break;
