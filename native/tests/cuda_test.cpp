@@ -320,6 +320,29 @@ void ADriverThatIsMissingOrIncompleteIsSaid() {
   }
 }
 
+// Packed by the processor from staging memory, and unpacked there; a host reads the same files.
+void PackedFilesComeFromAGpuAndGoToIt() {
+  for (const bool write_behind : {false, true}) {
+    CudaFixture f;
+    f.config.write_behind = write_behind;
+    f.config.compress = true;
+    f.config.piece_bytes = 65536;
+    f.blocks.FillNumbers(7);
+    f.OpenCuda();
+    std::vector<std::string> wanted;
+    for (std::size_t block = 0; block < 160; ++block) wanted.push_back(f.blocks.Block(block));
+    CHECK(f.RoundTrip(40));
+    const EngineStats stats = f.engine->Stats();
+    CHECK(stats.stored_file_bytes < stats.stored_payload_bytes * 95 / 100);
+    CHECK(f.engine->Close(5));
+    f.blocks.Fill(0);
+    f.Open();
+    f.Load(7, 0, 40);
+    CHECK(f.All(7, FileStatus::kOk));
+    for (std::size_t block = 0; block < 160; ++block) CHECK(f.blocks.Block(block) == wanted[block]);
+  }
+}
+
 }  // namespace
 }  // namespace kvshelf
 
@@ -343,6 +366,7 @@ int main() {
       {"release waits for copies under way", ReleaseWaitsForCopiesUnderWay},
       {"a hung load writes nothing after its time-out", AHungLoadWritesNothingAfterItsTimeOut},
       {"a driver that is missing is said", ADriverThatIsMissingOrIncompleteIsSaid},
+      {"packed files come from a GPU and go to it", PackedFilesComeFromAGpuAndGoToIt},
   };
   return testing::RunTests(tests);
 }
