@@ -4,7 +4,6 @@
 #include <bit>
 #include <cstring>
 #include <limits>
-#include <numeric>
 
 #include "bf16_pack_parts.h"
 
@@ -12,7 +11,8 @@ namespace kvshelf {
 namespace packing {
 namespace {
 
-constexpr std::size_t kSampleValues = 4096;
+// Numbers in a sample. Each costs a wait for memory where the piece is not in cache.
+constexpr std::size_t kSampleValues = 1024;
 
 constexpr std::size_t Aligned(std::size_t bytes) {
   return (bytes + kPackAlignment - 1) / kPackAlignment * kPackAlignment;
@@ -24,6 +24,13 @@ constexpr std::size_t Groups(std::size_t values) {
 
 constexpr std::uint8_t Exponent(std::uint16_t value) {
   return static_cast<std::uint8_t>(value >> 7);
+}
+
+// Of each half byte the lowest bit, if all four are set.
+constexpr std::uint64_t EscapesIn(std::uint64_t word) {
+  word &= word >> 1;
+  word &= word >> 2;
+  return word & 0x1111111111111111;
 }
 
 // Where the sections of a packed piece begin; the list of escapes is the last.
@@ -38,34 +45,6 @@ struct Layout {
   std::size_t escapes;
 };
 
-// The most frequent exponents of a sample, rarest last. `escapes`: how many the sample lets expect.
-Table MakeTable(std::span<const std::uint16_t> values, Head& head, std::size_t& escapes) {
-  // An odd stride: one that divides the size of a page would see the same places of every page.
-  const std::size_t stride = std::max<std::size_t>(1, values.size() / kSampleValues) | 1;
-  std::array<std::uint32_t, 256> counts{};
-  std::size_t sampled = 0;
-  for (std::size_t i = 0; i < values.size(); i += stride, ++sampled) ++counts[Exponent(values[i])];
-  std::array<std::uint8_t, 256> order;
-  std::size_t used = 0;
-  for (std::size_t exponent = 0; exponent < counts.size(); ++exponent) {
-    if (counts[exponent] > 0) order[used++] = static_cast<std::uint8_t>(exponent);
-  }
-  std::stable_sort(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(used),
-                   [&counts](std::uint8_t a, std::uint8_t b) { return counts[a] > counts[b]; });
-  Table table;
-  table.codes.fill(kEscape);
-  head.table_entries = 0;
-  std::size_t covered = 0;
-  for (std::size_t code = 0; code < std::min(kPackTableEntries, used); ++code) {
-    table.exponents[code] = head.exponents[code] = order[code];
-    table.codes[order[code]] = static_cast<std::uint8_t>(code);
-    covered += counts[order[code]];
-    ++head.table_entries;
-  }
-  escapes = sampled == 0 ? 0 : (sampled - covered) * values.size() / sampled;
-  return table;
-}
-
 std::uint8_t CodeAt(const std::uint8_t* codes, std::size_t value) {
   const std::size_t in_block = value % kPackBlockValues;
   const std::size_t half = kPackBlockValues / 2;
@@ -74,20 +53,22 @@ std::uint8_t CodeAt(const std::uint8_t* codes, std::size_t value) {
 }
 
 // Calls `found` with the place of each escape of a group, in the order of the list: by bytes of
-// codes, the lower half of a byte first. Ends early if it says false.
+// codes, the lower half of a byte first. `blocks`: those that have any. Ends early if it says
+// false.
 template <typename Found>
-bool ForEscapes(const std::uint8_t* codes, Found found) {
+bool ForEscapes(const std::uint8_t* codes, unsigned blocks, Found found) {
   constexpr std::size_t kHalf = kPackBlockValues / 2;
-  for (std::size_t begin = 0; begin < kGroupCodeBytes; begin += 8) {
-    std::uint64_t word;
-    std::memcpy(&word, codes + begin, sizeof(word));
-    word &= word >> 1;
-    word &= word >> 2;
-    word &= 0x1111111111111111;  // of each half byte the lowest bit, if all four were set
-    for (; word != 0; word &= word - 1) {
-      const auto nibble = static_cast<std::size_t>(std::countr_zero(word)) / 4;
-      const std::size_t byte = begin + nibble / 2;
-      if (!found(byte / kHalf * kPackBlockValues + nibble % 2 * kHalf + byte % kHalf)) return false;
+  for (; blocks != 0; blocks &= blocks - 1) {
+    const auto block = static_cast<std::size_t>(std::countr_zero(blocks));
+    for (std::size_t begin = 0; begin < kHalf; begin += 8) {
+      std::uint64_t word;
+      std::memcpy(&word, codes + block * kHalf + begin, sizeof(word));
+      word = EscapesIn(word);
+      for (; word != 0; word &= word - 1) {
+        const auto nibble = static_cast<std::size_t>(std::countr_zero(word)) / 4;
+        const std::size_t place = begin + nibble / 2 + nibble % 2 * kHalf;
+        if (!found(block * kPackBlockValues + place)) return false;
+      }
     }
   }
   return true;
@@ -95,10 +76,10 @@ bool ForEscapes(const std::uint8_t* codes, Found found) {
 
 // Puts listed exponents where a group has escapes; false if it has more or fewer of them, or one
 // beyond `count`.
-bool PlaceEscapes(const std::uint8_t* codes, std::span<const std::uint8_t> list,
+bool PlaceEscapes(const std::uint8_t* codes, unsigned blocks, std::span<const std::uint8_t> list,
                   std::uint16_t* values, std::size_t count) {
   std::size_t next = 0;
-  const bool fits = ForEscapes(codes, [&](std::size_t place) {
+  const bool fits = ForEscapes(codes, blocks, [&](std::size_t place) {
     if (next == list.size() || place >= count) return false;
     values[place] = static_cast<std::uint16_t>(values[place] | list[next++] << 7);
     return true;
@@ -116,155 +97,96 @@ bool ReadHead(std::span<const std::uint8_t> packed, std::size_t values, Head& he
 
 }  // namespace
 
-std::size_t Pack(PackGroup pack, bool trusts_sample, std::span<const std::uint16_t> values,
-                 std::span<std::uint8_t> out) {
-  const Layout layout(values.size());
-  if (values.size() > std::numeric_limits<std::uint32_t>::max() || out.size() < layout.Bytes(0)) {
-    return 0;
-  }
-  Head head{};
-  std::size_t escapes = 0;
-  const Table table = MakeTable(values, head, escapes);
-  const std::size_t room = out.size() - layout.escapes;
-  if (trusts_sample && escapes > room) return 0;
-  escapes = 0;
-  std::uint8_t* const index = out.data() + sizeof(head);
-  std::uint8_t* const list = out.data() + layout.escapes;
-  std::memset(index, 0, layout.groups - sizeof(head));
-  std::array<std::uint16_t, kPackGroupValues> last;
-  for (std::size_t group = 0; group < Groups(values.size()); ++group) {
-    const std::uint16_t* from = values.data() + group * kPackGroupValues;
-    const std::size_t count = std::min(kPackGroupValues, values.size() - group * kPackGroupValues);
-    if (count < kPackGroupValues) {
-      // Filled up with numbers that are no escapes.
-      last.fill(static_cast<std::uint16_t>(table.exponents[0] << 7));
-      std::copy_n(from, count, last.begin());
-      from = last.data();
-    }
-    std::uint8_t* const codes = out.data() + layout.groups + group * kGroupBytes;
-    pack(table, from, codes, codes + kGroupCodeBytes);
-    const bool fits = ForEscapes(codes, [&](std::size_t place) {
-      if (escapes == room) return false;
-      list[escapes++] = Exponent(from[place]);
-      return true;
-    });
-    if (!fits) return 0;
-    const auto so_far = static_cast<std::uint32_t>(escapes);
-    std::memcpy(index + (group + 1) * sizeof(so_far), &so_far, sizeof(so_far));
-  }
-  const std::size_t bytes = layout.Bytes(escapes);
-  if (bytes > out.size()) return 0;
-  std::memset(list + escapes, 0, bytes - layout.escapes - escapes);
-  head.magic = kMagic;
-  head.code_bits = kCodeBits;
-  head.values = static_cast<std::uint32_t>(values.size());
-  head.escapes = static_cast<std::uint32_t>(escapes);
-  std::memcpy(out.data(), &head, sizeof(head));
-  return bytes;
-}
-
-bool UnpackGroups(UnpackGroup unpack, std::span<const std::uint8_t> packed, std::size_t all_values,
-                  std::size_t first, std::span<std::uint16_t> values, std::uint32_t& escapes) {
-  Head head;
-  if (!ReadHead(packed, all_values, head)) return false;
-  const Layout layout(all_values);
-  Table table;
-  std::copy_n(head.exponents.begin(), head.table_entries, table.exponents.begin());
-  const auto list = packed.subspan(layout.escapes, head.escapes);
-  std::array<std::uint16_t, kPackGroupValues> last;
-  for (std::size_t done = 0; done < values.size(); done += kPackGroupValues) {
-    const std::size_t group = first + done / kPackGroupValues;
-    std::uint32_t after;
-    std::memcpy(&after, packed.data() + sizeof(head) + (group + 1) * sizeof(after), sizeof(after));
-    if (after < escapes || after > list.size()) return false;
-    const std::uint8_t* const codes = packed.data() + layout.groups + group * kGroupBytes;
-    std::uint16_t* to = values.data() + done;
-    const std::size_t count = std::min(kPackGroupValues, values.size() - done);
-    const bool is_whole = count == kPackGroupValues;
-    unpack(table, codes, codes + kGroupCodeBytes, is_whole ? to : last.data());
-    if (!is_whole) std::copy_n(last.begin(), count, to);
-    if (after != escapes &&
-        !PlaceEscapes(codes, list.subspan(escapes, after - escapes), to, count)) {
-      return false;
-    }
-    escapes = after;
-  }
-  return true;
-}
-
-bool Unpack(UnpackGroup unpack, std::span<const std::uint8_t> packed,
-            std::span<std::uint16_t> values) {
-  std::uint32_t escapes = 0;
-  if (!UnpackGroups(unpack, packed, values.size(), 0, values, escapes)) return false;
-  Head head;
-  return ReadHead(packed, values.size(), head) && escapes == head.escapes;
-}
-
-void PackGroupPortable(const Table& table, const std::uint16_t* values, std::uint8_t* codes,
-                       std::uint8_t* rest) {
+void PackPortable(const PackTable& table, const std::uint16_t* values, std::size_t groups,
+                  std::uint8_t* area, std::uint16_t* escaped) {
   constexpr std::size_t kHalf = kPackBlockValues / 2;
-  for (std::size_t block = 0; block < kBlocksPerGroup; ++block) {
-    const std::uint16_t* from = values + block * kPackBlockValues;
-    for (std::size_t i = 0; i < kPackBlockValues; ++i) {
-      rest[block * kPackBlockValues + i] =
-          static_cast<std::uint8_t>((from[i] >> 8 & 0x80) | (from[i] & 0x7F));
+  for (std::size_t group = 0; group < groups; ++group, area += kGroupBytes) {
+    unsigned blocks = 0;
+    for (std::size_t block = 0; block < kBlocksPerGroup; ++block, values += kPackBlockValues) {
+      std::uint8_t* const codes = area + block * kHalf;
+      std::uint8_t* const rest = area + kGroupCodeBytes + block * kPackBlockValues;
+      for (std::size_t i = 0; i < kPackBlockValues; ++i) {
+        rest[i] = static_cast<std::uint8_t>((values[i] >> 8 & 0x80) | (values[i] & 0x7F));
+      }
+      bool has_any = false;
+      for (std::size_t i = 0; i < kHalf; ++i) {
+        const std::uint8_t low = table.codes[Exponent(values[i])];
+        const std::uint8_t high = table.codes[Exponent(values[i + kHalf])];
+        has_any |= low == kEscape || high == kEscape;
+        codes[i] = static_cast<std::uint8_t>(low | high << 4);
+      }
+      blocks |= has_any ? 1u << block : 0;
     }
-    for (std::size_t i = 0; i < kHalf; ++i) {
-      codes[block * kHalf + i] = static_cast<std::uint8_t>(
-          table.codes[Exponent(from[i])] | table.codes[Exponent(from[i + kHalf])] << 4);
-    }
+    escaped[group] = static_cast<std::uint16_t>(blocks);
   }
 }
 
-void UnpackGroupPortable(const Table& table, const std::uint8_t* codes, const std::uint8_t* rest,
-                         std::uint16_t* values) {
-  for (std::size_t i = 0; i < kPackGroupValues; ++i) {
-    const unsigned exponent = table.exponents[CodeAt(codes, i)];
-    values[i] =
-        static_cast<std::uint16_t>((rest[i] & 0x80) << 8 | exponent << 7 | (rest[i] & 0x7F));
+void UnpackPortable(const PackTable& table, const std::uint8_t* area, std::size_t groups,
+                    std::uint16_t* values, std::uint16_t* escaped) {
+  for (std::size_t group = 0; group < groups; ++group, area += kGroupBytes) {
+    const std::uint8_t* const rest = area + kGroupCodeBytes;
+    unsigned blocks = 0;
+    for (std::size_t i = 0; i < kPackGroupValues; ++i) {
+      const std::uint8_t code = CodeAt(area, i);
+      blocks |= code == kEscape ? 1u << i / kPackBlockValues : 0;
+      *values++ = static_cast<std::uint16_t>(
+          (rest[i] & 0x80) << 8 | unsigned{table.exponents[code]} << 7 | (rest[i] & 0x7F));
+    }
+    escaped[group] = static_cast<std::uint16_t>(blocks);
   }
 }
 
 namespace {
 
-template <PackGroup kGroup, bool kTrustsSample>
-std::size_t PackBy(std::span<const std::uint16_t> values, std::span<std::uint8_t> out) {
-  return Pack(kGroup, kTrustsSample, values, out);
+std::size_t Pack(const Kernels& kernels, std::span<const std::uint16_t> values,
+                 std::span<std::uint8_t> out) {
+  ExponentSample sample(values.size());
+  sample.Add(values);
+  PiecePacker packer(sample.MakeTable(), values.size(), out, &kernels);
+  return packer.Add(values) ? packer.Finish() : 0;
 }
 
-template <UnpackGroup kGroup>
-bool UnpackBy(std::span<const std::uint8_t> packed, std::span<std::uint16_t> values) {
-  return Unpack(kGroup, packed, values);
+bool Unpack(const Kernels& kernels, std::span<const std::uint8_t> packed,
+            std::span<std::uint16_t> values) {
+  PieceUnpacker unpacker(packed, values.size(), &kernels);
+  return unpacker.Next(values) && unpacker.AtEnd();
 }
 
-template <UnpackGroup kGroup>
-bool UnpackGroupsBy(std::span<const std::uint8_t> packed, std::size_t all_values, std::size_t first,
-                    std::span<std::uint16_t> values, std::uint32_t& escapes) {
-  return UnpackGroups(kGroup, packed, all_values, first, values, escapes);
-}
+constexpr Kernels kPortable{PackPortable, UnpackPortable};
+#if defined(__x86_64__)
+constexpr Kernels kAvx2{PackAvx2, UnpackAvx2};
+constexpr Kernels kAvx512{PackAvx512, UnpackAvx512};
+#endif
 
-template <PackGroup kPack, UnpackGroup kUnpack>
+template <const Kernels& kKernels>
 constexpr PackVariant Variant(const char* name) {
-  return {name, PackBy<kPack, false>, PackBy<kPack, true>, UnpackBy<kUnpack>,
-          UnpackGroupsBy<kUnpack>};
+  return {name,
+          [](std::span<const std::uint16_t> values, std::span<std::uint8_t> out) {
+            return Pack(kKernels, values, out);
+          },
+          [](std::span<const std::uint8_t> packed, std::span<std::uint16_t> values) {
+            return Unpack(kKernels, packed, values);
+          }};
 }
 
 struct VariantList {
   std::array<PackVariant, 3> variants;
   std::size_t count = 0;
+  const Kernels* best = nullptr;
 };
 
 VariantList FindVariants() {
   VariantList list;
-  auto add = [&list](PackVariant variant) { list.variants[list.count++] = variant; };
-  add(Variant<PackGroupPortable, UnpackGroupPortable>("portable"));
+  auto add = [&list](PackVariant variant, const Kernels& kernels) {
+    list.variants[list.count++] = variant;
+    list.best = &kernels;
+  };
+  add(Variant<kPortable>("portable"), kPortable);
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2")) {
-    add(Variant<PackGroupAvx2, UnpackGroupAvx2>("avx2"));
-  }
+  if (__builtin_cpu_supports("avx2")) add(Variant<kAvx2>("avx2"), kAvx2);
   if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vbmi")) {
-    add(Variant<PackGroupAvx512, UnpackGroupAvx512>("avx512"));
+    add(Variant<kAvx512>("avx512"), kAvx512);
   }
 #endif
   return list;
@@ -278,6 +200,179 @@ const VariantList& Variants() {
 }  // namespace
 }  // namespace packing
 
+ExponentSample::ExponentSample(std::size_t values)
+    // An odd stride: one that divides the size of a page would see the same places of every page.
+    : values_(values), stride_(std::max<std::size_t>(1, values / packing::kSampleValues) | 1) {}
+
+void ExponentSample::Add(std::span<const std::uint16_t> values) {
+  for (; next_ < values.size(); next_ += stride_, ++sampled_) {
+    ++counts_[packing::Exponent(values[next_])];
+  }
+  next_ -= values.size();
+}
+
+PackTable ExponentSample::MakeTable() const {
+  std::array<std::uint8_t, 256> order;
+  std::size_t used = 0;
+  for (std::size_t exponent = 0; exponent < counts_.size(); ++exponent) {
+    if (counts_[exponent] > 0) order[used++] = static_cast<std::uint8_t>(exponent);
+  }
+  std::stable_sort(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(used),
+                   [this](std::uint8_t a, std::uint8_t b) { return counts_[a] > counts_[b]; });
+  PackTable table;
+  table.codes.fill(packing::kEscape);
+  const auto add = [&table](std::uint8_t exponent) {
+    if (table.entries == kPackTableEntries || table.codes[exponent] != packing::kEscape) return;
+    table.codes[exponent] = table.entries;
+    table.exponents[table.entries++] = exponent;
+  };
+  for (std::size_t i = 0; i < used; ++i) add(order[i]);
+  if (used == 0) return table;
+  // Each is half as frequent as the one above it, so the next ones below are the likeliest.
+  const std::uint8_t top = table.exponents[0];
+  for (unsigned below = 1; below < kPackTableEntries && below <= top; ++below) {
+    add(static_cast<std::uint8_t>(top - below));
+  }
+  return table;
+}
+
+std::size_t ExponentSample::EscapesWith(const PackTable& table) const {
+  std::size_t escapes = 0;
+  for (std::size_t exponent = 0; exponent < counts_.size(); ++exponent) {
+    if (table.codes[exponent] == packing::kEscape) escapes += counts_[exponent];
+  }
+  return sampled_ == 0 ? 0 : escapes * values_ / sampled_;
+}
+
+PiecePacker::PiecePacker(const PackTable& table, std::size_t values, std::span<std::uint8_t> out,
+                         const packing::Kernels* kernels)
+    : kernels_(kernels != nullptr ? *kernels : *packing::Variants().best),
+      table_(table),
+      out_(out),
+      values_(values),
+      ok_(values <= std::numeric_limits<std::uint32_t>::max() &&
+          out.size() >= packing::Layout(values).Bytes(0)) {
+  if (!ok_) return;
+  std::memset(out.data(), 0, packing::Layout(values).groups);
+}
+
+bool PiecePacker::Add(std::span<const std::uint16_t> values) {
+  const std::size_t end = taken_ + values.size();
+  ok_ = ok_ && (end == values_ || (end < values_ && values.size() % kPackGroupValues == 0));
+  while (ok_ && values.size() >= kPackGroupValues) {
+    const std::size_t groups = std::min(packing::kBatchGroups, values.size() / kPackGroupValues);
+    ok_ = AddGroups(values.data(), groups);
+    values = values.subspan(groups * kPackGroupValues);
+  }
+  if (ok_ && !values.empty()) {  // filled up with numbers that are no escapes
+    std::array<std::uint16_t, kPackGroupValues> last;
+    last.fill(static_cast<std::uint16_t>(table_.exponents[0] << 7));
+    std::copy_n(values.begin(), values.size(), last.begin());
+    ok_ = AddGroups(last.data(), 1);
+  }
+  taken_ = end;
+  return ok_;
+}
+
+bool PiecePacker::AddGroups(const std::uint16_t* values, std::size_t groups) {
+  const packing::Layout layout(values_);
+  const std::size_t first = taken_ / kPackGroupValues;
+  std::uint8_t* const area = out_.data() + layout.groups + first * packing::kGroupBytes;
+  std::uint8_t* const index = out_.data() + sizeof(packing::Head);
+  const auto list = out_.subspan(layout.escapes);
+  std::array<std::uint16_t, packing::kBatchGroups> escaped;
+  kernels_.pack(table_, values, groups, area, escaped.data());
+  for (std::size_t group = 0; group < groups; ++group, values += kPackGroupValues) {
+    const auto found = [&](std::size_t place) {
+      if (escapes_ == list.size()) return false;
+      list[escapes_++] = packing::Exponent(values[place]);
+      return true;
+    };
+    if (!packing::ForEscapes(area + group * packing::kGroupBytes, escaped[group], found)) {
+      return false;
+    }
+    const auto so_far = static_cast<std::uint32_t>(escapes_);
+    std::memcpy(index + (first + group + 1) * sizeof(so_far), &so_far, sizeof(so_far));
+  }
+  taken_ += groups * kPackGroupValues;
+  return true;
+}
+
+std::size_t PiecePacker::Finish() {
+  const packing::Layout layout(values_);
+  if (!ok_ || taken_ != values_ || layout.Bytes(escapes_) > out_.size()) return 0;
+  const std::size_t bytes = layout.Bytes(escapes_);
+  std::memset(out_.data() + layout.escapes + escapes_, 0, bytes - layout.escapes - escapes_);
+  packing::Head head{};
+  head.magic = packing::kMagic;
+  head.code_bits = packing::kCodeBits;
+  head.table_entries = table_.entries;
+  head.values = static_cast<std::uint32_t>(values_);
+  head.escapes = static_cast<std::uint32_t>(escapes_);
+  std::copy_n(table_.exponents.begin(), table_.entries, head.exponents.begin());
+  std::memcpy(out_.data(), &head, sizeof(head));
+  return bytes;
+}
+
+PieceUnpacker::PieceUnpacker(std::span<const std::uint8_t> packed, std::size_t values,
+                             const packing::Kernels* kernels)
+    : kernels_(kernels != nullptr ? *kernels : *packing::Variants().best),
+      packed_(packed),
+      values_(values) {
+  packing::Head head;
+  ok_ = packing::ReadHead(packed, values, head);
+  if (!ok_) return;
+  list_ = packed.subspan(packing::Layout(values).escapes, head.escapes);
+  std::copy_n(head.exponents.begin(), head.table_entries, table_.exponents.begin());
+}
+
+bool PieceUnpacker::Next(std::span<std::uint16_t> values) {
+  const std::size_t end = taken_ + values.size();
+  ok_ = ok_ && (end == values_ || (end < values_ && values.size() % kPackGroupValues == 0));
+  while (ok_ && !values.empty()) {
+    const std::size_t batch = packing::kBatchGroups * kPackGroupValues;
+    std::size_t count = std::min(batch, values.size());
+    if (count < kPackGroupValues) {  // the piece's last group
+      std::array<std::uint16_t, kPackGroupValues> last;
+      ok_ = NextGroups(std::span(last).first(count));
+      std::copy_n(last.begin(), count, values.begin());
+    } else {
+      count -= count % kPackGroupValues;
+      ok_ = NextGroups(values.first(count));
+    }
+    values = values.subspan(count);
+  }
+  taken_ = end;
+  return ok_;
+}
+
+// Whole groups; or one, of which so many numbers count and all have room.
+bool PieceUnpacker::NextGroups(std::span<std::uint16_t> values) {
+  const packing::Layout layout(values_);
+  const std::size_t first = taken_ / kPackGroupValues;
+  const std::size_t groups = packing::Groups(values.size());
+  const std::uint8_t* const area = packed_.data() + layout.groups + first * packing::kGroupBytes;
+  std::array<std::uint16_t, packing::kBatchGroups> escaped;
+  kernels_.unpack(table_, area, groups, values.data(), escaped.data());
+  for (std::size_t group = 0; group < groups; ++group) {
+    std::uint32_t after;
+    const std::size_t entry = (first + group + 1) * sizeof(after);
+    std::memcpy(&after, packed_.data() + sizeof(packing::Head) + entry, sizeof(after));
+    if (after < escapes_ || after > list_.size()) return false;
+    const std::size_t begin = group * kPackGroupValues;
+    const auto listed = list_.subspan(escapes_, after - escapes_);
+    if ((escaped[group] != 0 || !listed.empty()) &&
+        !packing::PlaceEscapes(area + group * packing::kGroupBytes, escaped[group], listed,
+                               values.data() + begin,
+                               std::min(kPackGroupValues, values.size() - begin))) {
+      return false;
+    }
+    escapes_ = after;
+  }
+  taken_ += values.size();
+  return true;
+}
+
 std::size_t PackedBytesMax(std::size_t values, std::size_t escapes) {
   return packing::Layout(values).Bytes(escapes);
 }
@@ -288,28 +383,11 @@ std::span<const PackVariant> PackVariants() {
 }
 
 std::size_t PackBf16(std::span<const std::uint16_t> values, std::span<std::uint8_t> out) {
-  return PackVariants().back().try_pack(values, out);
+  return PackVariants().back().pack(values, out);
 }
 
 bool UnpackBf16(std::span<const std::uint8_t> packed, std::span<std::uint16_t> values) {
   return PackVariants().back().unpack(packed, values);
-}
-
-PieceUnpacker::PieceUnpacker(std::span<const std::uint8_t> packed, std::size_t values)
-    : packed_(packed), values_(values) {
-  packing::Head head;
-  ok_ = packing::ReadHead(packed, values, head);
-  if (ok_) escapes_end_ = head.escapes;
-}
-
-bool PieceUnpacker::Next(std::span<std::uint16_t> values) {
-  const std::size_t end = taken_ + values.size();
-  const bool fits = end == values_ || (end < values_ && values.size() % kPackGroupValues == 0);
-  ok_ = ok_ && fits &&
-        PackVariants().back().unpack_groups(packed_, values_, taken_ / kPackGroupValues, values,
-                                            escapes_);
-  taken_ = end;
-  return ok_;
 }
 
 }  // namespace kvshelf

@@ -30,40 +30,33 @@ struct Head {
 };
 static_assert(sizeof(Head) == kPackAlignment);
 
-// Exponents and codes, both ways.
-struct Table {
-  std::array<std::uint8_t, 16> exponents{};           // by code; that of kEscape is 0
-  alignas(64) std::array<std::uint8_t, 256> codes{};  // by exponent
+// Whole groups of numbers, at most kBatchGroups of them, to codes and bytes of sign and mantissa in
+// `area`, group after group. `escaped`: of each group a bit for each block that has an escape.
+inline constexpr std::size_t kBatchGroups = 16;
+using PackGroups = void (*)(const PackTable& table, const std::uint16_t* values, std::size_t groups,
+                            std::uint8_t* area, std::uint16_t* escaped);
+// And back; an escape's exponent is 0.
+using UnpackGroups = void (*)(const PackTable& table, const std::uint8_t* area, std::size_t groups,
+                              std::uint16_t* values, std::uint16_t* escaped);
+
+struct Kernels {
+  PackGroups pack;
+  UnpackGroups unpack;
 };
 
-// A group's numbers, all kPackGroupValues of them, to codes and bytes of sign and mantissa.
-using PackGroup = void (*)(const Table& table, const std::uint16_t* values, std::uint8_t* codes,
-                           std::uint8_t* rest);
-// And back; an escape's exponent is 0.
-using UnpackGroup = void (*)(const Table& table, const std::uint8_t* codes,
-                             const std::uint8_t* rest, std::uint16_t* values);
-
-// `trusts_sample`: gives up at once if the sample for the table lets expect that there is no room.
-std::size_t Pack(PackGroup group, bool trusts_sample, std::span<const std::uint16_t> values,
-                 std::span<std::uint8_t> out);
-bool Unpack(UnpackGroup group, std::span<const std::uint8_t> packed,
-            std::span<std::uint16_t> values);
-bool UnpackGroups(UnpackGroup group, std::span<const std::uint8_t> packed, std::size_t all_values,
-                  std::size_t first, std::span<std::uint16_t> values, std::uint32_t& escapes);
-
-void PackGroupPortable(const Table& table, const std::uint16_t* values, std::uint8_t* codes,
-                       std::uint8_t* rest);
-void UnpackGroupPortable(const Table& table, const std::uint8_t* codes, const std::uint8_t* rest,
-                         std::uint16_t* values);
+void PackPortable(const PackTable& table, const std::uint16_t* values, std::size_t groups,
+                  std::uint8_t* area, std::uint16_t* escaped);
+void UnpackPortable(const PackTable& table, const std::uint8_t* area, std::size_t groups,
+                    std::uint16_t* values, std::uint16_t* escaped);
 #if defined(__x86_64__)
-void PackGroupAvx2(const Table& table, const std::uint16_t* values, std::uint8_t* codes,
-                   std::uint8_t* rest);
-void UnpackGroupAvx2(const Table& table, const std::uint8_t* codes, const std::uint8_t* rest,
-                     std::uint16_t* values);
-void PackGroupAvx512(const Table& table, const std::uint16_t* values, std::uint8_t* codes,
-                     std::uint8_t* rest);
-void UnpackGroupAvx512(const Table& table, const std::uint8_t* codes, const std::uint8_t* rest,
-                       std::uint16_t* values);
+void PackAvx2(const PackTable& table, const std::uint16_t* values, std::size_t groups,
+              std::uint8_t* area, std::uint16_t* escaped);
+void UnpackAvx2(const PackTable& table, const std::uint8_t* area, std::size_t groups,
+                std::uint16_t* values, std::uint16_t* escaped);
+void PackAvx512(const PackTable& table, const std::uint16_t* values, std::size_t groups,
+                std::uint8_t* area, std::uint16_t* escaped);
+void UnpackAvx512(const PackTable& table, const std::uint8_t* area, std::size_t groups,
+                  std::uint16_t* values, std::uint16_t* escaped);
 #endif
 
 }  // namespace kvshelf::packing

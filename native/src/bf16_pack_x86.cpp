@@ -24,7 +24,7 @@ struct ExponentBytes {
   alignas(16) std::uint8_t high[16];
 };
 
-ExponentBytes BytesOf(const Table& table) {
+ExponentBytes BytesOf(const PackTable& table) {
   ExponentBytes bytes;
   for (std::size_t code = 0; code < 16; ++code) {
     bytes.low[code] = static_cast<std::uint8_t>(table.exponents[code] << 7);
@@ -82,7 +82,7 @@ struct Codes256 {
   std::size_t count = 0;
 };
 
-KVSHELF_AVX2 Codes256 CodesOf(const Table& table) {
+KVSHELF_AVX2 Codes256 CodesOf(const PackTable& table) {
   Codes256 by;
   for (std::size_t row = 0; row < 16; ++row) {
     const __m128i codes =
@@ -115,36 +115,58 @@ KVSHELF_AVX2 inline __m256i Split256(const Codes256& by, const std::uint16_t* fr
 
 }  // namespace
 
-KVSHELF_AVX2 void UnpackGroupAvx2(const Table& table, const std::uint8_t* codes,
-                                  const std::uint8_t* rest, std::uint16_t* values) {
+KVSHELF_AVX2 void UnpackAvx2(const PackTable& table, const std::uint8_t* area, std::size_t groups,
+                             std::uint16_t* values, std::uint16_t* escaped) {
   const ExponentBytes bytes = BytesOf(table);
   const __m256i low = Table256(bytes.low), high = Table256(bytes.high);
   const __m256i nibble = _mm256_set1_epi8(15);
-  for (std::size_t block = 0; block < kBlocksPerGroup; ++block) {
-    for (std::size_t i = 0; i < kHalf; i += 32) {
-      const __m256i both = Load256(codes + i);
-      Join256(_mm256_and_si256(both, nibble), Load256(rest + i), low, high, values + i);
-      Join256(_mm256_and_si256(_mm256_srli_epi16(both, 4), nibble), Load256(rest + kHalf + i), low,
-              high, values + kHalf + i);
+  for (std::size_t group = 0; group < groups; ++group, area += kGroupBytes) {
+    const std::uint8_t* codes = area;
+    const std::uint8_t* rest = area + kGroupCodeBytes;
+    unsigned blocks = 0;
+    for (std::size_t block = 0; block < kBlocksPerGroup; ++block) {
+      __m256i escapes = _mm256_setzero_si256();
+      for (std::size_t i = 0; i < kHalf; i += 32) {
+        const __m256i both = Load256(codes + i);
+        const __m256i first = _mm256_and_si256(both, nibble);
+        const __m256i second = _mm256_and_si256(_mm256_srli_epi16(both, 4), nibble);
+        escapes = _mm256_or_si256(escapes, _mm256_or_si256(_mm256_cmpeq_epi8(first, nibble),
+                                                           _mm256_cmpeq_epi8(second, nibble)));
+        Join256(first, Load256(rest + i), low, high, values + i);
+        Join256(second, Load256(rest + kHalf + i), low, high, values + kHalf + i);
+      }
+      blocks |= static_cast<unsigned>(_mm256_testz_si256(escapes, escapes) ^ 1) << block;
+      codes += kHalf;
+      rest += kPackBlockValues;
+      values += kPackBlockValues;
     }
-    codes += kHalf;
-    rest += kPackBlockValues;
-    values += kPackBlockValues;
+    escaped[group] = static_cast<std::uint16_t>(blocks);
   }
 }
 
-KVSHELF_AVX2 void PackGroupAvx2(const Table& table, const std::uint16_t* values,
-                                std::uint8_t* codes, std::uint8_t* rest) {
+KVSHELF_AVX2 void PackAvx2(const PackTable& table, const std::uint16_t* values, std::size_t groups,
+                           std::uint8_t* area, std::uint16_t* escaped) {
   const Codes256 table_codes = CodesOf(table);
-  for (std::size_t block = 0; block < kBlocksPerGroup; ++block) {
-    for (std::size_t i = 0; i < kHalf; i += 32) {
-      const __m256i low = Split256(table_codes, values + i, rest + i);
-      const __m256i high = Split256(table_codes, values + kHalf + i, rest + kHalf + i);
-      Store256(codes + i, _mm256_or_si256(low, _mm256_slli_epi16(high, 4)));
+  const __m256i nibble = _mm256_set1_epi8(15);
+  for (std::size_t group = 0; group < groups; ++group, area += kGroupBytes) {
+    std::uint8_t* codes = area;
+    std::uint8_t* rest = area + kGroupCodeBytes;
+    unsigned blocks = 0;
+    for (std::size_t block = 0; block < kBlocksPerGroup; ++block) {
+      __m256i escapes = _mm256_setzero_si256();
+      for (std::size_t i = 0; i < kHalf; i += 32) {
+        const __m256i low = Split256(table_codes, values + i, rest + i);
+        const __m256i high = Split256(table_codes, values + kHalf + i, rest + kHalf + i);
+        escapes = _mm256_or_si256(escapes, _mm256_or_si256(_mm256_cmpeq_epi8(low, nibble),
+                                                           _mm256_cmpeq_epi8(high, nibble)));
+        Store256(codes + i, _mm256_or_si256(low, _mm256_slli_epi16(high, 4)));
+      }
+      blocks |= static_cast<unsigned>(_mm256_testz_si256(escapes, escapes) ^ 1) << block;
+      codes += kHalf;
+      rest += kPackBlockValues;
+      values += kPackBlockValues;
     }
-    codes += kHalf;
-    rest += kPackBlockValues;
-    values += kPackBlockValues;
+    escaped[group] = static_cast<std::uint16_t>(blocks);
   }
 }
 
@@ -211,36 +233,54 @@ KVSHELF_AVX512 inline __m512i Split(const Split512& by, const std::uint16_t* fro
 
 }  // namespace
 
-KVSHELF_AVX512 void UnpackGroupAvx512(const Table& table, const std::uint8_t* codes,
-                                      const std::uint8_t* rest, std::uint16_t* values) {
+KVSHELF_AVX512 void UnpackAvx512(const PackTable& table, const std::uint8_t* area,
+                                 std::size_t groups, std::uint16_t* values,
+                                 std::uint16_t* escaped) {
   const ExponentBytes bytes = BytesOf(table);
   const Join512 by{Table512(bytes.low), Table512(bytes.high),
                    _mm512_set1_epi8(static_cast<char>(0x80)), PairsFrom(0), PairsFrom(32)};
   const __m512i nibble = _mm512_set1_epi8(15);
-  for (std::size_t block = 0; block < kBlocksPerGroup; ++block) {
-    const __m512i both = _mm512_loadu_si512(codes);
-    Join(by, _mm512_and_si512(both, nibble), rest, values);
-    Join(by, _mm512_and_si512(_mm512_srli_epi16(both, 4), nibble), rest + kHalf, values + kHalf);
-    codes += kHalf;
-    rest += kPackBlockValues;
-    values += kPackBlockValues;
+  for (std::size_t group = 0; group < groups; ++group, area += kGroupBytes) {
+    const std::uint8_t* rest = area + kGroupCodeBytes;
+    unsigned blocks = 0;
+    for (std::size_t block = 0; block < kBlocksPerGroup; ++block) {
+      const __m512i both = _mm512_loadu_si512(area + block * kHalf);
+      const __m512i low = _mm512_and_si512(both, nibble);
+      const __m512i high = _mm512_and_si512(_mm512_srli_epi16(both, 4), nibble);
+      const bool any =
+          (_mm512_cmpeq_epi8_mask(low, nibble) | _mm512_cmpeq_epi8_mask(high, nibble)) != 0;
+      blocks |= static_cast<unsigned>(any) << block;
+      Join(by, low, rest, values);
+      Join(by, high, rest + kHalf, values + kHalf);
+      rest += kPackBlockValues;
+      values += kPackBlockValues;
+    }
+    escaped[group] = static_cast<std::uint16_t>(blocks);
   }
 }
 
-KVSHELF_AVX512 void PackGroupAvx512(const Table& table, const std::uint16_t* values,
-                                    std::uint8_t* codes, std::uint8_t* rest) {
+KVSHELF_AVX512 void PackAvx512(const PackTable& table, const std::uint16_t* values,
+                               std::size_t groups, std::uint8_t* area, std::uint16_t* escaped) {
   const std::uint8_t* const all = table.codes.data();
   const Split512 by{{_mm512_load_si512(all), _mm512_load_si512(all + 64),
                      _mm512_load_si512(all + 128), _mm512_load_si512(all + 192)},
                     EachSecond(0),
                     EachSecond(1),
                     _mm512_set1_epi8(static_cast<char>(0x80))};
-  for (std::size_t block = 0; block < kBlocksPerGroup; ++block) {
-    const __m512i low = Split(by, values, rest), high = Split(by, values + kHalf, rest + kHalf);
-    _mm512_storeu_si512(codes, _mm512_or_si512(low, _mm512_slli_epi16(high, 4)));
-    codes += kHalf;
-    rest += kPackBlockValues;
-    values += kPackBlockValues;
+  const __m512i nibble = _mm512_set1_epi8(15);
+  for (std::size_t group = 0; group < groups; ++group, area += kGroupBytes) {
+    std::uint8_t* rest = area + kGroupCodeBytes;
+    unsigned blocks = 0;
+    for (std::size_t block = 0; block < kBlocksPerGroup; ++block) {
+      const __m512i low = Split(by, values, rest), high = Split(by, values + kHalf, rest + kHalf);
+      const bool any =
+          (_mm512_cmpeq_epi8_mask(low, nibble) | _mm512_cmpeq_epi8_mask(high, nibble)) != 0;
+      blocks |= static_cast<unsigned>(any) << block;
+      _mm512_storeu_si512(area + block * kHalf, _mm512_or_si512(low, _mm512_slli_epi16(high, 4)));
+      rest += kPackBlockValues;
+      values += kPackBlockValues;
+    }
+    escaped[group] = static_cast<std::uint16_t>(blocks);
   }
 }
 

@@ -203,11 +203,10 @@ FileResult ChunkWriter::WriteHashed(std::byte* data, std::uint64_t bytes) {
   return Append(data, write_bytes);
 }
 
-FileResult ChunkWriter::WritePiece(std::span<const std::byte> plain, ThreadContext& context) {
-  if (!Reserve(context.packed, RoundUpToPage(plain.size()))) return FileResult::IoError(ENOMEM);
-  const std::uint32_t stored = StorePiece(plain, context.packed.data());
-  hasher_.AddPiece(context.packed.data(), stored);
-  return WritePieces(context.packed.data(), RoundUpToPage(stored), plain.size());
+FileResult ChunkWriter::WritePiece(std::byte* data, std::uint32_t stored_bytes,
+                                   std::uint64_t payload_bytes) {
+  hasher_.AddPiece(data, stored_bytes);
+  return WritePieces(data, RoundUpToPage(stored_bytes), payload_bytes);
 }
 
 FileResult ChunkWriter::WritePieces(std::byte* data, std::uint64_t bytes,

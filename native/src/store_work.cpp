@@ -85,25 +85,47 @@ FileResult StoreWork::WriteFromBlocks(Transfer& file, ChunkWriter& writer, Threa
 FileResult StoreWork::WritePieces(Transfer& file, ChunkWriter& writer, ThreadContext& context,
                                   std::uint32_t piece_bytes) {
   const std::uint64_t payload = file.request.payload_bytes();
-  if (!Reserve(context.plain, piece_bytes)) return FileResult::IoError(ENOMEM);
+  if (!Reserve(context.packed, piece_bytes)) return FileResult::IoError(ENOMEM);
   while (writer.written_bytes() < payload) {
     const std::uint64_t begin = writer.written_bytes();
-    const std::uint64_t bytes = std::min<std::uint64_t>(piece_bytes, payload - begin);
-    for (std::uint64_t at = 0; at < bytes;) {
-      const std::uint64_t step = std::min<std::uint64_t>(context.step.size(), bytes - at);
-      file.request.memory->Map(file.request.block_ids, begin + at, begin + at + step,
-                               context.segments);
-      const bool copied = file.gate.Copy(context.stream, [&](CopyStream& stream) {
-        return stream.BeginOut(context.segments, context.step.data()) && stream.Wait();
-      });
-      if (!copied) return FileResult::IoError(EIO);
-      std::memcpy(context.plain.data() + at, context.step.data(), step);
-      at += step;
+    const std::uint64_t end = std::min(begin + piece_bytes, payload);
+    std::uint32_t stored = 0;
+    if (!PackPiece(file, begin, end, context.packed.data(), &stored, context)) {
+      return FileResult::IoError(EIO);
     }
-    const FileResult result = writer.WritePiece({context.plain.data(), bytes}, context);
+    const FileResult result = writer.WritePiece(context.packed.data(), stored, end - begin);
     if (!result.ok()) return result;
   }
   return {};
+}
+
+// Packs a piece, payload bytes [begin, end), out of block memory. That of a GPU comes through the
+// step buffer.
+bool StoreWork::PackPiece(Transfer& file, std::uint64_t begin, std::uint64_t end, std::byte* out,
+                          std::uint32_t* stored, ThreadContext& context) {
+  const GroupMemory& memory = *file.request.memory;
+  if (!Reserve(context.plain, RoundUpToPage(end - begin))) return false;
+  std::byte* const plain = context.plain.data();
+  if (parts_.basis.device->host_accessible()) {
+    memory.Map(file.request.block_ids, begin, end, context.segments);
+    return file.gate.Run([&] {
+      *stored = StorePiece(context.segments, plain, out);
+      return true;
+    });
+  }
+  for (std::uint64_t at = begin; at < end;) {
+    const std::uint64_t step = std::min<std::uint64_t>(context.step.size(), end - at);
+    memory.Map(file.request.block_ids, at, at + step, context.segments);
+    const bool copied = file.gate.Copy(context.stream, [&](CopyStream& stream) {
+      return stream.BeginOut(context.segments, context.step.data()) && stream.Wait();
+    });
+    if (!copied) return false;
+    std::memcpy(plain + (at - begin), context.step.data(), step);
+    at += step;
+  }
+  const Segment piece{plain, end - begin};
+  *stored = StorePiece({&piece, 1}, plain, out);
+  return true;
 }
 
 void StoreWork::AddPublishDeadline(const std::shared_ptr<Transfer>& file) {
@@ -165,19 +187,21 @@ bool StoreWork::TakePieces(Transfer& file, std::uint64_t begin, std::uint64_t en
                            std::uint32_t piece_bytes, ThreadContext& context) {
   const bool on_host = parts_.basis.device->host_accessible();
   std::byte* const staging = part.buffer.data();
-  if (!Reserve(context.plain, piece_bytes)) return false;
+  if (!AwaitEvent(file, context) || !Reserve(context.plain, piece_bytes)) return false;
   if (!on_host && !TakePart(file, begin, end, staging, context)) return false;
   part.bytes = 0;
   for (std::uint64_t at = begin; at < end; at += piece_bytes) {
     const std::uint64_t bytes = std::min<std::uint64_t>(piece_bytes, end - at);
-    std::byte* const plain = context.plain.data();
-    if (on_host) {
-      if (!TakePart(file, at, at + bytes, plain, context)) return false;
-    } else {  // its place in staging is the packed one's too
-      std::memcpy(plain, staging + (at - begin), bytes);
-    }
     std::byte* const packed = staging + part.bytes;
-    const std::uint32_t stored = StorePiece({plain, bytes}, packed);
+    std::uint32_t stored = 0;
+    if (on_host) {
+      if (!PackPiece(file, at, at + bytes, packed, &stored, context)) return false;
+    } else {  // its place in staging is the packed one's too
+      std::memcpy(context.plain.data(), staging + (at - begin), bytes);
+      const Segment piece{context.plain.data(), bytes};
+      stored = StorePiece({&piece, 1}, context.plain.data(), packed);
+    }
+    if (at + bytes == file.request.payload_bytes() && !file.gate.Finish(true)) return false;
     file.hasher->AddPiece(packed, stored);
     part.bytes += RoundUpToPage(stored);
   }

@@ -24,6 +24,8 @@ class StoreWork {
   FileResult WriteFromBlocks(Transfer& file, ChunkWriter& writer, ThreadContext& context);
   FileResult WritePieces(Transfer& file, ChunkWriter& writer, ThreadContext& context,
                          std::uint32_t piece_bytes);
+  bool PackPiece(Transfer& file, std::uint64_t begin, std::uint64_t end, std::byte* out,
+                 std::uint32_t* stored, ThreadContext& context);
   static bool TakePart(Transfer& file, std::uint64_t begin, std::uint64_t end, std::byte* staging,
                        ThreadContext& context);
   bool TakePieces(Transfer& file, std::uint64_t begin, std::uint64_t end, StagedPart& part,

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "check.h"
 #include "kvshelf/chunk_io.h"
 #include "support.h"
 
@@ -49,12 +50,13 @@ struct ChunkFixture {
       const std::uint64_t begin = writer.written_bytes();
       const std::uint64_t end = std::min(begin + options.step_bytes, request.payload_bytes());
       if (writer.shape().packs) {
-        const auto payload = Payload();
-        const auto bytes =
-            std::min<std::size_t>(writer.shape().piece_bytes, payload.size() - begin);
-        std::vector<std::byte> piece(bytes);
-        std::memcpy(piece.data(), payload.data() + begin, bytes);
-        result = writer.WritePiece(piece, context);
+        const std::uint64_t most = writer.shape().piece_bytes;
+        const std::uint64_t piece_end = std::min(begin + most, request.payload_bytes());
+        memory.Map(request.block_ids, begin, piece_end, context.segments);
+        CHECK(Reserve(context.plain, most) && Reserve(context.packed, most));
+        const std::uint32_t stored =
+            StorePiece(context.segments, context.plain.data(), context.packed.data());
+        result = writer.WritePiece(context.packed.data(), stored, piece_end - begin);
         continue;
       }
       memory.Map(request.block_ids, begin, end, context.segments);

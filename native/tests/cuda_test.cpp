@@ -320,6 +320,55 @@ void ADriverThatIsMissingOrIncompleteIsSaid() {
   }
 }
 
+// Packed by the processor from staging memory, and unpacked there; a host reads the same files.
+void PackedFilesComeFromAGpuAndGoToIt() {
+  for (const bool write_behind : {false, true}) {
+    CudaFixture f;
+    f.config.write_behind = write_behind;
+    f.config.compress = true;
+    f.config.piece_bytes = 65536;
+    f.blocks.FillNumbers(7);
+    f.OpenCuda();
+    std::vector<std::string> wanted;
+    for (std::size_t block = 0; block < 160; ++block) wanted.push_back(f.blocks.Block(block));
+    CHECK(f.RoundTrip(40));
+    CHECK(f.engine->Stats().stored_file_bytes < 40 * f.file_bytes() * 95 / 100);
+    CHECK(f.engine->Close(5));
+    f.blocks.Fill(0);
+    f.Open();
+    f.Load(7, 0, 40);
+    CHECK(f.All(7, FileStatus::kOk));
+    for (std::size_t block = 0; block < 160; ++block) CHECK(f.blocks.Block(block) == wanted[block]);
+  }
+}
+
+// One large file: its pieces are smaller than the staging buffers that several of them share.
+void PiecesThatShareAStagingBufferArePacked() {
+  CudaFixture f;
+  f.config.compress = true;
+  f.config.piece_bytes = 2 << 20;
+  f.config.write_buffer_bytes = 8 << 20;
+  f.blocks.FillNumbers(7);
+  f.OpenCuda();
+  Files files(0, 1);
+  files.block_counts = {200};
+  files.block_ids.resize(200);
+  std::iota(files.block_ids.begin(), files.block_ids.end(), 3);
+  files.batch.block_counts = files.block_counts;
+  files.batch.block_ids = files.block_ids;
+  f.engine->SubmitStore(1, files.batch);
+  CHECK(f.All(1, FileStatus::kOk));
+  CHECK(f.engine->Stats().stored_file_bytes < f.blocks.block_bytes() * 200 * 77 / 100);
+  std::vector<std::string> wanted;
+  for (std::size_t block = 3; block < 203; ++block) wanted.push_back(f.blocks.Block(block));
+  f.blocks.Fill(0);
+  f.engine->SubmitLoad(2, files.batch);
+  CHECK(f.All(2, FileStatus::kOk));
+  for (std::size_t block = 3; block < 203; ++block) {
+    CHECK(f.blocks.Block(block) == wanted[block - 3]);
+  }
+}
+
 }  // namespace
 }  // namespace kvshelf
 
@@ -343,6 +392,8 @@ int main() {
       {"release waits for copies under way", ReleaseWaitsForCopiesUnderWay},
       {"a hung load writes nothing after its time-out", AHungLoadWritesNothingAfterItsTimeOut},
       {"a driver that is missing is said", ADriverThatIsMissingOrIncompleteIsSaid},
+      {"packed files come from a GPU and go to it", PackedFilesComeFromAGpuAndGoToIt},
+      {"pieces that share a staging buffer are packed", PiecesThatShareAStagingBufferArePacked},
   };
   return testing::RunTests(tests);
 }

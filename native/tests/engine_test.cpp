@@ -45,6 +45,30 @@ void StoresAndLoadsInBothModes() {
   }
 }
 
+void PackedFilesAreStoredAndLoadedByAllThreads() {
+  for (const bool write_behind : {false, true}) {
+    EngineFixture f;
+    f.config.write_behind = write_behind;
+    f.config.compress = true;
+    f.config.piece_bytes = 65536;
+    f.blocks.FillNumbers(7);
+    f.Open();
+    f.Store(1, 0, 40);
+    CHECK(f.All(1, FileStatus::kOk));
+    CHECK(f.Find(1, Phase::kFinished)->payload_bytes == 40 * f.file_bytes());
+    const EngineStats stats = f.engine->Stats();
+    CHECK(stats.stored_payload_bytes == 40 * f.file_bytes());
+    CHECK(stats.stored_file_bytes < stats.stored_payload_bytes * 95 / 100);
+    std::vector<std::string> wanted;
+    for (std::size_t block = 0; block < 160; ++block) wanted.push_back(f.blocks.Block(block));
+    f.blocks.Fill(0);
+    f.Load(2, 0, 40);
+    CHECK(f.All(2, FileStatus::kOk));
+    for (std::size_t block = 0; block < 160; ++block) CHECK(f.blocks.Block(block) == wanted[block]);
+    CHECK(f.dir.CountFiles("ns/tmp") == 0 && f.engine->Close(5));
+  }
+}
+
 void StoringAgainIsOkAndMovesNothing() {
   for (const bool write_behind : {false, true}) {
     EngineFixture f;
@@ -310,6 +334,8 @@ int main() {
   using namespace kvshelf;
   return testing::RunTests({
       {"stores and loads in both modes", StoresAndLoadsInBothModes},
+      {"packed files are stored and loaded by all threads",
+       PackedFilesAreStoredAndLoadedByAllThreads},
       {"storing again is OK and moves nothing", StoringAgainIsOkAndMovesNothing},
       {"a file that fails does not harm the others", AFileThatFailsDoesNotHarmTheOthers},
       {"lookups answer in order", LookupsAnswerInOrder},

@@ -341,7 +341,7 @@ class Run:
         site.calls.release()
         site.idle()
         self.equal(site.blocks.blocks(range(48)) == before, True, "memory after a hang")
-        site.blocks.randomise(site.blocks.seed)
+        site.fill_blocks()
         sources = self.blocks(SOURCE)
         self.equal(site.blocks.blocks(sources) == [kept[i] for i in sources], True, "sources")
 

@@ -135,8 +135,8 @@ class Site:
         calls.set()
         calls.root(self.root)
         self.blocks = Blocks(PAGE_BYTES, 48)
-        if packs:
-            self.blocks.fill_numbers(1)
+        self.packs = packs
+        self.fill_blocks()
         groups = [self.blocks.describe()]
         self.shelf = Watched(self.root, IDENTITY, groups=groups, config=config)
         self.worker = KvshelfWorker(
@@ -160,6 +160,11 @@ class Site:
         self.log = Lines()
         logging.getLogger("vllm.kvshelf").addHandler(self.log)
         self._jobs = 0
+
+    def fill_blocks(self) -> None:
+        """With what they hold at the beginning, the same every time."""
+        fill = self.blocks.fill_numbers if self.packs else self.blocks.randomise
+        fill(self.blocks.seed)
 
     def path(self, index: int) -> Path:
         return self.root / self.shelf.path_of(key(index))

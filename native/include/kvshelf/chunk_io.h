@@ -39,9 +39,9 @@ PieceShape ShapeOf(const ChunkIoOptions& options, const ChunkIdentity& identity,
                    std::uint64_t payload_bytes);
 
 // What a file keeps of a piece, in `out`: packed where that saves a page, else as it is; and zeros
-// to the end of a page. Returns the bytes without the zeros. REQUIRES: room for all of `plain` and
-// its zeros, aligned to 2 bytes and apart from each other.
-std::uint32_t StorePiece(std::span<const std::byte> plain, std::byte* out);
+// to the end of a page. Returns the bytes without the zeros. REQUIRES: room for the whole piece and
+// its zeros in `out`, and for the piece in `scratch`, both aligned to pages.
+std::uint32_t StorePiece(std::span<const Segment> piece, std::byte* scratch, std::byte* out);
 
 // A file of a job, and the block memory that it is moved from or to.
 struct ChunkRequest {
@@ -203,11 +203,10 @@ class ChunkWriter {
   FileResult WriteHashed(std::byte* data, std::uint64_t bytes);
   void AdoptHasher(PieceHasher hasher) { hasher_ = std::move(hasher); }
 
-  // Appends the next piece, packed where that saves a page. REQUIRES: shape().packs.
-  FileResult WritePiece(std::span<const std::byte> plain, ThreadContext& context);
+  // Appends the next piece as StorePiece has made it. REQUIRES: shape().packs.
+  FileResult WritePiece(std::byte* data, std::uint32_t stored_bytes, std::uint64_t payload_bytes);
 
-  // Appends pieces that somebody else has packed and hashed: `bytes` of the file, padding included,
-  // for `payload_bytes`.
+  // The same for pieces that somebody else has hashed: `bytes` of the file, padding included.
   FileResult WritePieces(std::byte* data, std::uint64_t bytes, std::uint64_t payload_bytes);
 
   // Appends the next step straight from block memory, unless `gate` is revoked. Not with O_DIRECT.
