@@ -1,4 +1,4 @@
-"""The ``--json`` documents as docs/json.md describes them: the page is what commands are held to.
+"""The ``--json`` documents as the reference describes them: the page is what commands are held to.
 
 A field that comes keeps the version; one that goes or changes its meaning raises it.
 """
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-[PAGE] = (Path(__file__).resolve().parents[2] / "docs").rglob("*json.md")
+PAGE = Path(__file__).resolve().parents[2] / "docs/reference/exit-codes-and-json.md"
 _HEAD = "| field | type | unit | meaning |"
 
 

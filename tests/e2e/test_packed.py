@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
 from kvshelf.testing.codec import PACKED_VERSION, VERSION, decode
 from kvshelf.testing.forge import payload_of
+
 from tests.e2e.asking import WHOLE_CHUNKS, ask, await_files
 from tests.harness.engines import Answer, EngineProcess, engine_arguments
 

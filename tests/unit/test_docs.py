@@ -27,7 +27,6 @@ TABLES = [
     "explain/reliability.md",
     "howto/share-and-why-not.md",
     "reference/cli.md",
-    "reference/exit-codes-and-json.md",
     "reference/metrics.md",
     "reference/python.md",
     "reference/settings.md",
