@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from kvshelf.testing.codec import PACKED_VERSION, VERSION, decode
-from kvshelf.testing.forge import payload_of
 
 from tests.e2e.asking import WHOLE_CHUNKS, ask, await_files
+from tests.harness.codec import PACKED_VERSION, VERSION, decode
 from tests.harness.engines import Answer, EngineProcess, engine_arguments
+from tests.harness.forge import payload_of
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
