@@ -247,3 +247,25 @@ def test_forget_drops_everything_but_lookups_under_way_still_answer(table: Chunk
     assert not table.records and not table.take_wanted() and not table.is_stored(b"k")
     table.found(b"asked", now=2)
     assert table.answer(b"asked") is HIT and table.records is records
+
+
+@pytest.mark.parametrize("news", ["evicted", "missed", "failed"])
+def test_what_a_rank_published_before_a_chunk_was_absent_does_not_count(news: str) -> None:
+    table = make(num_workers=2)
+    table.published({b"k": 0b01}, now=0)
+    if news == "evicted":
+        table.evicted(b"k", now=1, tells=True)
+    else:
+        getattr(table, news)(b"k", now=1)
+    assert table.published({b"k": 0b10}, now=2).keys == []
+    assert table.answer(b"k") is not HIT
+    assert table.published({b"k": 0b01}, now=3).keys == [b"k"]
+
+
+def test_a_store_under_way_outlives_the_news_of_an_older_file() -> None:
+    table = make(num_workers=2)
+    table.storing(b"k")
+    table.published({b"k": 0b01}, now=0)
+    table.missed(b"k", now=1)
+    table.evicted(b"k", now=1, tells=True)
+    assert table.published({b"k": 0b10}, now=2).keys == [b"k"]

@@ -51,7 +51,8 @@ class Record:
         answer: whether the chunk is on the shelf; None: nobody asked, or the answer expired.
         expires: when a HIT or MISS does, by the caller's clock.
         store: whether this engine must store it.
-        ranks: that have published it, a bit each, while others have not.
+        ranks: that have published it, a bit each, while others have not; none of before it was
+            missed, evicted or failed.
         published_at: when every rank of this engine had, at last.
         is_bad: a load of it failed, and it is not stored anew yet.
         is_told: events said that it is evicted, and not since that it is stored.

@@ -137,7 +137,10 @@ class ChunkTable:
         if record.published_at >= since:
             return False  # looked for before it was there
         self._settle(record, _MISS, now, self._miss_ttl_seconds)
-        if record.store is _WANTED or record.store is _STORING:
+        if record.store is _STORING:
+            return False
+        record.ranks = 0
+        if record.store is _WANTED:
             return False
         record.store = _WANTED
         return _is_news(record)
@@ -170,6 +173,7 @@ class ChunkTable:
         was_stored = record.store is not _WANTED
         self._expire_at(record, _MISS, now, self._failed_ttl_seconds)
         record.store = _WANTED
+        record.ranks = 0
         record.is_bad = True
         return was_stored and _is_news(record)
 
@@ -230,18 +234,19 @@ class ChunkTable:
             tells: anybody is told at all; else nothing is remembered of a key without a record.
         """
         record = self.records.get(key)
+        if record is not None and record.store is _STORING:
+            return False  # it was evicted before, and soon is there again
         if record is None:
             if not tells:
                 return False
             record = self._own(key)
-        elif record.store is _STORING:
-            return False  # it was evicted before, and soon is there again
-        elif record.published_at > now - JOURNAL_SECONDS:
+        record.ranks = 0
+        if record.published_at > now - JOURNAL_SECONDS:
             if record.answer is not _PENDING:  # it was evicted before we stored it, or after
                 self._pend(record)
                 self.wanted.append(key)
             return False
-        elif record.answer is not None or record.store is not _WANTED:
+        if record.answer is not None or record.store is not _WANTED:
             if self.missed(key, now):
                 return True
             record = self.records[key]
