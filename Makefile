@@ -72,6 +72,7 @@ lint: $(VENV)/.kvshelf
 	  -DKVSHELF_DCHECKS
 	python scripts/check_sizes.py
 	python scripts/prose.py --long 35 --mean 18
+	codespell $(PYTHON_CODE) native docs deploy Makefile *.md *.toml
 
 # The documentation as a site, in build/site: every page in its navigation, every link checked.
 $(VENV)/.docs: $(VENV)/.tools requirements/docs.txt requirements/constraints.txt

@@ -37,7 +37,7 @@ def main() -> int:
     figures = {
         "writers killed at every call": f"{every} kills, no partial chunk",
         "writers killed at random": f"{random:,} kills, no partial chunk",
-        "power losses modelled": f"{states:,} states",
+        "power losses modeled": f"{states:,} states",
     }
     result = {
         "command": COMMAND,

@@ -16,14 +16,14 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-BLUE, GREY, RED = "#3565a8", "#9a9a9a", "#b3543e"
+BLUE, GRAY, RED = "#3565a8", "#9a9a9a", "#b3543e"
 LABEL: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 9}
 NUMBER: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": 8}
 
 
-# Arm of first_token.py, what it is called, colour; the first is drawn from its cold runs.
+# Arm of first_token.py, what it is called, color; the first is drawn from its cold runs.
 ARMS = (
-    ("compute", "computed", GREY),
+    ("compute", "computed", GRAY),
     ("fs-tmpfs", "vLLM's fs tier, memory", RED),
     ("kvshelf-ext4", "kvshelf, ext4 page cache", BLUE),
 )
@@ -34,15 +34,15 @@ def first_token(directory: Path) -> None:
     result: dict[str, Any] = json.loads((directory / "first-token.json").read_text())
     arms = result["8b"]
     figure, axes = plt.subplots(figsize=(7, 4))
-    for arm, name, colour in ARMS:
+    for arm, name, color in ARMS:
         rows = arms[arm]["single"]
         lengths = [int(n) for n in rows]
         values = [
             row["cold_ms"] if arm == "compute" else statistics.median(row["hit_ms"][1:])
             for row in rows.values()
         ]
-        axes.plot(lengths, values, marker="o", color=colour)
-        axes.annotate(name, (lengths[-1], values[-1]), (6, 0), **LABEL, color=colour)
+        axes.plot(lengths, values, marker="o", color=color)
+        axes.annotate(name, (lengths[-1], values[-1]), (6, 0), **LABEL, color=color)
         for length, value in zip(lengths, values, strict=True):
             axes.annotate(f"{value:.0f}", (length, value), (0, 6), **NUMBER)
     rows = arms["kvshelf-ext4"]["single"]
@@ -65,8 +65,8 @@ def transfers(directory: Path) -> None:
     medians = result["GB/s, medians"]
     names = [n for n in medians if "O_DIRECT" not in n and "cold" not in n and "cache" not in n]
     figure, axes = plt.subplots(figsize=(7, 3.6))
-    colours = [GREY if n.startswith(("plain", "pinned")) else BLUE for n in names]
-    bars = axes.barh(names, [medians[n] for n in names], color=colours)
+    colors = [GRAY if n.startswith(("plain", "pinned")) else BLUE for n in names]
+    bars = axes.barh(names, [medians[n] for n in names], color=colors)
     axes.bar_label(bars, fmt="%.1f", fontsize=8, padding=2)
     axes.invert_yaxis()
     axes.set_xlabel("GB/s (12 threads, page cache on ext4)")

@@ -102,7 +102,7 @@ def again(result: dict[str, Any]) -> None:
     chunks = TAP["chunks"]
     ids = np.concatenate([chunk.block_ids for chunk in chunks])
     runs = int(np.count_nonzero(np.diff(ids) != 1)) + 1
-    # Runs say whether neighbours in the file are neighbours in memory.
+    # Runs say whether neighbors in the file are neighbors in memory.
     result["blocks"], result["runs_of_consecutive_blocks"] = len(ids), runs
     result["first_block_ids"] = ids[:40].tolist()
     order = np.random.default_rng(1).permutation(ids)

@@ -142,7 +142,7 @@ void MakeEngine(OwnedEngine* self, std::string root, nb::sequence groups, nb::di
   setup.rank = rank;
   setup.temp_prefix = std::move(temp_prefix);
   setup.auth_key = View(auth_key);
-  // Opens the root, may try O_DIRECT there, initialises a driver and pins memory.
+  // Opens the root, may try O_DIRECT there, initializes a driver and pins memory.
   nb::gil_scoped_release no_gil;
   if (cuda_ordinal >= 0) {
     setup.device = MakeCudaDevice(cuda_ordinal, "", static_cast<CopyMethod>(copy_method),

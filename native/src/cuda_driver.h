@@ -94,7 +94,7 @@ struct Driver {
   [[nodiscard]] std::string ErrorName(Result error) const;
 };
 
-// Opens `library` (empty: KVSHELF_LIBCUDA, else libcuda.so.1) and initialises the driver. The
+// Opens `library` (empty: KVSHELF_LIBCUDA, else libcuda.so.1) and initializes the driver. The
 // library stays open for the process's life: threads of the driver may outlive any owner.
 // Throws std::runtime_error that names the library and what is missing.
 [[nodiscard]] std::shared_ptr<const Driver> OpenDriver(const std::string& library);

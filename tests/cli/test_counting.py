@@ -228,7 +228,7 @@ def test_top_on_a_terminal_is_redrawn_and_ends_with_ctrl_c(shelf: Path) -> None:
     text, deadline = b"", time.monotonic() + 60
     while text.count(b"\x1b[H\x1b[J") < 4 and time.monotonic() < deadline:
         text += os.read(ours, 65_536)
-    assert b"files    21" in text and b"\x1b[3" not in text  # no colour
+    assert b"files    21" in text and b"\x1b[3" not in text  # no color
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 130
     rest = b""

@@ -30,7 +30,7 @@ def writers(preload: Path) -> Iterator[Writers]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
     """In memory where that is possible: a kill leaves the page cache alone, and power losses are
-    modelled, so a disk would only cost time."""
+    modeled, so a disk would only cost time."""
     memory = Path("/dev/shm")
     parent = memory if os.access(memory, os.W_OK) else tmp_path
     with tempfile.TemporaryDirectory(prefix="kvshelf-crash-", dir=parent) as made:

@@ -18,7 +18,7 @@ COUNT = 40_000
 RANDOM = random.Random(9)
 KEYS = {
     "random": [make_key(RANDOM.randbytes(32), 0) for _ in range(COUNT)],
-    # As poor as a hash can be: neighbours.
+    # As poor as a hash can be: neighbors.
     "counted": [make_key(i.to_bytes(8, "big"), i % 3) for i in range(COUNT)],
 }
 

@@ -336,7 +336,7 @@ class Run:
         if self.cell.target != "chunk ahead":
             self.equal(site.calls.waiting(), 1, "threads that hang")
         kept = site.blocks.blocks(range(48))
-        site.blocks.randomise(99)
+        site.blocks.randomize(99)
         before = site.blocks.blocks(range(48))
         site.calls.release()
         site.idle()

@@ -163,7 +163,7 @@ class Site:
 
     def fill_blocks(self) -> None:
         """With what they hold at the beginning, the same every time."""
-        fill = self.blocks.fill_numbers if self.packs else self.blocks.randomise
+        fill = self.blocks.fill_numbers if self.packs else self.blocks.randomize
         fill(self.blocks.seed)
 
     def path(self, index: int) -> Path:

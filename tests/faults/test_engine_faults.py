@@ -211,7 +211,7 @@ def test_a_load_that_hangs_times_out_and_writes_nothing_later(
     while not setup.engine.stats().hung_threads:  # a thread is given a moment's grace
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    setup.memory[0].randomise(99)  # the blocks are somebody else's now
+    setup.memory[0].randomize(99)  # the blocks are somebody else's now
     before = setup.memory[0].blocks(range(48))
     mount.set()  # the stalled reads return good data
     deadline = time.monotonic() + 10

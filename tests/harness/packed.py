@@ -158,7 +158,7 @@ class PackedTests(TakenNameTests):
 
     def test_what_does_not_shrink_is_stored_as_it_is(self, packing: Packing) -> None:
         """As it is without packing, for engines that know the first version alone."""
-        packing.blocks.randomise(3)
+        packing.blocks.randomize(3)
         plain = packing.open(compress=False)
         one = packing.store(1).read_bytes()
         path = packing.store(2, plain)

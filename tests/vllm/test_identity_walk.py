@@ -28,7 +28,7 @@ from vllm.config import VllmConfig  # noqa: E402
 from kvshelf.vllm import compat  # noqa: E402
 from kvshelf.vllm.identity import build_identity  # noqa: E402
 from kvshelf.vllm.identity.env import environment_fields, left_out  # noqa: E402
-from kvshelf.vllm.identity.fields import JUDGED, Judgement, fields_in  # noqa: E402
+from kvshelf.vllm.identity.fields import JUDGED, Judgment, fields_in  # noqa: E402
 
 from .configs import kv_cache_config, vllm_config  # noqa: E402
 from .judged import FIELDS, VARIABLES  # noqa: E402
@@ -63,7 +63,7 @@ def counting_classes() -> Iterator[str]:
     while todo:
         name = todo.pop()
         yield name
-        judged = JUDGED.get(name, Judgement())
+        judged = JUDGED.get(name, Judgment())
         skipped = judged.left_out()
         for each in dataclasses.fields(CLASSES[name]):
             if each.name in skipped:
@@ -84,13 +84,13 @@ def fields_of(name: str) -> list[str]:
 
 @pytest.mark.parametrize("name", [name for name in COUNTING if name not in WHOLE])
 def test_every_field_is_judged(name: str) -> None:
-    unjudged = set(fields_of(name)) - inside(name) - JUDGED.get(name, Judgement()).left_out()
+    unjudged = set(fields_of(name)) - inside(name) - JUDGED.get(name, Judgment()).left_out()
     assert not unjudged, f"nobody has judged these fields of {name}: in or out? {unjudged}"
 
 
 def test_no_field_is_judged_twice() -> None:
     for name in {*JUDGED, *FIELDS}:
-        judged = JUDGED.get(name, Judgement())
+        judged = JUDGED.get(name, Judgment())
         names = " ".join(
             (FIELDS.get(name, ""), *judged.elsewhere.values(), *judged.out.values())
         ).split()
@@ -195,7 +195,7 @@ def inside(name: str) -> set[str]:
 
 def reasoned(name: str) -> set[str]:
     """Fields of a class that are left out, and nothing stands for them."""
-    return set(" ".join(JUDGED.get(name, Judgement()).out.values()).split())
+    return set(" ".join(JUDGED.get(name, Judgment()).out.values()).split())
 
 
 def cases(which: Callable[[str], set[str]]) -> list[Any]:
@@ -293,7 +293,7 @@ def test_a_field_that_is_read_elsewhere_separates(site: Any) -> None:
     read = {
         f"{name}.{field}"
         for name in COUNTING
-        for field in " ".join(JUDGED.get(name, Judgement()).elsewhere.values()).split()
+        for field in " ".join(JUDGED.get(name, Judgment()).elsewhere.values()).split()
         if field in fields_of(name)
     }
     assert read <= ELSEWHERE.keys()

@@ -89,7 +89,7 @@ def _look(root: Path, watch: Watch, url: str | None) -> _Moment:
 
 def _printer(options: argparse.Namespace) -> Callable[[Path, _Moment, _Moment | None], None]:
     """How looks are shown: as JSON lines, over each other, or below each other."""
-    # The cursor goes home and the rest is erased: no colour, nothing that stays behind.
+    # The cursor goes home and the rest is erased: no color, nothing that stays behind.
     over = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb" and not options.once
     head = "\x1b[H\x1b[J" if over else ""
 

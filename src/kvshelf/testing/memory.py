@@ -53,9 +53,9 @@ class Blocks:
             buffer[GUARD_BYTES:-GUARD_BYTES].reshape(self.num_blocks, -1)
             for buffer in self._buffers
         ]
-        self.randomise(self.seed)
+        self.randomize(self.seed)
 
-    def randomise(self, seed: int) -> None:
+    def randomize(self, seed: int) -> None:
         rng = np.random.default_rng(seed)
         for layer, size in zip(self.layers, self.page_bytes, strict=True):
             layer[:, :size] = rng.integers(0, 256, (self.num_blocks, size), dtype=np.uint8)

@@ -35,7 +35,7 @@ _SLEEP = "frees and restores memory; changed weights are an epoch's business"
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Judgment:
     """What is known of one configuration class.
 
     Attributes:
@@ -51,8 +51,8 @@ class Judgement:
         return frozenset(" ".join((*self.elsewhere.values(), *self.out.values())).split())
 
 
-JUDGED: dict[str, Judgement] = {
-    "VllmConfig": Judgement(
+JUDGED: dict[str, Judgment] = {
+    "VllmConfig": Judgment(
         elsewhere={
             "device": "device_config",
             "chunk": "kv_transfer_config",
@@ -70,7 +70,7 @@ JUDGED: dict[str, Judgement] = {
             "performance_mode",
         },
     ),
-    "ModelConfig": Judgement(
+    "ModelConfig": Judgment(
         elsewhere={
             "model": "model",
             "weights": "revision model_weights",
@@ -96,7 +96,7 @@ JUDGED: dict[str, Judgement] = {
             "the checkpoint": "is_submodel_config word_embeddings_untied_by_checkpoint",
         },
     ),
-    "MultiModalConfig": Judgement(
+    "MultiModalConfig": Judgment(
         elsewhere={"files": "mm_encoder_fp8_scale_path"},
         out={
             _MEMORY: "mm_processor_cache_gb mm_processor_cache_type "
@@ -106,7 +106,7 @@ JUDGED: dict[str, Judgement] = {
             "follows from the role of a P/D engine": "allow_missing_mm_embeddings",
         },
     ),
-    "CacheConfig": Judgement(
+    "CacheConfig": Judgment(
         elsewhere={
             "cache_dtype": "cache_dtype",
             "hash": "prefix_caching_hash_algo",
@@ -125,7 +125,7 @@ JUDGED: dict[str, Judgement] = {
             "keys of other tokens are other keys": "hash_block_size cache_hit_alignment_tokens",
         },
     ),
-    "ParallelConfig": Judgement(
+    "ParallelConfig": Judgment(
         elsewhere={
             "parallel": "pipeline_parallel_size tensor_parallel_size "
             "prefill_context_parallel_size decode_context_parallel_size "
@@ -151,14 +151,14 @@ JUDGED: dict[str, Judgement] = {
             "which part of the same weights a rank reads": "enable_ep_weight_filter",
         },
     ),
-    "EPLBConfig": Judgement(
+    "EPLBConfig": Judgment(
         out={
             _SIZES: "window_size step_interval use_async enable_migration_batching",
             _PLACE: "communicator",
             _LOG: "log_balancedness log_balancedness_interval",
         },
     ),
-    "SchedulerConfig": Judgement(
+    "SchedulerConfig": Judgment(
         elsewhere={"groups": "disable_hybrid_kv_cache_manager"},
         out={
             _SIZES: "max_num_batched_tokens max_num_scheduled_tokens max_num_seqs "
@@ -170,21 +170,21 @@ JUDGED: dict[str, Judgement] = {
             "follows from the model": "runner_type is_multimodal_model",
         },
     ),
-    "LoadConfig": Judgement(
+    "LoadConfig": Judgment(
         elsewhere={"load": "load_format model_loader_extra_config"},
         out={
             _LOADING: "download_dir safetensors_load_strategy safetensors_prefetch_num_threads "
             "safetensors_prefetch_block_size device use_tqdm_on_load pt_load_map_location",
         },
     ),
-    "LoRAConfig": Judgement(
+    "LoRAConfig": Judgment(
         out={
             _MEMORY: "max_loras max_cpu_loras",
             _GRAPHS: "specialize_active_lora",
             _SAMPLING: "max_lora_cls_labels",
         },
     ),
-    "SpeculativeConfig": Judgement(
+    "SpeculativeConfig": Judgment(
         elsewhere={"speculative_config.draft": "model revision"},
         out={
             _PROPOSES: "prompt_lookup_max prompt_lookup_min suffix_decoding_max_tree_depth "
@@ -200,7 +200,7 @@ JUDGED: dict[str, Judgement] = {
             "draft_tensor_parallel_size shows it": "draft_parallel_config",
         },
     ),
-    "AttentionConfig": Judgement(
+    "AttentionConfig": Judgment(
         out={
             _GRAPHS: "flash_attn_max_num_splits_for_cuda_graph tq_max_kv_splits_for_cuda_graph",
             _SIZES: "tokenspeed_mla_min_split_kv sparse_mla_prefill_workspace_factor "
@@ -208,11 +208,11 @@ JUDGED: dict[str, Judgement] = {
             "models set it while they are loaded; the function is the same": "sparse_mla_force_mqa",
         },
     ),
-    "HiSparseConfig": Judgement(out={_MEMORY: "device_buffer_size eager_host_mirror"}),
-    "KernelConfig": Judgement(
+    "HiSparseConfig": Judgment(out={_MEMORY: "device_buffer_size eager_host_mirror"}),
+    "KernelConfig": Judgment(
         out={"compiles kernels sooner": "enable_cutedsl_warmup enable_jit_warmup"},
     ),
-    "CompilationConfig": Judgement(
+    "CompilationConfig": Judgment(
         out={
             _GRAPHS: "cudagraph_mode cudagraph_num_of_warmups cudagraph_capture_sizes "
             "cudagraph_copy_inputs cudagraph_specialize_lora max_cudagraph_capture_size "
@@ -227,7 +227,7 @@ JUDGED: dict[str, Judgement] = {
             "static_forward_context static_all_moe_layers fast_moe_cold_start",
         },
     ),
-    "PassConfig": Judgement(
+    "PassConfig": Judgment(
         out={
             _SIZES: "rope_kvcache_fusion_max_token_num fi_allreduce_fusion_max_size_mb "
             "sp_min_token_num"
@@ -241,7 +241,7 @@ def fields_in(config: Any) -> dict[str, Any]:
 
     Configurations in it are read likewise. A class or a field that was never judged is in.
     """
-    left_out = JUDGED.get(type(config).__name__, Judgement()).left_out()
+    left_out = JUDGED.get(type(config).__name__, Judgment()).left_out()
     names = [each.name for each in dataclasses.fields(config) if each.name not in left_out]
     # Some versions delete or never set a field that does not apply.
     return {
