@@ -165,6 +165,17 @@ ROWS: tuple[tuple[str, str, tuple[Panel, ...]], ...] = (
                 ((gauge("kvshelf:write_buffer_used_bytes", "max", "instance"), "{{instance}}"),),
             ),
             Panel(
+                "KV bytes a byte of its files (compress)",
+                "none",
+                (
+                    (
+                        f"{gauge('kvshelf:stored_payload_bytes', 'max', 'instance')}"
+                        f" / ({gauge('kvshelf:stored_file_bytes', 'max', 'instance')} > 0)",
+                        "{{instance}}",
+                    ),
+                ),
+            ),
+            Panel(
                 "Threads that hang",
                 "none",
                 ((gauge("kvshelf:hung_threads", "max", "instance"), "{{instance}}"),),

@@ -37,7 +37,7 @@ ATTRIBUTES_SECONDS = 0.02
 _THREADS, _IDLE_THREADS = 200, 16
 # What libfuse calls an open file that is removed or replaced.
 _HIDDEN = ".fuse_hidden"
-_REPLACED_SECONDS = 0.02
+_REPLACED_SECONDS = 0.2
 _UTIME_NOW, _UTIME_OMIT = (1 << 30) - 1, (1 << 30) - 2
 _DROPPED = os.O_APPEND | os.O_DIRECT | os.O_NOATIME | os.O_EXCL | os.O_CREAT
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -153,6 +153,7 @@ class Served(mfusepy.Operations):
         self.control.after(
             "rename", lambda: _checked(_LIBC.renameat2(*ends, ctypes.c_uint(flags))), old, new
         )
+        self._hidden.pop(new, None)
 
     def chmod(self, path: str, mode: int) -> None:
         self.control.meet("chmod", path)
@@ -194,7 +195,12 @@ class Served(mfusepy.Operations):
 
     def open(self, path: str, flags: int) -> int:
         self.control.meet("open", path)
-        return self.opened(path, os.open(self.place(path), flags & ~_DROPPED))
+        while True:
+            try:
+                return self.opened(path, os.open(self.place(path), flags & ~_DROPPED))
+            except FileNotFoundError:  # replaced between the kernel's lookup and this
+                if not self.is_replaced(path):
+                    raise
 
     def flush(self, path: str, fh: int) -> None:
         self.control.meet("close", self.names[fh])
