@@ -122,8 +122,8 @@ def test_a_name_that_is_replaced_is_never_absent(mount: FaultyMount) -> None:
             try:
                 assert (mount.path / "file").read_bytes() == DATA
             except OSError as error:
-                # libfuse's word for a node that was replaced since its lookup; the kernel tries once
-                # more, and gives up if it is replaced again. It is not absent.
+                # libfuse's word for a node that was replaced since its lookup. The kernel tries
+                # once more, and gives up if it is replaced again. It is not absent.
                 assert error.errno == errno.ESTALE
     finally:
         over.set()
