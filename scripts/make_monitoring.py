@@ -165,7 +165,7 @@ ROWS: tuple[tuple[str, str, tuple[Panel, ...]], ...] = (
                 ((gauge("kvshelf:write_buffer_used_bytes", "max", "instance"), "{{instance}}"),),
             ),
             Panel(
-                "KV bytes a byte of its files (compress)",
+                "Packing ratio: KV bytes / bytes of their files",
                 "none",
                 (
                     (

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <memory>
 
+#include "../tests/far_device.h"
 #include "kvshelf/chunk_io.h"
 #include "oracle.h"
 
@@ -63,20 +64,6 @@ class MemoryFile final : public FileOps {
     DEMAND(!"a call that a reader makes");
     return -1;
   }
-};
-
-// Host memory that pretends to copy on its own, as a GPU does: the other way of reading.
-class SlowDevice final : public Device {
- public:
-  StagingBuffer AllocateStaging(std::size_t bytes) override {
-    return host_->AllocateStaging(bytes);
-  }
-  std::shared_ptr<CopyStream> NewStream() override { return host_->NewStream(); }
-  std::shared_ptr<void> RecordEvent(std::uintptr_t) override { return nullptr; }
-  bool host_accessible() const override { return false; }
-
- private:
-  std::shared_ptr<Device> host_ = MakeHostDevice();
 };
 
 struct Flags {
@@ -174,7 +161,7 @@ void LoadHostileFile(Input& input) {
   if (flags.changes) file->reads_until_change = change % 64;
   const Wanted wanted = WantedOf(file->bytes, flags, where);
 
-  static SlowDevice slow;
+  static testing::FarDevice slow;
   static const std::shared_ptr<Device> host = MakeHostDevice();
   const std::uint64_t step_bytes = kPageBytes * (1 + step % 4);
   const auto context =

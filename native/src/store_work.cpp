@@ -187,7 +187,7 @@ bool StoreWork::TakePieces(Transfer& file, std::uint64_t begin, std::uint64_t en
                            std::uint32_t piece_bytes, ThreadContext& context) {
   const bool on_host = parts_.basis.device->host_accessible();
   std::byte* const staging = part.buffer.data();
-  if (!AwaitEvent(file, context) || !Reserve(context.plain, piece_bytes)) return false;
+  if (!Reserve(context.plain, piece_bytes)) return false;
   if (!on_host && !TakePart(file, begin, end, staging, context)) return false;
   part.bytes = 0;
   for (std::uint64_t at = begin; at < end; at += piece_bytes) {
@@ -196,12 +196,12 @@ bool StoreWork::TakePieces(Transfer& file, std::uint64_t begin, std::uint64_t en
     std::uint32_t stored = 0;
     if (on_host) {
       if (!PackPiece(file, at, at + bytes, packed, &stored, context)) return false;
+      if (at + bytes == file.request.payload_bytes() && !file.gate.Finish(true)) return false;
     } else {  // its place in staging is the packed one's too
       std::memcpy(context.plain.data(), staging + (at - begin), bytes);
       const Segment piece{context.plain.data(), bytes};
       stored = StorePiece({&piece, 1}, context.plain.data(), packed);
     }
-    if (at + bytes == file.request.payload_bytes() && !file.gate.Finish(true)) return false;
     file.hasher->AddPiece(packed, stored);
     part.bytes += RoundUpToPage(stored);
   }

@@ -6,6 +6,7 @@
 
 #include "check.h"
 #include "chunk_fixture.h"
+#include "far_device.h"
 #include "kvshelf/bf16_pack.h"
 #include "kvshelf/chunk_verifier.h"
 
@@ -35,20 +36,6 @@ struct Fixture : testing::ChunkFixture {
     CHECK(Store().ok());
     return dir.Read(kPath);
   }
-};
-
-// Host memory that pretends to copy on its own, as a GPU does.
-class SlowDevice final : public Device {
- public:
-  StagingBuffer AllocateStaging(std::size_t bytes) override {
-    return host_->AllocateStaging(bytes);
-  }
-  std::shared_ptr<CopyStream> NewStream() override { return host_->NewStream(); }
-  std::shared_ptr<void> RecordEvent(std::uintptr_t) override { return nullptr; }
-  bool host_accessible() const override { return false; }
-
- private:
-  std::shared_ptr<Device> host_ = MakeHostDevice();
 };
 
 template <typename Number>
@@ -104,7 +91,7 @@ void WhatWasPackedIsLoaded() {
 }
 
 void PartsOfPackedChunksAreLoaded() {
-  static SlowDevice slow;
+  static testing::FarDevice slow;
   for (const bool ahead : {false, true}) {
     for (const bool verify : {false, true}) {
       Fixture f;
